@@ -1,0 +1,172 @@
+"""Records: the one long table of results, and the names of the files in a run directory.
+
+Networks, layers and theory all write the same eight columns, so one report reads them all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tightframe._checks import ArgumentError, DataFileError, require_extra
+
+if TYPE_CHECKING:
+    import pandas
+
+RECORDS_FILE = "records.jsonl"
+CONFIG_FILE = "config.yaml"
+VERSIONS_FILE = "versions.json"
+TIMING_FILE = "timing.json"
+SNAPSHOT_DIR = "snapshots"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured number.
+
+    Args:
+        run: name of what was run, such as the method in a comparison.
+        seed: its seed.
+        epoch: completed epochs; 0 is before training.
+        step: completed optimiser steps.
+        split: ``train``, ``validation``, ``test``, or empty.
+        layer: dotted name of the layer, ``features`` for the classifier's input, or empty.
+        metric: metric id such as ``nc1.pinv``.
+        value: the number; may be nan or infinite.
+    """
+
+    run: str
+    seed: int
+    epoch: int
+    step: int
+    split: str
+    layer: str
+    metric: str
+    value: float
+
+    def to_json(self) -> str:
+        """Return one JSON line; a non-finite value becomes the string that ``float`` reads back."""
+        row = asdict(self)
+        if not math.isfinite(self.value):
+            row["value"] = str(self.value)
+        return json.dumps(row, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """Parse one JSON line; raises ``ValueError`` if it is not a record."""
+        row = json.loads(line)
+        if not isinstance(row, dict) or set(row) != COLUMNS:
+            raise ValueError(f"expected an object with exactly the keys {sorted(COLUMNS)}")
+        return cls(
+            **{name: str(row[name]) for name in ("run", "split", "layer", "metric")},
+            **{name: int(row[name]) for name in ("seed", "epoch", "step")},
+            value=float(row["value"]),
+        )
+
+
+COLUMNS = frozenset(field.name for field in fields(Record))
+
+
+class Records:
+    """A long table of :class:`Record` rows.
+
+    Example:
+        >>> records = Records()
+        >>> records.add("nc1.pinv", 0.5, run="haar", seed=0, epoch=10, layer="features")
+        >>> records.value("nc1.pinv", layer="features")
+        0.5
+    """
+
+    def __init__(self, rows: Iterable[Record] = ()) -> None:
+        self._rows = list(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Records) and [r.to_json() for r in self] == [r.to_json() for r in other]
+
+    def __repr__(self) -> str:
+        return f"Records({len(self)} rows, {len(self.unique('metric'))} metrics)"
+
+    def add(
+        self,
+        metric: str,
+        value: float,
+        *,
+        run: str = "",
+        seed: int = 0,
+        epoch: int = 0,
+        step: int = 0,
+        split: str = "",
+        layer: str = "",
+    ) -> None:
+        """Append one row."""
+        self._rows.append(Record(run, seed, epoch, step, split, layer, metric, float(value)))
+
+    def extend(self, other: Iterable[Record]) -> None:
+        """Append the rows of ``other``."""
+        self._rows.extend(other)
+
+    def where(self, **columns: Any) -> Records:
+        """Return the rows whose columns equal the given values."""
+        unknown = set(columns) - COLUMNS
+        if unknown:
+            raise ArgumentError(f"columns must be among {sorted(COLUMNS)}, got {sorted(unknown)}")
+        return Records(r for r in self if all(getattr(r, name) == value for name, value in columns.items()))
+
+    def unique(self, column: str) -> list[Any]:
+        """Return the distinct values of a column, in order of first appearance."""
+        return list(dict.fromkeys(getattr(r, column) for r in self))
+
+    def value(self, metric: str, **columns: Any) -> float:
+        """Return the newest value of a metric among the rows that ``columns`` selects.
+
+        Raises:
+            ArgumentError: if no row matches; the message lists the metrics that exist.
+        """
+        rows = self.where(metric=metric, **columns)
+        if not len(rows):
+            raise ArgumentError(f"no row has metric={metric!r} and {columns}; metrics here: {self.unique('metric')}")
+        return rows._rows[-1].value
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return a pandas data frame of the eight columns."""
+        pandas = require_extra("pandas", "cli")
+        return pandas.DataFrame([asdict(r) for r in self], columns=[field.name for field in fields(Record)])
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write all rows as JSON lines; an existing file is replaced whole or not at all."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(r.to_json() + "\n" for r in self), encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Records:
+        """Read JSON lines; a last line that a killed process left half-written is dropped.
+
+        Raises:
+            DataFileError: if the file is missing, or any other line is not a record (with its number).
+        """
+        path = Path(path)
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataFileError(f"{path} cannot be read as records: {error}") from error
+        rows = []
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                rows.append(Record.from_json(line))
+            except (ValueError, TypeError) as error:
+                raise DataFileError(f"{path}, line {number} is not a record: {error}") from error
+        return cls(rows)
