@@ -62,11 +62,9 @@ class Record:
         row = json.loads(line)
         if not isinstance(row, dict) or set(row) != COLUMNS:
             raise ValueError(f"expected an object with exactly the keys {sorted(COLUMNS)}")
-        return cls(
-            **{name: str(row[name]) for name in ("run", "split", "layer", "metric")},
-            **{name: int(row[name]) for name in ("seed", "epoch", "step")},
-            value=float(row["value"]),
-        )
+        run, split, layer, metric = (str(row[name]) for name in ("run", "split", "layer", "metric"))
+        seed, epoch, step = (int(row[name]) for name in ("seed", "epoch", "step"))
+        return cls(run, seed, epoch, step, split, layer, metric, float(row["value"]))
 
 
 COLUMNS = frozenset(field.name for field in fields(Record))

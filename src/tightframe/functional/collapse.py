@@ -1,0 +1,395 @@
+"""Collapse metrics that need the moments of the features, or the class vectors, and nothing else.
+
+Conventions of every function here:
+
+- it returns a 0-d float64 tensor on the device of its input;
+- *vectors* are either :class:`ClassMoments`, which stand for their centred class means, or a matrix ``(K, d)`` such as
+  ``classifier.weight``, used as it is;
+- absent classes are left out, of the means and of the classifier's rows alike, and K counts the classes present;
+- where a limit 0/0 is met, or fewer than two classes are present, the answer is nan: there is no hidden epsilon;
+- ``weighting`` says which global mean centres the class means: ``"class"`` (the mean of the class means) or
+  ``"sample"``. They differ when classes are imbalanced.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tightframe._checks import DeviceError, ShapeError, check_choice, check_features, check_finite, check_positive
+from tightframe.functional.moments import ClassMoments
+from tightframe.linalg import pairwise_sq_distances
+
+
+def nc1(moments: ClassMoments, variant: str = "pinv", *, weighting: str = "class") -> Tensor:
+    r"""Variability collapse: within-class scatter in units of the scatter of the class means.
+
+    ========== ============================================================= ==========================================
+    variant    formula                                                       source
+    ========== ============================================================= ==========================================
+    pinv       :math:`\tfrac1K \operatorname{tr}(\Sigma_W\Sigma_B^+)`        Papyan, Han & Donoho 2020; Zhu et al. 2021
+    pinv_sum   :math:`\operatorname{tr}(\Sigma_W\Sigma_B^+)`                 the notebook of Papyan et al.
+    ratio      :math:`\operatorname{tr}\Sigma_W/\operatorname{tr}\Sigma_B`   Tirer, Huang & Niles-Weed 2023
+    ========== ============================================================= ==========================================
+
+    :math:`\Sigma_W` averages over samples, :math:`\Sigma_B=A^\top A/K` over classes. The pseudo-inverse comes from the
+    singular values of A itself, of which :func:`between_class_rank` tells how many count.
+
+    Args:
+        moments: with ``scatter=True`` unless the variant is ``ratio``.
+        variant: see above.
+        weighting: see the module.
+
+    Returns:
+        A number >= 0; 0 if every class has collapsed to a point, nan if all class means coincide.
+
+    Raises:
+        ArgumentError: if the variant is unknown, or needs a scatter that is not there.
+
+    Example:
+        >>> h = torch.tensor([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]])
+        >>> moments = ClassMoments.from_samples(h, torch.tensor([0, 0, 1, 1]), 2, scatter=True)
+        >>> nc1(moments, "ratio")
+        tensor(0.2500, dtype=torch.float64)
+        >>> nc1(moments, "pinv")  # the classes differ along another axis than their samples do
+        tensor(0., dtype=torch.float64)
+    """
+    check_choice("variant", variant, ("pinv", "pinv_sum", "ratio"))
+    num_present = int(moments.present.sum())
+    if num_present < 2:
+        return _nan(moments.packed)
+    total = moments.count.sum()
+    if variant == "ratio":
+        between = moments.centered_means(weighting).square().sum() / num_present
+        return moments.trace.sum() / total / between if between > 0 else _nan(between)
+    scatter = moments.scatter
+    singular_values, directions = _between_class_svd(moments, weighting)
+    if singular_values.numel() == 0:
+        return _nan(scatter)
+    within = torch.linalg.vecdot(directions, directions @ scatter) / total
+    value = num_present * (within / singular_values.square()).sum()
+    return value / num_present if variant == "pinv" else value
+
+
+def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Tensor:
+    """Return how many directions the centred class means span, as :func:`nc1` counts them.
+
+    A singular value counts if it exceeds the rounding errors of the means and of the decomposition, both in float64;
+    with class weighting the rank is K - 1 at most.
+    """
+    if int(moments.present.sum()) < 2:
+        return _nan(moments.packed)
+    return torch.tensor(float(_between_class_svd(moments, weighting)[0].numel()), dtype=torch.float64)
+
+
+def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
+    """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means."""
+    centered = moments.centered_means(weighting)
+    _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
+    means = moments.mean[moments.present]
+    eps = torch.finfo(torch.float64).eps
+    noise = eps * (max(centered.shape) * singular_values[0] + 4 * torch.linalg.matrix_norm(means))
+    rank = int((singular_values > noise).sum())
+    if weighting == "class":
+        rank = min(rank, centered.shape[0] - 1)
+    return singular_values[:rank], directions[:rank]
+
+
+def cdnv(moments: ClassMoments, *, power: int = 1) -> Tensor:
+    r"""Class-distance normalised variance, averaged over pairs of classes (Galanti, György & Hutter 2022, eq. 3).
+
+    .. math:: \operatorname{mean}_{i\ne j} \frac{v_i+v_j}{2\,\lVert\mu_i-\mu_j\rVert^{2p}}, \qquad
+        v_k=\mathbb E\lVert h-\mu_k\rVert^2
+
+    Args:
+        moments: no scatter needed.
+        power: p; 1 is Galanti's, 2 is what the code of Wu & Papyan 2024 computes.
+
+    Returns:
+        A number >= 0; infinite if two classes share their mean, nan if these two have collapsed as well.
+    """
+    check_positive("power", power)
+    present = moments.present
+    variances = moments.trace[present] / moments.count[present]
+    num_present = variances.numel()
+    if num_present < 2:
+        return _nan(moments.packed)
+    denominator = pairwise_sq_distances(moments.mean[present]).pow_(power).mul_(2)
+    ratios = (variances.unsqueeze(1) + variances).div_(denominator).fill_diagonal_(0)
+    return ratios.sum() / (num_present * (num_present - 1))
+
+
+def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "class") -> Tensor:
+    r"""Variability collapse index (Xu & Liu 2023, eq. 5): 1 minus the share of the total scatter between classes.
+
+    .. math:: 1-\frac{\operatorname{tr}(\Sigma_T^+\Sigma_B)}{r}, \qquad \Sigma_T=\Sigma_W+\Sigma_B
+
+    Args:
+        moments: with ``scatter=True``.
+        variant: ``"bound"``: r = min(d, K - 1), as published code has it; ``"rank"``: r = rank of :math:`\Sigma_B`.
+        weighting: see the module.
+
+    Returns:
+        A number in [0, 1] up to rounding; 0 at collapse. With ``"bound"`` merged class means raise it.
+    """
+    check_choice("variant", variant, ("bound", "rank"))
+    num_present = int(moments.present.sum())
+    if num_present < 2:
+        return _nan(moments.packed)
+    centered = moments.centered_means(weighting)
+    total = (moments.scatter / moments.count.sum()).addmm_(centered.T, centered, alpha=1 / num_present)
+    eigenvalues, directions = torch.linalg.eigh(total)
+    counted = eigenvalues > moments.dim * torch.finfo(torch.float64).eps * eigenvalues[-1]
+    projected = (centered @ directions[:, counted]).square().sum(dim=0) / num_present
+    explained = (projected / eigenvalues[counted]).sum()
+    rank = min(moments.dim, num_present - 1)
+    if variant == "rank":
+        rank = _between_class_svd(moments, weighting)[0].numel()
+    return 1 - explained / rank if rank else _nan(explained)
+
+
+def nc2_equinorm(vectors: ClassMoments | Tensor, *, correction: int = 1) -> Tensor:
+    """Equal norms: standard deviation of the class vectors' norms over their mean (Papyan, Han & Donoho 2020, fig. 2).
+
+    Args:
+        vectors: moments or ``(K, d)``.
+        correction: 1 for the sample standard deviation of published code, 0 for the population's.
+
+    Returns:
+        A number >= 0; 0 at collapse, nan if all vectors are zero.
+    """
+    norms = torch.linalg.vector_norm(_vectors(vectors), dim=1)
+    if norms.numel() < 2:
+        return _nan(norms)
+    return norms.std(correction=correction) / norms.mean()
+
+
+def nc2_equiangularity(vectors: ClassMoments | Tensor) -> Tensor:
+    """Equal angles: standard deviation of the cosines over all pairs (Papyan, Han & Donoho 2020, fig. 3).
+
+    Returns:
+        A number in [0, 1]; 0 if all angles are equal, whatever they are; nan if a vector is zero.
+    """
+    cosines = _pair_cosines(_vectors(vectors))
+    return cosines.std(correction=0) if cosines.numel() else _nan(cosines)
+
+
+def nc2_max_angle(vectors: ClassMoments | Tensor) -> Tensor:
+    """Maximal angles: mean over pairs of ``|cos + 1/(K - 1)|`` (Papyan, Han & Donoho 2020, fig. 4).
+
+    Returns:
+        A number in [0, 2]; 0 for a simplex ETF; nan if a vector is zero.
+    """
+    matrix = _vectors(vectors)
+    cosines = _pair_cosines(matrix)
+    return (cosines + 1 / (matrix.shape[0] - 1)).abs().mean() if cosines.numel() else _nan(cosines)
+
+
+def nc2_gram(vectors: ClassMoments | Tensor) -> Tensor:
+    r"""Distance of the normalised Gram matrix from the simplex ETF's (Zhu et al. 2021, eq. 12).
+
+    .. math:: \Bigl\lVert \frac{G}{\lVert G\rVert_F}-\frac{I-\mathbf 1\mathbf 1^\top/K}{\sqrt{K-1}}\Bigr\rVert_F,
+        \qquad G=MM^\top
+
+    Zhu et al. take the classifier's rows for M, Kothapalli 2023 the centred class means.
+
+    Returns:
+        A number in [0, 2]; 0 for a simplex ETF of any scale; nan if all vectors are zero.
+    """
+    matrix = _vectors(vectors)
+    return _distance_from_simplex(matrix @ matrix.T)
+
+
+def nc2_etf_gap(vectors: ClassMoments | Tensor) -> Tensor:
+    r"""Relative distance to the nearest simplex ETF under rotation and scaling, by orthogonal Procrustes.
+
+    .. math:: \min_{s,\,R^\top R=I}\frac{\lVert M-s\,QR^\top\rVert_F}{\lVert M\rVert_F}
+        =\frac{\sqrt{\sum_i(\sigma_i-\bar\sigma)^2+\lVert M^\top\mathbf 1\rVert^2/K}}{\lVert M\rVert_F}
+
+    where Q is an orthonormal basis of the sum-zero vectors and :math:`\sigma` are the K - 1 singular values of
+    :math:`Q^\top M`. No difference of large numbers is taken, so the gap is right down to rounding.
+
+    Returns:
+        A number in [0, 1]; 0 for a simplex ETF; nan if d < K - 1, where none exists, or if all vectors are zero.
+    """
+    matrix = _vectors(vectors)
+    num_vectors, dim = matrix.shape
+    if num_vectors < 2 or dim < num_vectors - 1:
+        return _nan(matrix)
+    mean = matrix.mean(dim=0)
+    singular_values = torch.linalg.svdvals(matrix - mean)[: num_vectors - 1]
+    spread = (singular_values - singular_values.mean()).square().sum() + num_vectors * mean.square().sum()
+    return spread.sqrt() / torch.linalg.matrix_norm(matrix)
+
+
+def nc2_min_separation(vectors: ClassMoments | Tensor) -> Tensor:
+    """Smallest distance between two class directions on the unit sphere (Liu et al. 2023).
+
+    Returns:
+        A number in [0, 2]; sqrt(2 K/(K - 1)) for a simplex ETF; nan if a vector is zero.
+    """
+    squares = _pair_sq_distances(_vectors(vectors))
+    return squares.min().sqrt() if squares.numel() else _nan(squares)
+
+
+def gnc2(vectors: ClassMoments | Tensor, kernel: str = "log", statistic: str = "mean") -> Tensor:
+    r"""Hyperspherical energy of the class directions (Liu et al. 2023; Wu & Papyan 2024).
+
+    Over pairs at distance :math:`\rho` on the unit sphere, the kernel is :math:`\log(1/\rho)` (``"log"``) or
+    :math:`\rho^{-(d-2)}` (``"riesz"``). The Riesz energy leaves the range of floating point at a few hundred
+    dimensions, so its *logarithm* is returned, computed in log space.
+
+    Args:
+        vectors: moments or ``(K, d)``.
+        kernel: ``"log"`` or ``"riesz"``.
+        statistic: ``"mean"`` or ``"variance"`` over pairs (population); for Riesz the logarithm of either.
+
+    Returns:
+        A number; infinite if two directions coincide, nan if a vector is zero.
+    """
+    check_choice("kernel", kernel, ("log", "riesz"))
+    check_choice("statistic", statistic, ("mean", "variance"))
+    matrix = _vectors(vectors)
+    squares = _pair_sq_distances(matrix)
+    if not squares.numel():
+        return _nan(squares)
+    energies = -0.5 * squares.log()
+    if kernel == "log":
+        return energies.mean() if statistic == "mean" else energies.var(correction=0)
+    exponents = (matrix.shape[1] - 2) * energies
+    if statistic == "mean":
+        return exponents.logsumexp(dim=0) - torch.tensor(float(exponents.numel())).to(exponents).log()
+    largest = exponents.max()
+    return 2 * largest + (exponents - largest).exp().var(correction=0).log()
+
+
+def nc3_distance(
+    moments: ClassMoments, weight: Tensor, variant: str = "squared", *, weighting: str = "class"
+) -> Tensor:
+    r"""Self-duality: distance of the normalised classifier from the normalised class means.
+
+    .. math:: \Bigl\lVert\frac{W}{\lVert W\rVert_F}-\frac{A}{\lVert A\rVert_F}\Bigr\rVert_F^2
+
+    Args:
+        moments: of the classifier's input.
+        weight: ``(K, d)`` rows of the classifier.
+        variant: ``"squared"`` (Papyan, Han & Donoho 2020, fig. 5) or ``"norm"``, its square root.
+        weighting: see the module.
+
+    Returns:
+        A number in [0, 4] (squared); 0 at collapse; nan if either matrix is zero.
+    """
+    check_choice("variant", variant, ("squared", "norm"))
+    rows, means = _rows_and_means(moments, weight, weighting)
+    distance = torch.linalg.matrix_norm(rows / torch.linalg.matrix_norm(rows) - means / torch.linalg.matrix_norm(means))
+    return distance.square() if variant == "squared" else distance
+
+
+def nc3_gram(moments: ClassMoments, weight: Tensor, *, weighting: str = "class") -> Tensor:
+    r"""Self-duality as Zhu et al. 2021 (eq. 13) have it: :func:`nc2_gram` of :math:`WA^\top`.
+
+    Returns:
+        A number in [0, 2]; 0 at collapse; nan if the product is zero.
+    """
+    rows, means = _rows_and_means(moments, weight, weighting)
+    return _distance_from_simplex(rows @ means.T)
+
+
+def nc3_alignment(
+    moments: ClassMoments, weight: Tensor, statistic: str = "mean", *, weighting: str = "class"
+) -> Tensor:
+    """Self-duality class by class, from the cosines between each class's row and its centred mean.
+
+    Args:
+        moments: of the classifier's input.
+        weight: ``(K, d)`` rows of the classifier.
+        statistic: ``"mean"``: 1 minus the mean cosine (GNC3, Jiang et al. 2024), in [0, 2] and 0 at collapse;
+            ``"variance"``: their sample variance ("uniform duality", Wu & Papyan 2024).
+        weighting: see the module.
+    """
+    check_choice("statistic", statistic, ("mean", "variance"))
+    rows, means = _rows_and_means(moments, weight, weighting)
+    cosines = torch.linalg.vecdot(_unit(rows), _unit(means))
+    return 1 - cosines.mean() if statistic == "mean" else cosines.var()
+
+
+def nc0(weight: Tensor) -> Tensor:
+    r"""Length of the sum of the classifier's rows, :math:`\lVert W^\top\mathbf 1\rVert_2`; 0 for a simplex ETF."""
+    return torch.linalg.vector_norm(_vectors(weight).sum(dim=0))
+
+
+def bias_collapse(
+    moments: ClassMoments, weight: Tensor, bias: Tensor | None = None, *, weighting: str = "class"
+) -> Tensor:
+    r"""Length of the logits at the global mean, :math:`\lVert W\mu_G+b\rVert_2`; 0 at collapse (Zhu et al. 2021).
+
+    Some code reports this under the name NC4.
+    """
+    rows, _ = _rows_and_means(moments, weight, weighting)
+    logits = rows @ moments.global_mean(weighting)
+    if bias is not None:
+        logits = logits + bias.detach().double()[moments.present]
+    return torch.linalg.vector_norm(logits)
+
+
+def nc5(moments: ClassMoments, outlier_mean: Tensor) -> Tensor:
+    """Mean over classes of ``|cos(mean of the class, mean of outliers)|``, uncentred (Ben Ammar et al. 2024, eq. 5).
+
+    Args:
+        moments: of the classifier's input on its own classes.
+        outlier_mean: ``(d,)`` mean feature of out-of-distribution samples.
+
+    Returns:
+        A number in [0, 1]; 0 if outliers are orthogonal to every class; nan if a mean is zero.
+    """
+    if outlier_mean.shape != (moments.dim,):
+        raise ShapeError(f"outlier_mean must have shape (d,) = ({moments.dim},), got {tuple(outlier_mean.shape)}")
+    direction = _unit(outlier_mean.detach().double().unsqueeze(0))
+    means = _unit(moments.mean[moments.present])
+    return (means @ direction.T).abs().mean() if means.numel() else _nan(means)
+
+
+def _nan(like: Tensor) -> Tensor:
+    return torch.full((), torch.nan, dtype=torch.float64, device=like.device)
+
+
+def _vectors(vectors: ClassMoments | Tensor) -> Tensor:
+    if isinstance(vectors, ClassMoments):
+        return vectors.centered_means() if bool(vectors.present.any()) else vectors.mean[:0]
+    check_features(vectors, name="vectors")
+    check_finite(vectors, name="vectors")
+    return vectors.detach().double()
+
+
+def _rows_and_means(moments: ClassMoments, weight: Tensor, weighting: str) -> tuple[Tensor, Tensor]:
+    """Return the classifier's rows and the centred means of the present classes, both ``(K', d)``."""
+    expected = (moments.num_classes, moments.dim)
+    if weight.shape != expected:
+        raise ShapeError(f"weight must have shape (K, d) = {expected}, got {tuple(weight.shape)}")
+    if weight.device != moments.device:
+        raise DeviceError(
+            f"weight is on {weight.device} and the moments on {moments.device}; move one with .to(device)"
+        )
+    return _vectors(weight)[moments.present], moments.centered_means(weighting)
+
+
+def _unit(matrix: Tensor) -> Tensor:
+    return matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+
+
+def _pair_sq_distances(matrix: Tensor) -> Tensor:
+    """Return the squared distances between the unit vectors of all pairs i < j."""
+    squares = pairwise_sq_distances(_unit(matrix))
+    return squares[torch.ones_like(squares, dtype=torch.bool).triu_(diagonal=1)]
+
+
+def _pair_cosines(matrix: Tensor) -> Tensor:
+    return 1 - _pair_sq_distances(matrix) / 2
+
+
+def _distance_from_simplex(gram: Tensor) -> Tensor:
+    num_classes = gram.shape[0]
+    if num_classes < 2:
+        return _nan(gram)
+    target = torch.eye(num_classes, dtype=gram.dtype, device=gram.device).sub_(1 / num_classes)
+    return torch.linalg.matrix_norm(gram / torch.linalg.matrix_norm(gram) - target / (num_classes - 1) ** 0.5)

@@ -1,0 +1,336 @@
+"""ClassMoments: what collapse metrics need to know of any number of samples, in float64 and in one pass."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tightframe._checks import (
+    ArgumentError,
+    DeviceError,
+    DtypeError,
+    EmptyDataError,
+    LabelError,
+    NonFiniteError,
+    ShapeError,
+    check_choice,
+    check_features,
+    check_finite,
+    check_label_range,
+    check_labels,
+    check_positive,
+)
+
+
+class ClassMoments:
+    r"""Count, mean and within-class scatter of every class, updated batch by batch.
+
+    Each class is accumulated as differences :math:`\delta_i = h_i - r_k` from a reference of its own, the first sample
+    seen of it (shifted data, Chan, Golub & LeVeque 1983). Reading folds the sums into the reference,
+
+    .. math:: m_k = r_k + D_k / n_k, \qquad S_k = \sum_i \lVert\delta_i\rVert^2 - \lVert D_k\rVert^2 / n_k,
+        \qquad D_k = \sum_i \delta_i,
+
+    and shards are merged by Chan's rule. As one :math:`\delta_i` is zero, Cauchy-Schwarz leaves
+    :math:`S_k \ge \frac{1}{n_k} \sum_i \lVert\delta_i\rVert^2`: rounding cannot turn a variance negative, a class whose
+    features are equal has variance 0 exactly, and the order and the size of the batches do not matter beyond rounding.
+
+    All numbers live in one float64 vector, :attr:`packed`, which is what to store or to send.
+
+    On a CPU bad input raises at once and changes nothing. On an accelerator looking at values would stall it, so bad
+    samples are left out and counted there, and the first reading raises.
+
+    Args:
+        num_classes: K >= 1.
+        dim: feature dimension d >= 1.
+        scatter: also keep the pooled within-class scatter ``(d, d)``, which ``nc1`` (pinv) and ``vci`` need.
+        device: where to accumulate; it must support float64.
+        packed: an earlier :attr:`packed` vector to go on with; it is used in place, not copied.
+
+    Example:
+        >>> import torch
+        >>> moments = ClassMoments(num_classes=2, dim=1)
+        >>> moments.update(torch.tensor([[0.0], [2.0], [5.0]]), torch.tensor([0, 0, 1]))
+        >>> moments.mean.squeeze(1).tolist(), moments.trace.tolist()
+        ([1.0, 5.0], [2.0, 0.0])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        scatter: bool = False,
+        device: torch.device | str | None = None,
+        packed: Tensor | None = None,
+    ) -> None:
+        check_positive("num_classes", num_classes)
+        check_positive("dim", dim)
+        size = self.packed_size(num_classes, dim, scatter)
+        if packed is None:
+            packed = torch.zeros(size, dtype=torch.float64, device=device)
+        if packed.dtype != torch.float64:
+            raise DtypeError(f"packed must be float64, got {packed.dtype}; a cast loses the digits that collapse needs")
+        if packed.shape != (size,):
+            raise ShapeError(f"packed must have shape ({size},) for K = {num_classes}, d = {dim}, got {packed.shape}")
+        self.num_classes = num_classes
+        self.dim = dim
+        self.packed = packed
+        self._settled = False
+        self._work = packed.new_empty(2, 0, dim)
+        # The layout of `packed`: two counters of bad samples, counts, sums of squares, references, sums, products.
+        parts = [2, num_classes, num_classes, num_classes * dim, num_classes * dim, dim * dim if scatter else 0]
+        self._bad, self._count, self._squares, reference, sums, products = packed.split(parts)
+        self._reference = reference.view(num_classes, dim)
+        self._sum = sums.view(num_classes, dim)
+        self._products = products.view(dim, dim) if scatter else None
+
+    @staticmethod
+    def packed_size(num_classes: int, dim: int, scatter: bool) -> int:
+        """Return the length of :attr:`packed`."""
+        return 2 + 2 * num_classes + 2 * num_classes * dim + (dim * dim if scatter else 0)
+
+    @classmethod
+    def from_samples(cls, features: Tensor, labels: Tensor, num_classes: int, scatter: bool = False) -> ClassMoments:
+        """Return the moments of features ``(N, d)`` and labels ``(N,)``; arguments and errors as in :meth:`update`."""
+        check_features(features)
+        moments = cls(num_classes, features.shape[1], scatter=scatter, device=features.device)
+        check_labels(labels, features)
+        rows = max(256, 2**20 // features.shape[1])
+        for h, y in zip(features.split(rows), labels.split(rows), strict=True):
+            moments.update(h, y)
+        return moments
+
+    def __repr__(self) -> str:
+        return f"ClassMoments(num_classes={self.num_classes}, dim={self.dim}, scatter={self.has_scatter})"
+
+    @property
+    def has_scatter(self) -> bool:
+        """Whether the pooled scatter is kept."""
+        return self._products is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the moments are accumulated."""
+        return self.packed.device
+
+    @property
+    def count(self) -> Tensor:
+        """Samples of each class ``(K,)``, float64."""
+        return self._settle()._count
+
+    @property
+    def mean(self) -> Tensor:
+        """Class means ``(K, d)``; rows of absent classes mean nothing."""
+        return self._settle()._reference
+
+    @property
+    def trace(self) -> Tensor:
+        """Sum over each class of squared distances from its mean ``(K,)``."""
+        return self._settle()._squares
+
+    @property
+    def scatter(self) -> Tensor:
+        """Pooled within-class scatter ``(d, d)``: the sum over all samples of ``(h - mean)(h - mean)ᵀ``.
+
+        Raises:
+            ArgumentError: if the moments were built without ``scatter=True``.
+        """
+        if self._products is None:
+            raise ArgumentError("these moments hold no scatter; build them with ClassMoments(..., scatter=True)")
+        self._settle()
+        return self._products
+
+    @property
+    def present(self) -> Tensor:
+        """Whether each class has at least one sample ``(K,)``."""
+        return self.count > 0
+
+    def global_mean(self, weighting: str = "class") -> Tensor:
+        """Return the mean of the class means of the present classes (``"class"``) or of all samples (``"sample"``).
+
+        Raises:
+            EmptyDataError: if no sample was seen.
+        """
+        check_choice("weighting", weighting, ("class", "sample"))
+        present = self.present
+        if not bool(present.any()):
+            raise EmptyDataError("no sample was seen; update the moments with at least one batch first")
+        mean, count = self.mean[present], self.count[present]
+        weight = count if weighting == "sample" else torch.ones_like(count)
+        # Averaging differences from one of the means keeps a common offset out of the sum.
+        return mean[0] + weight @ (mean - mean[0]) / weight.sum()
+
+    def centered_means(self, weighting: str = "class") -> Tensor:
+        """Return class means of the present classes minus the global mean ``(K', d)``."""
+        return self.mean[self.present] - self.global_mean(weighting)
+
+    def update(self, features: Tensor, labels: Tensor, ignore_index: int | None = None) -> None:
+        """Fold in a batch.
+
+        Args:
+            features: ``(B, d)`` floating point, finite; B may be 0.
+            labels: ``(B,)`` integers in 0..K-1.
+            ignore_index: label whose samples are left out, such as -100; no other stray label is ever ignored.
+
+        Raises:
+            DtypeError, ShapeError, DeviceError: if the tensors do not fit.
+            LabelError: if a label is out of range.
+            NonFiniteError: if a feature is NaN or infinite. The moments are unchanged after any error.
+        """
+        check_features(features, self.dim)
+        check_labels(labels, features)
+        if features.device != self.device:
+            raise DeviceError(
+                f"features are on {features.device} and the moments on {self.device}; "
+                f"move one, or build with ClassMoments(..., device='{features.device}')"
+            )
+        with torch.no_grad():
+            if self.device.type == "cpu":
+                self._update_checked(features, labels, ignore_index)
+            else:
+                self._update_masked(features, labels, ignore_index)
+
+    def _update_checked(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> None:
+        if ignore_index is not None:
+            keep = labels != ignore_index
+            features, labels = features[keep], labels[keep]
+        if labels.numel() == 0:
+            return
+        labels = labels.long()
+        try:
+            seen = self._count.index_select(0, labels)
+        except IndexError:
+            check_label_range(labels, self.num_classes)
+            raise
+        if not seen.all().item():
+            new = (seen == 0).nonzero().squeeze(1)
+            classes, slot = torch.unique(labels[new], return_inverse=True)
+            first = torch.full_like(classes, labels.numel()).scatter_reduce_(0, slot, new, "amin")
+            references = features.index_select(0, first)
+            check_finite(references)
+            self._reference.index_copy_(0, classes, references.double())
+        delta = self._differences(features, labels)
+        norms = torch.linalg.vector_norm(delta, dim=1)
+        if not math.isfinite(norms.sum().item()):
+            check_finite(features)
+            raise NonFiniteError("features must have squares within float64, got larger values; rescale them")
+        self._fold(delta, norms.square_(), labels, torch.ones_like(norms))
+
+    def _update_masked(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> None:
+        """Fold in without reading any value on the host: no shape depends on the data."""
+        if labels.numel() == 0:
+            return
+        labels = labels.long()
+        wanted = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels != ignore_index
+        in_range = (labels >= 0) & (labels < self.num_classes)
+        finite = torch.isfinite(features).all(dim=1)
+        self._bad.add_(torch.stack([(wanted & ~in_range).sum(), (wanted & ~finite).sum()]))
+        keep = wanted & in_range & finite
+        # A sample left out becomes a copy, of weight zero, of the first one that is kept.
+        stand_in = keep.byte().argmax()
+        index = torch.where(keep, torch.arange(labels.numel(), device=self.device), stand_in)
+        features = features.where(finite.unsqueeze(1), 0)[index]
+        labels = labels.where(in_range, 0)[index]
+        # Every row of a class without reference writes the same first sample, so their order does not matter.
+        first = torch.full((self.num_classes,), labels.numel(), device=self.device)
+        first.scatter_reduce_(0, labels, torch.arange(labels.numel(), device=self.device), "amin")
+        new = (self._count[labels] == 0).unsqueeze(1)
+        self._reference[labels] = torch.where(new, features[first[labels]].double(), self._reference[labels])
+        weight = keep.to(self.packed)
+        delta = self._differences(features, labels).mul_(weight.unsqueeze(1))
+        self._fold(delta, torch.linalg.vector_norm(delta, dim=1).square_(), labels, weight)
+
+    def _differences(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the features minus the references of their classes, in memory that the next call uses again.
+
+        Fresh memory for every batch would cost more than the arithmetic.
+        """
+        if self._work.shape[1] < labels.numel():
+            self._work = self.packed.new_empty(2, labels.numel(), self.dim)
+        delta, reference = self._work[:, : labels.numel()]
+        delta.copy_(features)
+        return delta.sub_(torch.index_select(self._reference, 0, labels, out=reference))
+
+    def _fold(self, delta: Tensor, squares: Tensor, labels: Tensor, weight: Tensor) -> None:
+        """Add differences to the sums."""
+        self._sum.index_add_(0, labels, delta)
+        self._squares.index_add_(0, labels, squares)
+        self._count.index_add_(0, labels, weight)
+        if self._products is not None:
+            self._products.addmm_(delta.T, delta)
+        self._settled = False
+
+    def _settle(self) -> ClassMoments:
+        """Fold the sums into the references, so that these are the means and the squares are centred."""
+        if self._settled:
+            return self
+        self._raise_if_bad()
+        count = self._count.clamp(min=1)
+        self._squares.sub_(torch.linalg.vecdot(self._sum, self._sum) / count)
+        if self._products is not None:
+            gap = self._sum / count.sqrt().unsqueeze(1)
+            self._products.addmm_(gap.T, gap, alpha=-1)
+        self._reference.add_(self._sum.div_(count.unsqueeze(1)))
+        self._sum.zero_()
+        self._settled = True
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpack, (self.num_classes, self.dim, self.has_scatter, self.packed)
+
+    def merge(self, other: ClassMoments) -> None:
+        """Fold in the moments of other samples, such as another shard's.
+
+        Raises:
+            ShapeError: if K, d or the presence of the scatter differ.
+        """
+        if (self.num_classes, self.dim, self.has_scatter) != (other.num_classes, other.dim, other.has_scatter):
+            raise ShapeError(f"other must be like {self!r}, got {other!r}")
+        before, added = self.count, other.count.to(self.device)
+        after = (before + added).clamp(min=1)
+        gap = torch.where(added.unsqueeze(1) > 0, other.mean.to(self.device) - self.mean, 0)
+        self._reference.addcmul_(gap, (added / after).unsqueeze(1))
+        gap.mul_((before * added / after).sqrt_().unsqueeze(1))
+        self._squares.add_(other.trace.to(self.device)).add_(torch.linalg.vector_norm(gap, dim=1).square_())
+        if self._products is not None:
+            self._products.add_(other.scatter.to(self.device)).addmm_(gap.T, gap)
+        self._count.add_(added)
+
+    def all_reduce_(self, group: dist.ProcessGroup | None = None) -> ClassMoments:
+        """Merge the moments of all ranks in place, on every rank; needs ``torch.distributed`` initialised.
+
+        The state is reduced where it lies, beside one copy of the means: no rank ever holds the states of the others.
+        """
+        self._settle()
+        counts = self._count.clone()
+        means = self._reference.clone()
+        self._reference.mul_(counts.unsqueeze(1))
+        dist.all_reduce(self._count, group=group)
+        dist.all_reduce(self._reference, group=group)
+        self._reference.div_(self._count.clamp(min=1).unsqueeze(1))
+        gap = means.sub_(self._reference).mul_(counts.sqrt_().unsqueeze(1))
+        self._squares.add_(torch.linalg.vector_norm(gap, dim=1).square_())
+        dist.all_reduce(self._squares, group=group)
+        if self._products is not None:
+            self._products.addmm_(gap.T, gap)
+            dist.all_reduce(self._products, group=group)
+        return self
+
+    def _raise_if_bad(self) -> None:
+        if self.device.type == "cpu":
+            labels, features = self._bad.tolist()
+        else:
+            labels, features = self._bad.cpu().tolist()
+        if labels:
+            raise LabelError(f"labels must lie in 0..{self.num_classes - 1}, got {int(labels)} samples out of range")
+        if features:
+            raise NonFiniteError(f"features must be finite, got {int(features)} samples with NaN or infinity")
+
+
+def _unpack(num_classes: int, dim: int, scatter: bool, packed: Tensor) -> ClassMoments:
+    return ClassMoments(num_classes, dim, scatter=scatter, packed=packed)
