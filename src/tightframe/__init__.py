@@ -1,3 +1,47 @@
 """Measure, induce and explain neural collapse in PyTorch classifiers."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tightframe import functional, metrics, nn
+    from tightframe.frames import SimplexETF, simplex_etf
+    from tightframe.functional import ClassMoments
+    from tightframe.probing import Probe, find_classifier, measure
+    from tightframe.records import Records
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ClassMoments",
+    "Probe",
+    "Records",
+    "SimplexETF",
+    "find_classifier",
+    "functional",
+    "measure",
+    "metrics",
+    "nn",
+    "simplex_etf",
+]
+
+_HOMES = {
+    "ClassMoments": "functional",
+    "Probe": "probing",
+    "Records": "records",
+    "SimplexETF": "frames",
+    "find_classifier": "probing",
+    "measure": "probing",
+    "simplex_etf": "frames",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that the command line answers `--help` before torch is imported.
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"tightframe.{_HOMES[name]}"), name)
+    if name in __all__:
+        return importlib.import_module(f"tightframe.{name}")
+    raise AttributeError(f"module 'tightframe' has no attribute {name!r}")

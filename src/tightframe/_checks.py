@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib
 import math
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the command line needs the exceptions before it needs torch
+    from torch import Tensor
 
 
 class TightframeError(Exception):
@@ -104,6 +105,8 @@ def check_features(features: Tensor, dim: int | None = None, name: str = "featur
         DtypeError: if they are not a floating-point tensor.
         ShapeError: if they are not two-dimensional, or their width is not ``dim``.
     """
+    from torch import Tensor
+
     if not isinstance(features, Tensor) or not features.is_floating_point():
         seen = features.dtype if isinstance(features, Tensor) else type(features).__name__
         raise DtypeError(f"{name} must be a floating-point tensor, got {seen}; convert with {name}.float()")
@@ -123,6 +126,9 @@ def check_labels(labels: Tensor, features: Tensor, name: str = "labels") -> None
         ShapeError: if there is not one label a sample.
         DeviceError: if they lie on another device than the features.
     """
+    import torch
+    from torch import Tensor
+
     integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
     if not isinstance(labels, Tensor) or labels.dtype not in integers:
         seen = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
@@ -137,6 +143,8 @@ def check_label_range(labels: Tensor, num_classes: int, name: str = "labels") ->
     """Read ``labels`` and raise :class:`LabelError` on any outside ``0..num_classes - 1``."""
     if labels.numel() == 0:
         return
+    import torch
+
     low, high = torch.aminmax(labels)
     if low >= 0 and high < num_classes:
         return
@@ -152,6 +160,8 @@ def check_finite(values: Tensor, name: str = "features") -> None:
     # The sum is NaN or infinite if any value is, and much cheaper than a look at each.
     if math.isfinite(values.sum().item()):
         return
+    import torch
+
     finite = torch.isfinite(values)
     if not bool(finite.all()):
         raise NonFiniteError(

@@ -80,11 +80,11 @@ class ClassMoments:
         self.num_classes = num_classes
         self.dim = dim
         self.packed = packed
-        self._settled = False
         self._work = packed.new_empty(2, 0, dim)
-        # The layout of `packed`: two counters of bad samples, counts, sums of squares, references, sums, products.
-        parts = [2, num_classes, num_classes, num_classes * dim, num_classes * dim, dim * dim if scatter else 0]
-        self._bad, self._count, self._squares, reference, sums, products = packed.split(parts)
+        # The layout of `packed`: two counters of bad samples, whether the sums hold anything, counts, sums of squares,
+        # references, sums, products.
+        parts = [2, 1, num_classes, num_classes, num_classes * dim, num_classes * dim, dim * dim if scatter else 0]
+        self._bad, self._pending, self._count, self._squares, reference, sums, products = packed.split(parts)
         self._reference = reference.view(num_classes, dim)
         self._sum = sums.view(num_classes, dim)
         self._products = products.view(dim, dim) if scatter else None
@@ -92,7 +92,7 @@ class ClassMoments:
     @staticmethod
     def packed_size(num_classes: int, dim: int, scatter: bool) -> int:
         """Return the length of :attr:`packed`."""
-        return 2 + 2 * num_classes + 2 * num_classes * dim + (dim * dim if scatter else 0)
+        return 3 + 2 * num_classes + 2 * num_classes * dim + (dim * dim if scatter else 0)
 
     @classmethod
     def from_samples(cls, features: Tensor, labels: Tensor, num_classes: int, scatter: bool = False) -> ClassMoments:
@@ -263,11 +263,11 @@ class ClassMoments:
         self._count.index_add_(0, labels, weight)
         if self._products is not None:
             self._products.addmm_(delta.T, delta)
-        self._settled = False
+        self._pending.fill_(1)
 
     def _settle(self) -> ClassMoments:
         """Fold the sums into the references, so that these are the means and the squares are centred."""
-        if self._settled:
+        if not self._pending.item():
             return self
         self._raise_if_bad()
         count = self._count.clamp(min=1)
@@ -277,7 +277,7 @@ class ClassMoments:
             self._products.addmm_(gap.T, gap, alpha=-1)
         self._reference.add_(self._sum.div_(count.unsqueeze(1)))
         self._sum.zero_()
-        self._settled = True
+        self._pending.zero_()
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -306,6 +306,7 @@ class ClassMoments:
 
         The state is reduced where it lies, beside one copy of the means: no rank ever holds the states of the others.
         """
+        dist.all_reduce(self._bad, group=group)  # first, so that every rank raises or none
         self._settle()
         counts = self._count.clone()
         means = self._reference.clone()
@@ -322,10 +323,7 @@ class ClassMoments:
         return self
 
     def _raise_if_bad(self) -> None:
-        if self.device.type == "cpu":
-            labels, features = self._bad.tolist()
-        else:
-            labels, features = self._bad.cpu().tolist()
+        labels, features = self._bad.tolist()
         if labels:
             raise LabelError(f"labels must lie in 0..{self.num_classes - 1}, got {int(labels)} samples out of range")
         if features:

@@ -1,0 +1,186 @@
+"""The command line: ``tightframe compare | train | report | recipes``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tightframe._checks import ConfigError, TightframeError
+from tightframe.config import Recipe, find_recipe, open_directory, shipped_recipes
+from tightframe.records import TIMING_FILE
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from tightframe.data import ClassificationData
+
+
+def compare(recipe: Recipe, out: Path, seed: int, num_seeds: int) -> None:
+    """Train every method of a recipe under several seeds, and report them side by side."""
+    from rich.console import Console
+
+    from tightframe import config
+
+    open_directory(out, recipe)
+    console = Console(stderr=True)
+    data = config.build_data(recipe)
+    runs = [(method, s) for s in range(seed, seed + num_seeds) for method in recipe.methods]
+    for i, (method, s) in enumerate(runs, start=1):
+        console.print(f"[{i}/{len(runs)}] {method}, seed {s}", highlight=False, markup=False)
+        _run(recipe, method, data, out, s, progress=False)
+    report(out)
+
+
+def train(recipe: Recipe, out: Path, seed: int, method: str | None) -> None:
+    """Train one method of a recipe."""
+    from tightframe import config
+
+    if method is None:
+        method = next(iter(recipe.methods))
+    if method not in recipe.methods:
+        raise ConfigError(f"--method must be one of {', '.join(recipe.methods)}, got {method!r}")
+    open_directory(out, recipe)
+    _run(recipe, method, config.build_data(recipe), out, seed, progress=True)
+    report(out)
+
+
+def report(out: Path) -> None:
+    """Print the table of a directory of runs and write its report."""
+    from tightframe.report import build_report, print_leaderboard
+
+    print_leaderboard(out)
+    path = build_report(out)
+    print(f"\nreport: {path}")  # noqa: T201  # the command's result
+
+
+def _run(recipe: Recipe, method: str, data: ClassificationData, out: Path, seed: int, progress: bool) -> None:
+    """Train one method with one seed, or go on with it, or do nothing if it is done."""
+    from tightframe import config
+    from tightframe.training import fit
+
+    directory = out / method / f"seed-{seed}"
+    if _is_finished(directory, recipe.epochs):
+        return
+    module = config.build_module(recipe, method, data, seed)
+    fit(
+        module,
+        data.train,
+        config.evaluation_parts(data),
+        directory,
+        run=method,
+        seed=seed,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        collapse=recipe.collapse,
+        trainer={"enable_progress_bar": progress, **recipe.trainer},
+    )
+
+
+def _is_finished(directory: Path, epochs: int) -> bool:
+    try:
+        timing = json.loads((directory / TIMING_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(timing.get("epochs") == epochs)
+
+
+def recipes(action: str, name: str | None) -> None:
+    """List the shipped recipes, show one, or copy one here to be changed."""
+    import yaml
+
+    if action == "list":
+        for recipe, path in shipped_recipes().items():
+            description = yaml.safe_load(path.read_text(encoding="utf-8")).get("description", "")
+            print(f"{recipe:<20} {' '.join(description.split())}")  # noqa: T201
+        return
+    if name is None:
+        raise ConfigError(f"recipes {action} needs the NAME of a recipe; see `tightframe recipes list`")
+    path = find_recipe(name)
+    if action == "show":
+        print(path.read_text(encoding="utf-8"), end="")  # noqa: T201
+        return
+    target = Path(path.name)
+    if target.exists():
+        raise ConfigError(f"{target} exists here already; move it away first")
+    shutil.copyfile(path, target)
+    print(target)  # noqa: T201
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of the whole command line; torch is not imported for it."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="tightframe", description="Measure, induce and explain neural collapse.")
+    parser.add_argument("--version", action="version", version=f"tightframe {_version()}")
+    commands = parser.add_subcommands(required=True, dest="command")
+
+    sub = _recipe_parser("train every method of a recipe under several seeds, and report them side by side")
+    sub.add_argument("--num_seeds", type=int, default=3, help="seeds of each method: seed, seed + 1, ...")
+    commands.add_subcommand("compare", sub)
+
+    sub = _recipe_parser("train one method of a recipe; interrupted, the same command goes on")
+    sub.add_argument("--method", type=str | None, default=None, help="name of the method; the first by default")
+    commands.add_subcommand("train", sub)
+
+    sub = ArgumentParser(description="print the table of a directory of runs and write its report")
+    sub.add_argument("out", type=Path, help="directory that compare or train wrote")
+    commands.add_subcommand("report", sub)
+
+    sub = ArgumentParser(description="list the shipped recipes, show one, or copy one here to be changed")
+    sub.add_argument("action", choices=["list", "show", "copy"], help="what to do")
+    sub.add_argument("name", nargs="?", help="name of a recipe")
+    commands.add_subcommand("recipes", sub)
+    return parser
+
+
+def _recipe_parser(description: str) -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        description=f"{description}. RECIPE is the name of a shipped recipe or a YAML file; any key of it can be "
+        "overridden, as in --epochs 5 or --data.args.imbalance 0.01",
+        usage="%(prog)s RECIPE [options]",
+    )
+    parser.add_argument("--config", action="config", help="the recipe; RECIPE is short for this")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="directory for runs and report")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and frames")
+    parser.add_class_arguments(Recipe, fail_untyped=False)
+    return parser
+
+
+def _version() -> str:
+    from tightframe import __version__
+
+    return __version__
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; wrong input ends with one line on stderr and exit code 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if len(arguments) > 1 and arguments[0] in ("compare", "train") and not arguments[1].startswith("-"):
+            arguments[1:2] = ["--config", str(find_recipe(arguments[1]))]
+        parser = build_parser()
+        parsed = parser.parse_args(arguments)
+        command = parsed.command
+        options: Any = parser.instantiate_classes(parsed)[command]
+        if command in ("compare", "train"):
+            own = {"compare": ("out", "seed", "num_seeds"), "train": ("out", "seed", "method")}[command]
+            extra = {name: options.pop(name) for name in own}
+            options.pop("config", None)
+            recipe = Recipe(**options)
+            compare(recipe, **extra) if command == "compare" else train(recipe, **extra)
+        elif command == "report":
+            report(options.out)
+        else:
+            recipes(options.action, options.name)
+    except TightframeError as error:
+        print(f"tightframe: error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("tightframe: stopped; the same command goes on from the last epoch", file=sys.stderr)  # noqa: T201
+        sys.exit(130)

@@ -1,0 +1,290 @@
+"""Recipes: YAML that names classes and their arguments, checked and bound here and nowhere else."""
+
+# No `from __future__ import annotations`: to read annotations that are strings, jsonargparse would execute the imports
+# under TYPE_CHECKING, and `--help` would wait for torch.
+
+import importlib
+import inspect
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tightframe._checks import ConfigError, ResumeError
+from tightframe.records import CONFIG_FILE, VERSIONS_FILE
+
+if TYPE_CHECKING:
+    from tightframe.data import ClassificationData
+    from tightframe.training import ClassifierModule
+
+
+AUTO = "auto"
+
+
+@dataclass
+class Part:
+    """A class and its arguments.
+
+    Args:
+        name: of a class of this package, of PyTorch where it fits, or the dotted path of any other.
+        args: its arguments by name. Required ones that the rest of the recipe decides (num_classes, dim, in_features,
+            class_counts, ...) are filled in, and so are optional ones set to ``auto``, such as ``seed: auto``.
+    """
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Method:
+    """One row of a comparison.
+
+    Args:
+        classifier: from features to logits.
+        loss: of logits and labels, or a ``FeatureLoss``.
+    """
+
+    classifier: Part
+    loss: Part = field(default_factory=lambda: Part("CrossEntropyLoss"))
+
+
+@dataclass
+class Recipe:
+    """What to run. Methods share everything but classifier and loss.
+
+    Args:
+        data: where samples come from.
+        backbone: from inputs to features.
+        methods: classifier and loss of each, by the name that tables show.
+        optimizer: builds the optimiser.
+        epochs: passes over the training set.
+        batch_size: samples a step, over all processes together.
+        scheduler: of the learning rate, stepped every step; its horizon is filled in.
+        mixup_alpha: inputs are mixed in pairs with a share from Beta(alpha, alpha); 0 is off.
+        collapse: arguments of ``NeuralCollapseCallback``: what to measure, and when.
+        trainer: arguments of Lightning's ``Trainer``, such as precision or accelerator.
+        description: what the recipe shows, in a sentence or two.
+        paper: where the recipe comes from and the numbers printed there.
+    """
+
+    data: Part
+    backbone: Part
+    methods: dict[str, Method]
+    optimizer: Part
+    epochs: int
+    batch_size: int
+    scheduler: Part | None = None
+    mixup_alpha: float = 0.0
+    collapse: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    description: str = ""
+    paper: dict[str, Any] = field(default_factory=dict)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the paths of the recipes in this package by name."""
+    root = resources.files("tightframe") / "recipes"
+    return {p.stem: p for p in sorted(Path(str(root)).glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """Return the path of a recipe given by its shipped name or as a file.
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    if Path(name).suffix in (".yaml", ".yml"):
+        if not Path(name).is_file():
+            raise ConfigError(f"recipe file {name} does not exist")
+        return Path(name)
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise ConfigError(f"recipe must be a .yaml file or one of {', '.join(shipped)}, got {name!r}")
+    return shipped[name]
+
+
+def bind(part: Part, rooms: tuple[str, ...], base: type, where: str, given: Mapping[str, Any] | None = None) -> Any:
+    """Make the object that a part names.
+
+    Args:
+        part: class and arguments.
+        rooms: modules in which a name without dots is looked up.
+        base: what the class must derive from.
+        where: key of the part in the recipe, for errors.
+        given: arguments that the rest of the recipe decides, for parameters that are required or set to ``auto``.
+
+    Raises:
+        ConfigError: if the class is unknown, of the wrong kind, or an argument is.
+    """
+    cls = _find_class(part.name, rooms, where)
+    if not issubclass(cls, base):
+        raise ConfigError(f"{where}.name must be a {base.__name__}, got {part.name}")
+    parameters = inspect.signature(cls).parameters
+    own = {name: value for name, value in part.args.items() if value != AUTO}
+    arguments = _checked(cls, own, where)
+    for name, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        if name in own or not (required or name in part.args):
+            continue
+        if name not in (given or {}):
+            raise ConfigError(f"{where}.args must set {name} for {part.name}: nothing else decides it")
+        arguments[name] = (given or {})[name]
+    return cls(**arguments)
+
+
+def build_data(recipe: Recipe) -> "ClassificationData":
+    """Load the data of a recipe."""
+    from tightframe.data import DataSource
+
+    source = bind(recipe.data, ("tightframe.data",), DataSource, "data")
+    return source.load()
+
+
+def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: int) -> "ClassifierModule":
+    """Build backbone, classifier, loss and optimiser of one method; the same seed gives all methods the same backbone.
+
+    Raises:
+        ConfigError: if a part cannot be bound.
+    """
+    import torch
+    from torch import nn
+
+    from tightframe.nn import Classifier
+    from tightframe.training import ClassifierModule
+
+    torch.manual_seed(seed)
+    given: dict[str, Any] = {"num_classes": data.num_classes, "class_counts": data.class_counts, "seed": seed}
+    sample = torch.as_tensor(data.train[0][0])
+    shapes = {"in_features": sample.numel(), "in_channels": sample.shape[0] if sample.ndim == 3 else 1}
+    backbone = bind(recipe.backbone, ("tightframe.training", "torch.nn"), nn.Module, "backbone", {**given, **shapes})
+    dim = getattr(backbone, "out_features", None)
+    if not isinstance(dim, int):
+        raise ConfigError(f"backbone.name: {recipe.backbone.name} has no integer out_features, the feature dimension d")
+    chosen = recipe.methods[method]
+    where = f"methods.{method}"
+    room = ("tightframe.nn",)
+    classifier = bind(chosen.classifier, room, Classifier, f"{where}.classifier", {**given, "dim": dim})
+    loss = bind(chosen.loss, ("tightframe.nn", "torch.nn"), nn.Module, f"{where}.loss", given)
+    return ClassifierModule(
+        backbone,
+        classifier,
+        loss,
+        _optimizer(recipe.optimizer),
+        None if recipe.scheduler is None else _scheduler(recipe.scheduler),
+        mixup_alpha=recipe.mixup_alpha,
+        splits=list(evaluation_parts(data)),
+        seed=seed,
+    )
+
+
+def evaluation_parts(data: "ClassificationData") -> dict[str, Any]:
+    """Return the parts to evaluate by split name."""
+    parts = {"validation": data.validation, "test": data.test}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _optimizer(part: Part) -> Callable[[Any], Any]:
+    import torch
+
+    def build(parameters: Any) -> Any:
+        return bind(part, ("torch.optim",), torch.optim.Optimizer, "optimizer", {"params": parameters})
+
+    return build
+
+
+def _scheduler(part: Part) -> Callable[[Any, int], Any]:
+    import torch
+
+    def build(optimizer: Any, steps: int) -> Any:
+        given = {"optimizer": optimizer, "total_steps": steps, "T_max": steps, "total_iters": steps}
+        base = torch.optim.lr_scheduler.LRScheduler
+        return bind(part, ("torch.optim.lr_scheduler",), base, "scheduler", given)
+
+    return build
+
+
+def _find_class(name: str, rooms: tuple[str, ...], where: str) -> type:
+    module, _, attribute = name.rpartition(".")
+    candidates = [module] if module else list(rooms)
+    for candidate in candidates:
+        try:
+            found = getattr(importlib.import_module(candidate), attribute, None)
+        except ImportError as error:
+            raise ConfigError(f"{where}.name: {candidate} cannot be imported: {error}") from error
+        if inspect.isclass(found):
+            return found
+    raise ConfigError(f"{where}.name: no class {attribute!r} in {', '.join(candidates)}")
+
+
+def _checked(cls: type, args: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check arguments against the signature's types, as far as jsonargparse understands these."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    accepted = list(inspect.signature(cls).parameters)
+    unknown = sorted(set(args) - set(accepted))
+    if unknown:
+        raise ConfigError(
+            f"{where}.args: {cls.__name__} takes no {', '.join(map(repr, unknown))}; it takes {', '.join(accepted)}"
+        )
+    parser.add_class_arguments(cls, skip=set(accepted) - set(args), fail_untyped=False, sub_configs=False)
+    try:
+        parsed = parser.parse_object(dict(args), defaults=False)
+    except jsonargparse.ArgumentError as error:
+        raise ConfigError(f"{where}.args: {' '.join(str(error).split())}") from error
+    return {name: parsed[name] for name in args}
+
+
+def open_directory(out: Path, recipe: Recipe) -> None:
+    """Create a directory for runs of a recipe, or check that the runs in it are of this recipe.
+
+    Raises:
+        ResumeError: if they are of another one; the message names the keys that differ.
+        ConfigError: if it cannot be written.
+    """
+    import yaml
+
+    config = out / CONFIG_FILE
+    mine = json.loads(json.dumps(asdict(recipe)))
+    if config.exists():
+        try:
+            theirs = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ResumeError(f"{config} is not YAML any more; choose another --out") from error
+        differing = _differences(mine, theirs)
+        if differing:
+            raise ResumeError(
+                f"{out} holds runs of another configuration: {', '.join(differing)} differ; choose another --out"
+            )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        partial = config.with_suffix(".partial")
+        partial.write_text(yaml.safe_dump(mine, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        os.replace(partial, config)
+        (out / VERSIONS_FILE).write_text(json.dumps(_versions(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {error}") from error
+
+
+def _differences(mine: Any, theirs: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys at which two nested mappings differ."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        keys = sorted({*mine, *theirs})
+        return [d for k in keys for d in _differences(mine.get(k), theirs.get(k), f"{prefix}.{k}" if prefix else k)]
+    return [] if mine == theirs else [prefix or "everything"]
+
+
+def _versions() -> dict[str, str]:
+    packages = ("tightframe", "torch", "numpy", "torchmetrics", "lightning", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: metadata.version(name) for name in packages},
+    }

@@ -1,0 +1,270 @@
+"""torchmetrics classes over ``tightframe.functional``: streaming, distributed, one packed float64 state."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from tightframe import functional as F
+from tightframe._checks import ArgumentError, check_choice
+from tightframe.functional import ClassMoments
+
+
+class MomentsMetric(Metric):
+    """Base of metrics that are functions of :class:`ClassMoments`: it gathers them, a subclass computes.
+
+    The state is one float64 vector, which ``half()`` or ``to(torch.bfloat16)`` of a parent module never casts.
+    Synchronisation reduces it in place, so it needs one copy of the state and not one for every rank. Metrics of a
+    ``MetricCollection`` that gather the same moments share them, as torchmetrics' compute groups do.
+
+    Args:
+        num_classes: K.
+        dim: feature dimension d.
+        scatter: gather the pooled scatter ``(d, d)`` too.
+        ignore_index: label whose samples are left out.
+        kwargs: passed to ``torchmetrics.Metric``.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    packed: Tensor
+
+    def __init__(
+        self, num_classes: int, dim: int, *, scatter: bool, ignore_index: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.ignore_index = ignore_index
+        self._moments = ClassMoments(num_classes, dim, scatter=scatter)
+        merge = partial(_merge_packed, num_classes=num_classes, dim=dim, scatter=scatter)
+        self.add_state("packed", self._moments.packed, dist_reduce_fx=merge)
+
+    @property
+    def moments(self) -> ClassMoments:
+        """The moments gathered so far, a view of the state."""
+        if self._moments.packed is not self.packed:
+            like = self._moments
+            self._moments = ClassMoments(like.num_classes, like.dim, scatter=like.has_scatter, packed=self.packed)
+        return self._moments
+
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Fold in features ``(B, d)`` and labels ``(B,)``; errors as :meth:`ClassMoments.update`."""
+        self.moments.update(features, labels, self.ignore_index)
+
+    @abstractmethod
+    def compute(self) -> Any:
+        """Return the metric of all samples on all ranks."""
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot one value, or a list of values over time; see ``torchmetrics.Metric.plot``."""
+        return self._plot(val, ax)
+
+    def _sync_dist(self, dist_sync_fn: Callable | None = None, process_group: Any = None) -> None:
+        # The state may be shared within a compute group, so the copy that torchmetrics made of it is reduced instead.
+        cache: dict[str, Any] = {"packed": self.packed.clone()} if self._cache is None else self._cache
+        self.packed, cache["packed"] = cache["packed"], self.packed
+        self.moments.all_reduce_(process_group or self.process_group)
+
+    def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> nn.Module:
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, exclude_state)
+
+
+class NeuralCollapse(MomentsMetric):
+    """All collapse metrics of a layer, or those of one published code, as a dict keyed by metric id.
+
+    Args:
+        num_classes: K.
+        dim: feature dimension d.
+        classifier: the model's last linear map, or anything with ``weight (K, d)`` and perhaps ``bias (K,)``; it is
+            read when the metrics are computed, and is not part of this metric. None leaves out what needs it.
+        preset: see :func:`tightframe.functional.collapse_metrics`.
+        scatter: gather the pooled scatter ``(d, d)``, which ``nc1.pinv`` and ``vci`` need.
+        ignore_index: label whose samples are left out.
+        kwargs: passed to ``torchmetrics.Metric``.
+
+    Example:
+        >>> metric = NeuralCollapse(num_classes=3, dim=3)
+        >>> metric.update(torch.eye(3), torch.arange(3))
+        >>> round(metric.compute()["nc2.max_angle.means"].item(), 12)
+        0.0
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        classifier: nn.Module | None = None,
+        preset: str | None = None,
+        scatter: bool = True,
+        ignore_index: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, dim, scatter=scatter, ignore_index=ignore_index, **kwargs)
+        if preset is not None:
+            check_choice("preset", preset, F.PRESETS)
+        self.preset = preset
+        self._classifier = _Reference(classifier)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return 0-d float64 tensors by metric id."""
+        weight, bias = self._classifier.parameters()
+        return F.collapse_metrics(self.moments, weight, bias, preset=self.preset)
+
+
+class NC1(MomentsMetric):
+    """Variability collapse; see :func:`tightframe.functional.nc1`.
+
+    Example:
+        >>> metric = NC1(num_classes=2, dim=1, variant="ratio")
+        >>> metric.update(torch.tensor([[0.0], [2.0], [5.0], [7.0]]), torch.tensor([0, 0, 1, 1]))
+        >>> metric.compute()
+        tensor(0.1600, dtype=torch.float64)
+    """
+
+    higher_is_better = False
+    plot_lower_bound = 0.0
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        variant: str = "pinv",
+        weighting: str = "class",
+        ignore_index: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_choice("variant", variant, ("pinv", "pinv_sum", "ratio"))
+        check_choice("weighting", weighting, ("class", "sample"))
+        super().__init__(num_classes, dim, scatter=variant != "ratio", ignore_index=ignore_index, **kwargs)
+        self.variant = variant
+        self.weighting = weighting
+
+    def compute(self) -> Tensor:
+        """Return a 0-d float64 tensor."""
+        return F.nc1(self.moments, self.variant, weighting=self.weighting)
+
+
+class NC2(MomentsMetric):
+    """Convergence of the class means to a simplex ETF, by one of five measures.
+
+    Args:
+        num_classes: K.
+        dim: feature dimension d.
+        variant: ``equinorm``, ``equiangularity``, ``max_angle``, ``gram`` or ``etf_gap``, each ``functional.nc2_*``.
+        ignore_index: label whose samples are left out.
+        kwargs: passed to ``torchmetrics.Metric``.
+    """
+
+    higher_is_better = False
+    plot_lower_bound = 0.0
+
+    def __init__(
+        self, num_classes: int, dim: int, *, variant: str = "gram", ignore_index: int | None = None, **kwargs: Any
+    ) -> None:
+        check_choice("variant", variant, tuple(_NC2))
+        super().__init__(num_classes, dim, scatter=False, ignore_index=ignore_index, **kwargs)
+        self.variant = variant
+
+    def compute(self) -> Tensor:
+        """Return a 0-d float64 tensor."""
+        return _NC2[self.variant](self.moments)
+
+
+class NC3(MomentsMetric):
+    """Self-duality of classifier and class means, by one of three measures.
+
+    Args:
+        num_classes: K.
+        dim: feature dimension d.
+        classifier: as in :class:`NeuralCollapse`.
+        variant: ``distance``, ``gram`` or ``alignment``, each ``functional.nc3_*``.
+        ignore_index: label whose samples are left out.
+        kwargs: passed to ``torchmetrics.Metric``.
+    """
+
+    higher_is_better = False
+    plot_lower_bound = 0.0
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        classifier: nn.Module,
+        variant: str = "distance",
+        ignore_index: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_choice("variant", variant, tuple(_NC3))
+        super().__init__(num_classes, dim, scatter=False, ignore_index=ignore_index, **kwargs)
+        self.variant = variant
+        self._classifier = _Reference(classifier)
+
+    def compute(self) -> Tensor:
+        """Return a 0-d float64 tensor."""
+        weight, _ = self._classifier.parameters()
+        if weight is None:
+            raise ArgumentError("classifier must be a module with a weight (K, d), got None")
+        return _NC3[self.variant](self.moments, weight)
+
+
+class CDNV(MomentsMetric):
+    """Class-distance normalised variance; see :func:`tightframe.functional.cdnv`."""
+
+    higher_is_better = False
+    plot_lower_bound = 0.0
+
+    def __init__(
+        self, num_classes: int, dim: int, *, power: int = 1, ignore_index: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(num_classes, dim, scatter=False, ignore_index=ignore_index, **kwargs)
+        self.power = power
+
+    def compute(self) -> Tensor:
+        """Return a 0-d float64 tensor."""
+        return F.cdnv(self.moments, power=self.power)
+
+
+_NC2 = {
+    "equinorm": F.nc2_equinorm,
+    "equiangularity": F.nc2_equiangularity,
+    "max_angle": F.nc2_max_angle,
+    "gram": F.nc2_gram,
+    "etf_gap": F.nc2_etf_gap,
+}
+_NC3 = {"distance": F.nc3_distance, "gram": F.nc3_gram, "alignment": F.nc3_alignment}
+
+
+class _Reference:
+    """Refers to a module without owning it: a copy of the metric still watches the same classifier."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Reference:
+        return self
+
+    def parameters(self) -> tuple[Tensor | None, Tensor | None]:
+        weight, bias = getattr(self.module, "weight", None), getattr(self.module, "bias", None)
+        return (
+            weight.detach() if isinstance(weight, Tensor) else None,
+            bias.detach() if isinstance(bias, Tensor) else None,
+        )
+
+
+def _merge_packed(states: Tensor, num_classes: int, dim: int, scatter: bool) -> Tensor:
+    """Merge packed moments ``(n, size)`` into one."""
+    parts = [ClassMoments(num_classes, dim, scatter=scatter, packed=state) for state in states]
+    for other in parts[1:]:
+        parts[0].merge(other)
+    return parts[0].packed

@@ -1,0 +1,383 @@
+"""Classifiers: the last map from features to logits, over a fixed frame or over learned class vectors."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tightframe._checks import ArgumentError, check_positive
+from tightframe.frames.operator import Frame, MatrixFrame, as_frame
+from tightframe.frames.simplex import SimplexETF
+from tightframe.linalg import at_least_float32, reciprocal_norm
+
+
+class Classifier(nn.Module, ABC):
+    """A map from features ``(…, d)`` to logits ``(…, K)`` by one class vector a class.
+
+    Attributes:
+        in_features: d.
+        out_features: K.
+        weight: the class vectors ``(K, d)`` as the product uses them; built on demand where they are not stored.
+        bias: ``(K,)``, or None.
+    """
+
+    in_features: int
+    out_features: int
+    weight: Tensor
+    bias: Tensor | None
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``(…, K)`` of features ``(…, d)``."""
+
+    @abstractmethod
+    def class_vectors(self, labels: Tensor) -> Tensor:
+        """Return the rows ``(B, d)`` of :attr:`weight` for labels ``(B,)``, reading no others."""
+
+    @abstractmethod
+    def export(self) -> nn.Linear:
+        """Return an ``nn.Linear`` with the same argmax on every feature; its parameters are copies."""
+
+    def extra_repr(self) -> str:
+        """Return the sizes for ``repr``."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+@final
+class LinearClassifier(Classifier):
+    """The ordinary learned classifier, ``features @ weight.T + bias``.
+
+    Parameters, their start and the keys of the state are those of ``nn.Linear``; autocast treats it the same.
+
+    Args:
+        dim: d >= 1.
+        num_classes: K >= 1.
+        bias: whether to learn a bias.
+        device: where the parameters lie; None is PyTorch's default.
+        dtype: their type; None is PyTorch's default.
+
+    Raises:
+        ArgumentError: if a size is not a positive integer.
+
+    Example:
+        >>> LinearClassifier(4, 3)(torch.ones(2, 4)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive("dim", dim)
+        check_positive("num_classes", num_classes)
+        linear = nn.Linear(dim, num_classes, bias=bias, device=device, dtype=dtype)
+        self.in_features = dim
+        self.out_features = num_classes
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> LinearClassifier:
+        """Return a classifier with copies of the parameters of ``linear``."""
+        _check_linear(linear)
+        sizes = linear.in_features, linear.out_features, linear.bias is not None
+        classifier = cls(*sizes, device=linear.weight.device, dtype=linear.weight.dtype)
+        classifier.load_state_dict(linear.state_dict())
+        return classifier
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``(…, K)`` of features ``(…, d)``."""
+        return F.linear(features, self.weight, self.bias)
+
+    def class_vectors(self, labels: Tensor) -> Tensor:
+        """Return the rows ``(B, d)`` of the weight for labels ``(B,)``; errors as in :meth:`Frame.rows`."""
+        return MatrixFrame(self.weight).rows(labels)
+
+    def export(self) -> nn.Linear:
+        """Return an ``nn.Linear`` with copies of the parameters: the same logits."""
+        return _linear(self.weight, self.bias)
+
+
+class _ScaledClassifier(Classifier):
+    """Logits ``scale * unit(h) @ W.T``, or ``scale * h @ W.T``, for the rows W of :attr:`frame`.
+
+    The product, the norm and the scale are computed in float32 or better, autocast or not, and the logits have the
+    dtype of the features.
+    """
+
+    log_scale: nn.Parameter | None
+
+    def __init__(
+        self, dim: int, num_classes: int, scale: float, learn_scale: bool, normalize: bool, like: Tensor
+    ) -> None:
+        super().__init__()
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise ArgumentError(f"scale must be a finite number > 0, got {scale!r}")
+        self.in_features = dim
+        self.out_features = num_classes
+        self.normalize = normalize
+        self._fixed_scale = float(scale)
+        self.register_parameter("bias", None)
+        start = nn.Parameter(like.new_tensor(math.log(scale))) if learn_scale else None
+        self.register_parameter("log_scale", start)
+
+    @property
+    @abstractmethod
+    def frame(self) -> Frame:
+        """The class vectors as a frame."""
+
+    @property
+    def scale(self) -> float | Tensor:
+        """What the logits are multiplied by: a number, or ``exp(log_scale)`` while it is learned, always positive."""
+        return self._fixed_scale if self.log_scale is None else at_least_float32(self.log_scale).exp()
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]  # computed here, a parameter elsewhere
+        """The class vectors ``(K, d)``, without the scale."""
+        return self.frame.as_matrix()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``(…, K)`` of features ``(…, d)``; errors as in :meth:`Frame.logits`."""
+        wide = at_least_float32(features)
+        logits = self.frame.logits(wide)
+        factor = reciprocal_norm(wide) * self.scale if self.normalize else self.scale
+        return (logits * factor).to(features.dtype)
+
+    def export(self) -> nn.Linear:
+        """Return an ``nn.Linear`` without bias whose weight is ``scale * weight``.
+
+        With ``normalize=False`` its logits are those of this classifier. With ``normalize=True`` they are so on
+        features of unit length; on any other feature they are the same up to that feature's norm, a positive factor,
+        so that the argmax is the same and confidences are not.
+        """
+        return _linear((self.weight * self.scale).to(self.weight.dtype), None)
+
+    def extra_repr(self) -> str:
+        """Return sizes and options for ``repr``."""
+        scale = "learned" if self.log_scale is not None else f"{self._fixed_scale:g}"
+        return f"{super().extra_repr()}, scale={scale}, normalize={self.normalize}"
+
+
+class _FixedClassifier(_ScaledClassifier):
+    """A scaled classifier over a frame that is never trained: a buffer where the frame stores a matrix."""
+
+    class_matrix: Tensor
+    _anchor: Tensor
+
+    def __init__(self, frame: Frame, scale: float, learn_scale: bool, normalize: bool) -> None:
+        # Without a parameter or buffer the module would not know where and in which dtype it is.
+        anchor = torch.empty(0, dtype=frame.dtype, device=frame.device)
+        super().__init__(frame.dim, frame.num_classes, scale, learn_scale, normalize, anchor)
+        matrix = frame.stored_matrix()
+        self._implicit = frame if matrix is None else None
+        self.register_buffer("class_matrix", None if matrix is None else matrix.detach().clone())
+        self.register_buffer("_anchor", anchor, persistent=False)
+
+    @property
+    def frame(self) -> Frame:
+        """The class vectors as a frame, in the dtype and on the device of this module."""
+        if self._implicit is None:
+            return MatrixFrame(self.class_matrix)
+        return self._implicit.to(dtype=self._anchor.dtype, device=self._anchor.device)
+
+    def class_vectors(self, labels: Tensor) -> Tensor:
+        """Return the class vectors ``(B, d)`` of labels ``(B,)``, unscaled; errors as in :meth:`Frame.rows`."""
+        return self.frame.rows(labels)
+
+
+@final
+class SimplexETFClassifier(_FixedClassifier):
+    r"""A fixed simplex ETF as classifier, with no trainable parameter unless the scale is learned.
+
+    :math:`z = s\, W h / \lVert h\rVert` (Yang et al., NeurIPS 2022, arXiv 2203.09081), W as in :class:`SimplexETF`. A
+    zero feature has zero logits, and zero gradient when features are normalised. The Haar matrix is the buffer
+    ``class_matrix`` and comes back from a state bit for bit, whatever the seed; the canonical orientation stores
+    nothing, so a state of the other orientation fails to load with a missing or an unexpected key. A module cast to
+    half precision rounds a Haar frame; autocast does not.
+
+    Args:
+        dim: feature dimension d >= K - 1.
+        num_classes: K >= 2.
+        orientation: ``"haar"`` (random, from the seed) or ``"canonical"`` (on the first coordinates; O(K + d) work).
+        seed: of the Haar draw, >= 0; the frame depends on nothing else.
+        scale: positive factor of the logits; with cross-entropy on normalised features choose about 10 or more, as
+            cosines alone cannot make a confident softmax.
+        learn_scale: train the scale, as the parameter ``log_scale``.
+        normalize: divide features by their norm.
+        device: where the buffer lies; None is PyTorch's default.
+        dtype: its type; None is PyTorch's default.
+
+    Raises:
+        ArgumentError: if an argument is outside its range.
+        DimensionError: if d < K - 1.
+
+    Example:
+        >>> classifier = SimplexETFClassifier(4, 3, orientation="canonical")
+        >>> classifier(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]])).argmax(dim=1).tolist()[0]
+        0
+        >>> sum(p.numel() for p in classifier.parameters()), len(classifier.state_dict())
+        (0, 0)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        orientation: str = "haar",
+        seed: int = 0,
+        scale: float = 1.0,
+        learn_scale: bool = False,
+        normalize: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_positive("seed", seed, 0)
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        frame = SimplexETF(num_classes, dim, orientation=orientation, generator=generator, dtype=dtype, device=device)
+        super().__init__(frame, scale, learn_scale, normalize)
+        self.orientation = orientation
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, **options: Any) -> SimplexETFClassifier:
+        """Return a classifier of the sizes, device and dtype of ``linear``; its weight and bias are not used.
+
+        Args:
+            linear: the classifier to replace.
+            options: further arguments of the constructor, such as ``seed``.
+        """
+        return cls(**_like(linear), **options)
+
+    def extra_repr(self) -> str:
+        """Return sizes and options for ``repr``."""
+        return f"{super().extra_repr()}, orientation={self.orientation!r}"
+
+
+@final
+class FrameClassifier(_FixedClassifier):
+    """Any fixed frame as classifier, with no trainable parameter unless the scale is learned.
+
+    A frame that stores a matrix becomes the buffer ``class_matrix``, a copy; others store nothing. A zero feature has
+    zero logits, and zero gradient when features are normalised.
+
+    Args:
+        frame: a frame, or its matrix ``(K, d)``; lengths of its rows are kept.
+        scale: positive factor of the logits.
+        learn_scale: train the scale, as the parameter ``log_scale``.
+        normalize: divide features by their norm.
+
+    Raises:
+        ArgumentError: if the scale is not a finite number > 0.
+        DtypeError, ShapeError: if the matrix is not floating point and two-dimensional.
+
+    Example:
+        >>> FrameClassifier(torch.eye(3), scale=2.0)(torch.tensor([0.0, 5.0, 0.0])).tolist()
+        [0.0, 2.0, 0.0]
+    """
+
+    def __init__(
+        self, frame: Frame | Tensor, *, scale: float = 1.0, learn_scale: bool = False, normalize: bool = True
+    ) -> None:
+        super().__init__(as_frame(frame), scale, learn_scale, normalize)
+
+
+@final
+class NormalizedLinear(_ScaledClassifier):
+    r"""Learned class vectors of unit length on features of unit length: :math:`z_k = s \cos(h, w_k)`.
+
+    The learned counterpart of a fixed frame (NormFace: Wang et al., ACM MM 2017). The parameter is ``vectors``
+    ``(K, d)`` of any length, :attr:`weight` their directions. A zero feature or vector has zero logits and zero
+    gradient.
+
+    Args:
+        dim: d >= 1.
+        num_classes: K >= 1.
+        scale: positive factor of the cosines; cosines alone cannot make a confident softmax.
+        learn_scale: train the scale, as the parameter ``log_scale``.
+        device: where the parameters lie; None is PyTorch's default.
+        dtype: their type; None is PyTorch's default.
+
+    Raises:
+        ArgumentError: if an argument is outside its range.
+
+    Example:
+        >>> classifier = NormalizedLinear(4, 3, scale=1.0)
+        >>> bool((classifier(torch.randn(2, 4)).abs() <= 1.0001).all())
+        True
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        scale: float = 16.0,
+        learn_scale: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_positive("dim", dim)
+        check_positive("num_classes", num_classes)
+        # The directions of Gaussian vectors are uniform; this variance makes the lengths about 1.
+        vectors = torch.randn(num_classes, dim, device=device, dtype=dtype) / math.sqrt(dim)
+        super().__init__(dim, num_classes, scale, learn_scale, True, vectors)
+        self.vectors = nn.Parameter(vectors)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, **options: Any) -> NormalizedLinear:
+        """Return a classifier that starts at the directions of ``linear.weight``; its bias is not used.
+
+        Args:
+            linear: the classifier to replace.
+            options: further arguments of the constructor, such as ``scale``.
+        """
+        classifier = cls(**_like(linear), **options)
+        with torch.no_grad():
+            classifier.vectors.copy_(linear.weight)
+        return classifier
+
+    @property
+    def frame(self) -> Frame:
+        """The unit class vectors as a frame; gradients flow through it."""
+        return MatrixFrame(_unit(self.vectors))
+
+    def class_vectors(self, labels: Tensor) -> Tensor:
+        """Return the unit class vectors ``(B, d)`` of labels ``(B,)``; errors as in :meth:`Frame.rows`."""
+        return _unit(MatrixFrame(self.vectors).rows(labels))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Return the vectors divided by their norms, zero where they are zero."""
+    wide = at_least_float32(vectors)
+    return (wide * reciprocal_norm(wide)).to(vectors.dtype)
+
+
+def _check_linear(linear: nn.Linear) -> None:
+    if not isinstance(linear, nn.Linear):
+        raise ArgumentError(f"linear must be an nn.Linear, got {type(linear).__name__}; give its sizes instead")
+
+
+def _like(linear: nn.Linear) -> dict[str, Any]:
+    _check_linear(linear)
+    sizes = {"dim": linear.in_features, "num_classes": linear.out_features}
+    return {**sizes, "device": linear.weight.device, "dtype": linear.weight.dtype}
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return an ``nn.Linear`` holding copies, without drawing a random start."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=weight.dtype)
+    linear.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone())
+    return linear

@@ -1,0 +1,98 @@
+"""Small backbones for the shipped recipes; any ``nn.Module`` with ``out_features`` serves in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tightframe._checks import check_positive
+
+
+class MLP(nn.Sequential):
+    """Linear layers, each followed by batch norm (if wanted) and ReLU; inputs are flattened.
+
+    Args:
+        in_features: size of a flattened input.
+        widths: output width of each layer; the last is the feature dimension d.
+        batch_norm: whether to normalise before each ReLU.
+        relu_last: whether the features themselves pass the last ReLU. Without it they may have any sign, which is what
+            a fixed classifier with negative class vectors wants.
+    """
+
+    def __init__(
+        self, in_features: int, widths: Sequence[int], *, batch_norm: bool = True, relu_last: bool = True
+    ) -> None:
+        layers: list[nn.Module] = [nn.Flatten()]
+        for i, (inputs, outputs) in enumerate(zip([in_features, *widths], widths, strict=False)):
+            check_positive("widths", outputs)
+            layers.append(nn.Linear(inputs, outputs, bias=not batch_norm))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(outputs))
+            if relu_last or i < len(widths) - 1:
+                layers.append(nn.ReLU())
+        super().__init__(*layers)
+        self.out_features = widths[-1]
+
+
+class SmallCNN(nn.Sequential):
+    """3x3 convolutions with batch norm and ReLU, the resolution halved at each, then global average pooling.
+
+    Args:
+        in_channels: of the images ``(B, C, H, W)``.
+        widths: channels of each convolution; the last is the feature dimension d.
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
+        layers: list[nn.Module] = []
+        for i, (inputs, outputs) in enumerate(zip([in_channels, *widths], widths, strict=False)):
+            check_positive("widths", outputs)
+            stride = 1 if i == 0 else 2
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+            ]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.out_features = widths[-1]
+
+
+class TokenMean(nn.Module):
+    """Mean of token embeddings, a bias-free projection and two residual blocks (Linear, BN, PReLU, twice).
+
+    Args:
+        vocabulary: number of distinct tokens.
+        dim: feature dimension d.
+        embedding: width of the embeddings.
+        token_dropout: share of tokens left out of the mean while training.
+        dropout: of the normalised mean.
+    """
+
+    def __init__(
+        self, vocabulary: int, dim: int, *, embedding: int = 128, token_dropout: float = 0.2, dropout: float = 0.2
+    ) -> None:
+        super().__init__()
+        self.token_dropout = token_dropout
+        self.embedding = nn.EmbeddingBag(vocabulary, embedding, mode="sum")
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.project = nn.Sequential(
+            nn.BatchNorm1d(embedding), nn.Dropout(dropout), nn.Linear(embedding, dim, bias=False), nn.BatchNorm1d(dim)
+        )
+        self.blocks = nn.ModuleList(nn.Sequential(*_half_block(dim), *_half_block(dim)) for _ in range(2))
+        self.out_features = dim
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return features ``(B, d)`` of tokens ``(B, T)``."""
+        keep = torch.ones(tokens.shape, device=tokens.device)
+        if self.training and self.token_dropout:
+            keep = (torch.rand(tokens.shape, device=tokens.device) >= self.token_dropout).float()
+        kept = keep.sum(dim=1, keepdim=True).clamp(min=1)
+        features = self.project(self.embedding(tokens, per_sample_weights=keep / kept))
+        for block in self.blocks:
+            features = features + block(features)
+        return features
+
+
+def _half_block(dim: int) -> list[nn.Module]:
+    return [nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.PReLU(dim)]

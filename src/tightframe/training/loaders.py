@@ -1,0 +1,100 @@
+"""Data loaders whose order depends on seed and epoch alone, on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
+
+from tightframe._checks import EmptyDataError, check_positive
+
+
+class BatchSampler(Sampler[list[int]]):
+    """Batches of indices, shuffled by ``(seed, epoch)`` or in order; each rank takes its share of every batch.
+
+    The union of what the ranks take is the batch that a single process takes, so a run means the same on any number of
+    ranks, and it can be resumed at any epoch without stored state. A last incomplete batch is kept when in order and
+    dropped when shuffled, unless it is the only one.
+
+    Args:
+        size: number of samples.
+        batch_size: samples of a batch, over all ranks together.
+        seed: of the shuffle; None keeps the order.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1) -> None:
+        check_positive("batch_size", batch_size, minimum=world_size)
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.sampler = self  # where Lightning looks for set_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.seed is None or self.size < self.batch_size:
+            return -(-self.size // self.batch_size)
+        return self.size // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.arange(self.size)
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.size, generator=generator)
+        for batch in order.split(self.batch_size)[: len(self)]:
+            yield batch[self.rank :: self.world_size].tolist()
+
+
+def make_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    **options: Any,
+) -> DataLoader[Any]:
+    """Return a loader over a map-style dataset; for the arguments see :class:`BatchSampler`.
+
+    A :class:`TensorDataset` is indexed a batch at a time instead of sample by sample.
+
+    Args:
+        dataset: of ``(input, label)``.
+        batch_size: samples of a batch, over all ranks together.
+        seed: of the shuffle; None keeps the order.
+        rank: of this process.
+        world_size: number of processes.
+        options: further arguments of ``DataLoader``, such as ``num_workers``.
+
+    Raises:
+        EmptyDataError: if the dataset is empty.
+    """
+    size = len(dataset)  # type: ignore[arg-type]  # map-style datasets are sized
+    if size == 0:
+        raise EmptyDataError("dataset must hold at least one sample, got none")
+    sampler = BatchSampler(size, batch_size, seed, rank, world_size)
+    if isinstance(dataset, TensorDataset):
+        return DataLoader(dataset, batch_size=None, sampler=sampler, **options)
+    return DataLoader(dataset, batch_sampler=sampler, **options)
+
+
+def evaluation_loader(loader: Any, batch_size: int, rank: int = 0, world_size: int = 1) -> Any:
+    """Return a loader that visits the samples behind a training loader once, in order.
+
+    What cannot be visited so (an iterable dataset, something other than a ``DataLoader``) is returned as it is.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return loader
+    options: dict[str, Any] = {"num_workers": loader.num_workers}
+    if not isinstance(loader.dataset, TensorDataset):
+        options["collate_fn"] = loader.collate_fn
+    return make_loader(loader.dataset, max(batch_size, world_size), rank=rank, world_size=world_size, **options)

@@ -1,0 +1,133 @@
+"""ClassifierModule: backbone, classifier and loss as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from tightframe._checks import ArgumentError
+from tightframe.nn import Classifier, FeatureLoss
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]
+
+
+class ClassifierModule(LightningModule):
+    """A backbone and a classifier, trained by one loss.
+
+    It logs ``loss`` and ``accuracy`` of the training batches, and ``loss``, ``accuracy`` and ``class_mean_accuracy`` of
+    each evaluation split, as ``split/metric``.
+
+    Args:
+        backbone: maps inputs to features ``(B, d)``.
+        classifier: maps features to logits ``(B, K)``.
+        loss: a :class:`FeatureLoss` of ``(features, labels, classifier)``, or any module of ``(logits, labels)``.
+        optimizer: builds the optimiser from the trainable parameters.
+        scheduler: builds a scheduler from the optimiser and the total number of steps; it is stepped every step.
+        mixup_alpha: inputs are mixed in pairs with a share from Beta(alpha, alpha), and the loss likewise; 0 is off.
+        splits: names of the evaluation loaders, in their order.
+        seed: if given, the random numbers of step t depend on ``(seed, t)`` alone, so a resumed run repeats the
+            uninterrupted one; None leaves PyTorch's generator alone.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classifier: Classifier,
+        loss: nn.Module,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        *,
+        mixup_alpha: float = 0.0,
+        splits: Sequence[str] = ("validation",),
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if mixup_alpha < 0:
+            raise ArgumentError(f"mixup_alpha must be >= 0, got {mixup_alpha}")
+        self.backbone = backbone
+        self.classifier = classifier
+        self.loss = loss
+        self.mixup_alpha = mixup_alpha
+        self.splits = list(splits)
+        self.seed = seed
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        num_classes = classifier.out_features
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.evaluation = nn.ModuleList(
+            MetricCollection(
+                {
+                    "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+                    "class_mean_accuracy": MulticlassAccuracy(num_classes, average="macro"),
+                },
+                prefix=f"{split}/",
+                compute_groups=False,
+            )
+            for split in splits
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits ``(B, K)``."""
+        return self.classifier(self.backbone(inputs))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Give the step its own random numbers."""
+        if self.seed is not None:
+            torch.manual_seed(self.seed * 2**32 + self.global_step)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch, mixed up if wanted."""
+        inputs, labels = batch
+        if not self.mixup_alpha:
+            features = self.backbone(inputs)
+            loss, logits = self._loss(features, labels)
+            if logits is None:
+                logits = self.classifier(features.detach())
+            self.train_accuracy(logits, labels)
+            self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
+        else:
+            loss = self._mixup_loss(inputs, labels)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=labels.numel())
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Evaluate a batch of one split."""
+        inputs, labels = batch
+        features = self.backbone(inputs)
+        logits = self.classifier(features)
+        loss, _ = self._loss(features, labels)
+        metrics = cast("MetricCollection", self.evaluation[dataloader_idx])
+        metrics.update(logits, labels)
+        options: dict[str, Any] = {"on_epoch": True, "add_dataloader_idx": False, "batch_size": labels.numel()}
+        self.log_dict(dict(metrics.items()), **options)
+        self.log(f"{self.splits[dataloader_idx]}/loss", loss, **options)
+
+    def configure_optimizers(self) -> Any:
+        """Build optimiser and scheduler for the parameters that are trained."""
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._scheduler is None:
+            return optimizer
+        scheduler = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the loss, and the logits if it needed them."""
+        if isinstance(self.loss, FeatureLoss):
+            return self.loss(features, labels, self.classifier), None
+        logits = self.classifier(features)
+        return self.loss(logits, labels), logits
+
+    def _mixup_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample().item()
+        partner = torch.randperm(labels.numel(), device=labels.device)
+        features = self.backbone(inputs.lerp(inputs[partner], 1 - share))
+        first, _ = self._loss(features, labels)
+        second, _ = self._loss(features, labels[partner])
+        return share * first + (1 - share) * second

@@ -1,0 +1,141 @@
+"""One training: module, data and a directory in; checkpoints, records and snapshots out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, Dataset
+
+from tightframe.records import RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
+from tightframe.training.collapse import NeuralCollapseCallback
+from tightframe.training.loaders import make_loader
+from tightframe.training.module import ClassifierModule
+from tightframe.training.writer import RecordWriter
+
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+
+class _Parts(LightningDataModule):
+    """The loaders of one run; the global batch is shared out among the ranks."""
+
+    def __init__(self, train: Dataset[Any], evaluation: Mapping[str, Dataset[Any]], batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.train = train
+        self.evaluation = evaluation
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def _loader(self, dataset: Dataset[Any], batch_size: int, seed: int | None) -> DataLoader[Any]:
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        return make_loader(dataset, batch_size, seed=seed, rank=rank, world_size=world_size)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.train, self.batch_size, self.seed)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        return [self._loader(part, max(self.batch_size, 512), None) for part in self.evaluation.values()]
+
+
+def fit(
+    module: ClassifierModule,
+    train: Dataset[Any],
+    evaluation: Mapping[str, Dataset[Any]],
+    directory: Path,
+    *,
+    run: str,
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    collapse: Mapping[str, Any] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+) -> None:
+    """Train a module, going on where an earlier call in the same directory was stopped.
+
+    After every epoch a checkpoint is written whole or not at all. Stopping the process at any moment, with SIGKILL too,
+    and calling this again gives the weights and the records of an uninterrupted run: bit for bit on the CPU.
+
+    Args:
+        module: with ``splits`` naming the evaluation parts in order.
+        train: map-style dataset of ``(input, label)``.
+        evaluation: parts to evaluate after every epoch, by name.
+        directory: receives ``records.jsonl``, ``checkpoints/``, ``snapshots/`` and, at the end, ``timing.json``.
+        run: name written into the records.
+        seed: of the order of the samples; written into the records.
+        epochs: to train in all.
+        batch_size: over all ranks together.
+        collapse: arguments of :class:`NeuralCollapseCallback`.
+        trainer: further arguments of ``lightning.Trainer``.
+    """
+    checkpoint = directory / CHECKPOINT
+    callbacks = [
+        NeuralCollapseCallback(snapshot_dir=directory / SNAPSHOT_DIR, **(collapse or {})),
+        RecordWriter(directory / RECORDS_FILE, run=run, seed=seed),
+        ModelCheckpoint(
+            checkpoint.parent,
+            filename=checkpoint.stem,
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        ),
+    ]
+    options: dict[str, Any] = {
+        "devices": 1,
+        "logger": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "log_every_n_steps": 1,
+        **(trainer or {}),
+    }
+    started = time.perf_counter()
+    with _quiet():
+        loop = Trainer(
+            max_epochs=epochs,
+            callbacks=callbacks,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=directory,
+            **options,
+        )
+        parts = _Parts(train, evaluation, batch_size, seed)
+        # Ours, so trusted: it holds the records of the callbacks beside the weights.
+        loop.fit(module, parts, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
+    if loop.is_global_zero:
+        timing = {
+            "fit_seconds": time.perf_counter() - started,
+            "epochs": epochs,
+            "trainable_parameters": _trainable(module),
+            "classifier_parameters": _trainable(module.classifier),
+        }
+        (directory / TIMING_FILE).write_text(json.dumps(timing, indent=2) + "\n", encoding="utf-8")
+
+
+def _trainable(module: Any) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+class _quiet:  # noqa: N801  # reads as a statement
+    """Silence what Lightning says at every start; its errors and real warnings pass."""
+
+    def __enter__(self) -> None:
+        self._loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric")]
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.ERROR)
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        for text in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*LeafSpec.*", ".*tensorboardX.*"):
+            warnings.filterwarnings("ignore", text)
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._warnings.__exit__(*exc_info)
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,81 @@
+"""RecordWriter: every number of a training as JSON lines, exact across kill and resume."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from tightframe._checks import ResumeError
+from tightframe.records import Record, Records
+from tightframe.training.collapse import NeuralCollapseCallback
+
+
+class RecordWriter(Callback):
+    """Appends to a JSONL file, after every epoch, what the module logged and what collapse callbacks measured.
+
+    A checkpoint remembers how many rows had been written. Resuming from it cuts the file back to these, half a line of
+    a killed process included, so the file ends up as if nothing had happened.
+
+    Args:
+        path: of the file; it is emptied when training starts from scratch.
+        run: name written into every row.
+        seed: written into every row.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, run: str = "", seed: int = 0) -> None:
+        self.path = Path(path)
+        self.run = run
+        self.seed = seed
+        self._rows = 0
+        self._taken: dict[int, int] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many rows the file has, and how many of each collapse callback are in it."""
+        return {"rows": self._rows, "taken": dict(self._taken)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._rows = state_dict["rows"]
+        self._taken = dict(state_dict["taken"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Create the file, or cut it back to what the checkpoint knows."""
+        if not trainer.is_global_zero:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._rows:
+            Records().save(self.path)
+            return
+        written = list(Records.read(self.path)) if self.path.exists() else []
+        if len(written) < self._rows:
+            raise ResumeError(
+                f"{self.path} has {len(written)} rows and the checkpoint knows of {self._rows}: the file was changed "
+                "since; start again in an empty directory"
+            )
+        Records(written[: self._rows]).save(self.path)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the rows of this epoch."""
+        if not trainer.is_global_zero:
+            return
+        rows = Records()
+        for i, callback in enumerate(c for c in trainer.callbacks if isinstance(c, NeuralCollapseCallback)):  # type: ignore[attr-defined]
+            measured = list(callback.records)
+            rows.extend(measured[self._taken.get(i, 0) :])
+            self._taken[i] = len(measured)
+        for key, value in sorted(trainer.callback_metrics.items()):
+            split, slash, metric = key.rpartition("/")
+            if "/" not in split:
+                step, epoch = trainer.global_step, trainer.current_epoch + 1
+                rows.add(metric if slash else key, float(value), epoch=epoch, step=step, split=split)
+        lines = (
+            Record(self.run, self.seed, r.epoch, r.step, r.split, r.layer, r.metric, r.value).to_json() for r in rows
+        )
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+        self._rows += len(rows)
