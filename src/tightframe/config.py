@@ -162,8 +162,8 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
     torch.manual_seed(seed)
     given: dict[str, Any] = {"num_classes": data.num_classes, "class_counts": data.class_counts, "seed": seed}
     sample = torch.as_tensor(data.train[0][0])
-    shapes = {"in_features": sample.numel(), "in_channels": sample.shape[0] if sample.ndim == 3 else 1}
-    backbone = bind(recipe.backbone, ("tightframe.training", "torch.nn"), nn.Module, "backbone", {**given, **shapes})
+    sizes = {"in_features": sample.numel(), "in_channels": sample.shape[0], "dim": data.num_classes}
+    backbone = bind(recipe.backbone, ("tightframe.training", "torch.nn"), nn.Module, "backbone", {**given, **sizes})
     dim = getattr(backbone, "out_features", None)
     if not isinstance(dim, int):
         raise ConfigError(f"backbone.name: {recipe.backbone.name} has no integer out_features, the feature dimension d")
