@@ -148,7 +148,9 @@ def gather(
     Args:
         model: any module; its training mode is restored afterwards.
         batches: of ``(inputs, labels)``, moved to the device of the model's parameters.
-        layers: dotted names of modules whose inputs are measured; the last one is taken for the classifier.
+        layers: dotted names of modules whose inputs are measured; the last one is taken for the classifier. The input
+            of a :class:`tightframe.nn.Classifier` is measured as its class vectors meet it, that is after its
+            normalisation if it has one.
         num_classes: K.
         scatter: gather the pooled scatter too.
         hold_bytes: keep features, logits and labels of the last layer as long as they take no more bytes; 0 keeps none.
@@ -158,6 +160,7 @@ def gather(
         EmptyDataError: if there is no batch.
         ArgumentError, LabelError, NonFiniteError, ShapeError: if a layer, a label or a feature is wrong.
     """
+    classifier = model.get_submodule(layers[-1])
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     moments: dict[str, ClassMoments] = {}
     held: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -167,8 +170,9 @@ def gather(
             inputs, labels = _to(batch[0], device), _to(batch[1], device)
             output = model(inputs) if forward is None else forward(model, inputs)
             features = probe.take()
+            if isinstance(classifier, Classifier):
+                features[layers[-1]] = classifier.prepare(features[layers[-1]])
             for name, h in features.items():
-                h = h if h.dtype in (torch.float32, torch.float64) else h.float()
                 if name not in moments:
                     moments[name] = ClassMoments(num_classes, h.shape[1], scatter=scatter, device=h.device)
                 moments[name].update(h, labels)

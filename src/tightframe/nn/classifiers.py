@@ -36,6 +36,10 @@ class Classifier(nn.Module, ABC):
         """Return logits ``(…, K)`` of features ``(…, d)``."""
 
     @abstractmethod
+    def prepare(self, features: Tensor) -> Tensor:
+        """Return features ``(…, d)`` as the class vectors meet them: these are what collapse is measured on."""
+
+    @abstractmethod
     def class_vectors(self, labels: Tensor) -> Tensor:
         """Return the rows ``(B, d)`` of :attr:`weight` for labels ``(B,)``, reading no others."""
 
@@ -100,6 +104,10 @@ class LinearClassifier(Classifier):
         """Return logits ``(…, K)`` of features ``(…, d)``."""
         return F.linear(features, self.weight, self.bias)
 
+    def prepare(self, features: Tensor) -> Tensor:
+        """Return the features as they are."""
+        return features
+
     def class_vectors(self, labels: Tensor) -> Tensor:
         """Return the rows ``(B, d)`` of the weight for labels ``(B,)``; errors as in :meth:`Frame.rows`."""
         return MatrixFrame(self.weight).rows(labels)
@@ -146,6 +154,11 @@ class _ScaledClassifier(Classifier):
     def weight(self) -> Tensor:  # type: ignore[override]  # computed here, a parameter elsewhere
         """The class vectors ``(K, d)``, without the scale."""
         return self.frame.as_matrix()
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """Return the features ``(…, d)``, of unit length if this classifier normalises, in float32 or better."""
+        wide = at_least_float32(features)
+        return wide * reciprocal_norm(wide) if self.normalize else wide
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits ``(…, K)`` of features ``(…, d)``; errors as in :meth:`Frame.logits`."""

@@ -95,7 +95,7 @@ class DotRegressionLoss(FeatureLoss):
         self.balancing = balancing
         self.normalize = normalize
         self.reg = reg
-        counts = None if class_counts is None else torch.as_tensor(class_counts).long()
+        counts = None if class_counts is None else torch.as_tensor(class_counts)
         if counts is not None:
             length_weights_from_counts(counts.cpu())
         # Integers, because casting a module to half precision would round anything else.
