@@ -78,7 +78,7 @@ def test_haar_has_both_signs_and_both_determinants():
 
 def test_haar_refuses_bad_arguments():
     generator = torch.Generator().manual_seed(0)
-    with pytest.raises(ArgumentError, match="cols must be at most rows = 2.*got 3"):
+    with pytest.raises(ArgumentError, match=r"cols must be at most rows = 2.*got 3"):
         haar_orthonormal(2, 3, generator)
     with pytest.raises(ArgumentError, match="rows must be"):
         haar_orthonormal(0, 0, generator)

@@ -27,7 +27,7 @@ def compare(recipe: Recipe, out: Path, seed: int, num_seeds: int) -> None:
 
     open_directory(out, recipe)
     console = Console(stderr=True)
-    data = config.build_data(recipe)
+    data = config.build_data(recipe, out)
     runs = [(method, s) for s in range(seed, seed + num_seeds) for method in recipe.methods]
     for i, (method, s) in enumerate(runs, start=1):
         console.print(f"[{i}/{len(runs)}] {method}, seed {s}", highlight=False, markup=False)
@@ -44,7 +44,7 @@ def train(recipe: Recipe, out: Path, seed: int, method: str | None) -> None:
     if method not in recipe.methods:
         raise ConfigError(f"--method must be one of {', '.join(recipe.methods)}, got {method!r}")
     open_directory(out, recipe)
-    _run(recipe, method, config.build_data(recipe), out, seed, progress=True)
+    _run(recipe, method, config.build_data(recipe, out), out, seed, progress=True)
     report(out)
 
 

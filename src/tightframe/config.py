@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightframe._checks import ConfigError, ResumeError
-from tightframe.records import CONFIG_FILE, VERSIONS_FILE
+from tightframe.records import CLASSES_FILE, CONFIG_FILE, VERSIONS_FILE
 
 if TYPE_CHECKING:
     from tightframe.data import ClassificationData
@@ -67,6 +67,7 @@ class Recipe:
         mixup_alpha: inputs are mixed in pairs with a share from Beta(alpha, alpha); 0 is off.
         collapse: arguments of ``NeuralCollapseCallback``: what to measure, and when.
         trainer: arguments of Lightning's ``Trainer``, such as precision or accelerator.
+        num_threads: CPU threads of a tensor operation; small networks are fastest, and their results steadiest, on one.
         description: what the recipe shows, in a sentence or two.
         paper: where the recipe comes from and the numbers printed there.
     """
@@ -81,6 +82,7 @@ class Recipe:
     mixup_alpha: float = 0.0
     collapse: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
+    num_threads: int | None = None
     description: str = ""
     paper: dict[str, Any] = field(default_factory=dict)
 
@@ -139,12 +141,13 @@ def bind(part: Part, rooms: tuple[str, ...], base: type, where: str, given: Mapp
     return cls(**arguments)
 
 
-def build_data(recipe: Recipe) -> "ClassificationData":
-    """Load the data of a recipe."""
+def build_data(recipe: Recipe, out: Path) -> "ClassificationData":
+    """Load the data of a recipe, and write the names of its classes into the directory of its runs."""
     from tightframe.data import DataSource
 
-    source = bind(recipe.data, ("tightframe.data",), DataSource, "data")
-    return source.load()
+    data = bind(recipe.data, ("tightframe.data",), DataSource, "data").load()
+    (out / CLASSES_FILE).write_text(json.dumps(data.class_names) + "\n", encoding="utf-8")
+    return data
 
 
 def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: int) -> "ClassifierModule":
@@ -159,6 +162,8 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
     from tightframe.nn import Classifier
     from tightframe.training import ClassifierModule
 
+    if recipe.num_threads is not None:
+        torch.set_num_threads(recipe.num_threads)
     torch.manual_seed(seed)
     given: dict[str, Any] = {"num_classes": data.num_classes, "class_counts": data.class_counts, "seed": seed}
     sample = torch.as_tensor(data.train[0][0])

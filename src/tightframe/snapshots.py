@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tightframe._checks import DataFileError
@@ -36,7 +37,9 @@ class Snapshot:
         path = Path(directory) / f"epoch-{self.epoch:05d}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSORS}
+        tensors = {
+            name: getattr(self, name).detach().cpu().clone(memory_format=torch.contiguous_format) for name in TENSORS
+        }
         save_file(tensors, partial, metadata={"epoch": str(self.epoch)})
         os.replace(partial, path)
         return path

@@ -267,4 +267,4 @@ def _merge_packed(states: Tensor, num_classes: int, dim: int, scatter: bool) -> 
     parts = [ClassMoments(num_classes, dim, scatter=scatter, packed=state) for state in states]
     for other in parts[1:]:
         parts[0].merge(other)
-    return parts[0].packed
+    return parts[0].packed.clone()  # a view would keep the memory of all of them

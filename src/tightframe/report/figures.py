@@ -1,0 +1,136 @@
+"""Still figures for papers and slides, as PNG and SVG."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tightframe._checks import require_extra
+from tightframe.report.content import RunGeometry
+from tightframe.report.geometry import Array
+from tightframe.report.history import Panel
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; yellow is too pale for lines.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B")
+DASHES = ("-", "--", ":", "-.")
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.hashsalt": "tightframe",
+    "svg.fonttype": "none",
+}
+MAX_ROWS = 6
+
+
+def write_figures(
+    directory: Path, panels: Sequence[Panel], runs: Sequence[str], classes: Sequence[RunGeometry]
+) -> None:
+    """Write ``accuracy``, ``collapse`` and ``class_means``, each as PNG and SVG, where there is material for them.
+
+    Args:
+        directory: where to; created if needed.
+        panels: the charts against epochs; only those of the first view are drawn.
+        runs: all runs, in the order of their colours.
+        classes: class geometry of each run; the first six are drawn.
+    """
+    matplotlib = require_extra("matplotlib", "cli")
+    main = [panel for panel in panels if panel.main]
+    directory.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        for name, chosen in (
+            ("accuracy", [panel for panel in main if panel.key[2] == "accuracy"]),
+            ("collapse", [panel for panel in main if panel.key[2] != "accuracy"]),
+        ):
+            if chosen:
+                _save(_curves(chosen, runs), directory / name)
+        if classes:
+            _save(_class_means(classes[:MAX_ROWS]), directory / "class_means")
+
+
+def _save(figure: Any, stem: Path) -> None:
+    figure.savefig(stem.with_suffix(".png"), dpi=150)
+    figure.set_layout_engine("none")  # keeps the layout just found, which takes as long as the drawing
+    figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _curves(panels: Sequence[Panel], runs: Sequence[str]) -> Any:
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = _figure(max(5.0, 4.2 * columns), 3.1 * rows + 0.7)
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw_panel(axis, panel, runs)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    handles = {line.get_label(): line for axis in axes for line in axis.lines if line.get_label() in runs}
+    figure.legend(
+        [handles[run] for run in runs if run in handles],
+        [_plain(run) for run in runs if run in handles],
+        loc="outside lower center",
+        ncols=min(len(runs), 3),
+    )
+    return figure
+
+
+def _draw_panel(axis: Any, panel: Panel, runs: Sequence[str]) -> None:
+    factor = 100 if panel.quantity.percent else 1
+    for curve in panel.curves:
+        index = runs.index(curve.run)
+        color, dash = PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
+        means = [factor * e.mean for e in curve.estimates]
+        marker = "o" if len(means) == 1 else None
+        axis.plot(curve.epochs, means, color=color, linestyle=dash, marker=marker, linewidth=1.8, label=curve.run)
+        low, high = ([factor * v for v in bound] for bound in (curve.low, curve.high))
+        axis.fill_between(curve.epochs, low, high, color=color, alpha=0.16, linewidth=0)
+    axis.set_yscale("log" if panel.log else "linear")
+    axis.set_ylim(*(factor * limit for limit in panel.limits))
+    axis.set_title(_plain(panel.title) + (" %" if panel.quantity.percent else ""))
+    axis.set_xlabel("epoch")
+
+
+def _class_means(classes: Sequence[RunGeometry]) -> Any:
+    """Draw a column a run, class means above and classifier below, and the simplex ETF at the end."""
+    figure = _figure(2.5 * (len(classes) + 1) + 0.6, 5.6)
+    axes = figure.subplots(2, len(classes) + 1, squeeze=False)
+    limit = max(item.color_limit for item in classes)
+    for column, item in enumerate(classes):
+        _heat_map(axes[0, column], item.means, limit, textwrap.fill(_plain(item.run), 20))
+        image = _heat_map(axes[1, column], item.classifier, limit)
+    axes[0, 0].set_ylabel("class means")
+    axes[1, 0].set_ylabel("class vectors")
+    _heat_map(axes[0, -1], classes[0].ideal, limit, "simplex ETF")
+    axes[1, -1].set_visible(False)
+    figure.colorbar(image, ax=axes, shrink=0.7, aspect=30, label="cosine after centring", pad=0.02)
+    return figure
+
+
+def _heat_map(axis: Any, matrix: Array, limit: float, title: str = "") -> Any:
+    image = axis.imshow(matrix, cmap="PuOr_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    axis.set_title(title, fontsize=10.5)
+    axis.grid(False)
+    axis.tick_params(length=0, labelsize=8)
+    for side in axis.spines.values():
+        side.set_visible(False)
+    return image
+
+
+def _figure(width: float, height: float) -> Any:
+    # A bare Figure leaves pyplot's global state, and any display, alone.
+    return require_extra("matplotlib.figure", "cli").Figure(figsize=(width, height), layout="constrained")
+
+
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading a name as mathematics."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,158 @@
+"""What the pictures of the geometry show: cosines of class vectors, and features seen in the simplex's own space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tightframe._checks import ArgumentError
+from tightframe.snapshots import Snapshot
+
+Array = NDArray[np.float64]
+
+
+def centred_cosines(vectors: Array) -> Array:
+    """Cosines between the rows of ``vectors`` after their average is subtracted.
+
+    Args:
+        vectors: ``(K, d)``; a row of nan is left out of the average.
+
+    Returns:
+        ``(K, K)``, nan where a row is nan or equals the average.
+
+    Example:
+        >>> centred_cosines(np.eye(3)).round(3)[0]
+        array([ 1. , -0.5, -0.5])
+    """
+    present = np.isfinite(vectors).all(axis=1)
+    centred = vectors - (vectors[present].mean(axis=0) if present.any() else 0.0)
+    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+    unit = np.divide(centred, lengths, out=np.full_like(centred, np.nan), where=lengths > 0)
+    cosines: Array = unit @ unit.T
+    return cosines
+
+
+def reference_simplex(count: int) -> Array:
+    """Vertices of the regular simplex with unit circumradius, one of them upright; ``(count, count - 1)``.
+
+    Example:
+        >>> reference_simplex(3).round(3)
+        array([[ 0.   ,  1.   ],
+               [ 0.866, -0.5  ],
+               [-0.866, -0.5  ]])
+    """
+    if count == 1:
+        return np.zeros((1, 0))
+    height = 1 / (count - 1)
+    base = np.sqrt(1 - height**2) * reference_simplex(count - 1)
+    top = np.append(np.zeros(count - 2), 1.0)
+    return np.vstack([top, np.hstack([base, np.full((count - 1, 1), -height)])])
+
+
+@dataclass(frozen=True)
+class SimplexFrame:
+    """One epoch of a :class:`SimplexView`, in its coordinates.
+
+    Args:
+        epoch: completed epochs.
+        vectors: ``(m, m-1)`` centred class vectors; their root mean square length is 1.
+        means: ``(m, m-1)`` class means.
+        points: for each class ``(n, m-1)`` features.
+    """
+
+    epoch: int
+    vectors: Array
+    means: Array
+    points: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class SimplexView:
+    """Features of m classes against epochs, seen in the space that the m centred class vectors span.
+
+    Args:
+        classes: the m classes, at most 4.
+        vertices: ``(m, m-1)`` the regular simplex that stands still.
+        frames: by increasing epoch.
+    """
+
+    classes: tuple[int, ...]
+    vertices: Array
+    frames: tuple[SimplexFrame, ...]
+
+
+def simplex_view(
+    snapshots: Sequence[Snapshot], classes: Sequence[int] | None = None, *, per_class: int = 40
+) -> SimplexView | None:
+    """Project features on the space of a few class vectors and turn it onto one fixed simplex.
+
+    The basis of each epoch is the orthonormal ``(d, m-1)`` matrix nearest to V^T T, with V the centred class vectors
+    and T the fixed simplex: it spans the rows of V and solves the orthogonal Procrustes problem between V and T. So a
+    fixed classifier stands still, and a learned one moves without jumps of the view. Means and features are centred by
+    the average of the m class means and divided by these means' root mean square length in all d dimensions: the means
+    reach the vertices only if nothing of them lies outside the picture.
+
+    Args:
+        snapshots: of one training, by increasing epoch.
+        classes: 2 to 4 classes; ``None`` takes the first ones of which the last snapshot holds mean and features.
+        per_class: most features drawn of a class.
+
+    Returns:
+        The view, or ``None`` if no snapshot can be drawn: fewer than two classes, or nothing finite.
+
+    Raises:
+        ArgumentError: if ``classes`` are not 2 to 4 distinct classes of the snapshots.
+    """
+    if not snapshots:
+        return None
+    num_classes, dim = snapshots[-1].class_vectors.shape
+    most = min(4, num_classes, dim + 1)
+    if classes is None:
+        usable = _finite_rows(snapshots[-1].class_means) & _finite_rows(snapshots[-1].class_vectors)
+        seen = set(snapshots[-1].labels.tolist())
+        classes = sorted(map(int, np.flatnonzero(usable)), key=lambda c: (c not in seen, c))[:most]
+        if len(classes) < 2:
+            return None
+    elif not 2 <= len(set(classes)) == len(classes) <= most or not all(0 <= c < num_classes for c in classes):
+        raise ArgumentError(
+            f"classes must be 2 to {most} distinct numbers in 0..{num_classes - 1} (K = {num_classes}, d = {dim}), "
+            f"got {list(classes)}"
+        )
+    vertices = reference_simplex(len(classes))
+    frames = [_frame(snapshot, list(classes), vertices, per_class) for snapshot in snapshots]
+    drawn = tuple(frame for frame in frames if frame is not None)
+    return SimplexView(tuple(classes), vertices, drawn) if drawn else None
+
+
+def _frame(snapshot: Snapshot, classes: list[int], vertices: Array, per_class: int) -> SimplexFrame | None:
+    vectors, means = to_array(snapshot.class_vectors)[classes], to_array(snapshot.class_means)[classes]
+    if not (np.isfinite(vectors).all() and np.isfinite(means).all()):
+        return None
+    vectors, centre = vectors - vectors.mean(axis=0), means.mean(axis=0)
+    length, scale = _rms(vectors), _rms(means - centre)
+    if length == 0 or scale == 0:
+        return None
+    left, _, right = np.linalg.svd(vectors.T @ vertices, full_matrices=False)
+    basis = left @ right
+    features, labels = to_array(snapshot.features), snapshot.labels.numpy()
+    points = [features[labels == c][:per_class] for c in classes]
+    points = [(p[np.isfinite(p).all(axis=1)] - centre) @ basis / scale for p in points]
+    return SimplexFrame(snapshot.epoch, vectors @ basis / length, (means - centre) @ basis / scale, tuple(points))
+
+
+def to_array(tensor: Tensor) -> Array:
+    """Convert to float64 on the CPU, from any floating dtype."""
+    array: Array = tensor.detach().cpu().double().numpy()
+    return array
+
+
+def _finite_rows(tensor: Tensor) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(to_array(tensor)).all(axis=1))
+
+
+def _rms(vectors: Array) -> float:
+    return float(np.sqrt((vectors**2).sum(axis=1).mean()))

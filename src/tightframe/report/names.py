@@ -1,0 +1,104 @@
+"""How a metric id is shown: a label, one line of meaning and its value under exact collapse."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+FEATURES = "features"
+MAIN_METRICS = (
+    "nc1.pinv",
+    "cdnv",
+    "nc2.equinorm.means",
+    "nc2.max_angle.means",
+    "nc3.distance",
+    "nc4.agreement",
+)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One measured quantity as a reader sees it.
+
+    Args:
+        label: a few words.
+        meaning: one line.
+        ideal: its value under exact collapse, or at best; ``None`` if there is none.
+        percent: whether it is a share in 0..1 that is shown in percent.
+    """
+
+    label: str
+    meaning: str = ""
+    ideal: float | None = None
+    percent: bool = False
+
+
+KNOWN = {
+    "accuracy": Quantity("accuracy", "share of samples classified correctly", 1.0, percent=True),
+    "error": Quantity("error", "share of samples classified wrongly", 0.0, percent=True),
+    "class_mean_accuracy": Quantity("class-mean accuracy", "accuracy averaged over classes", 1.0, percent=True),
+    "loss": Quantity("loss", "the training objective"),
+    "nc1.pinv": Quantity("NC1", "within-class over between-class scatter", 0.0),
+    "nc1.pinv_sum": Quantity("NC1 (sum)", "within-class over between-class scatter, times K", 0.0),
+    "nc1.ratio": Quantity("NC1 (trace ratio)", "total within-class over between-class variance", 0.0),
+    "cdnv": Quantity("CDNV", "variance of two classes over squared distance", 0.0),
+    "vci": Quantity("VCI", "variability that the class means leave unexplained", 0.0),
+    "nc2.equinorm": Quantity("NC2 norms", "spread of the lengths, relative to their mean", 0.0),
+    "nc2.equiangularity": Quantity("NC2 angles", "spread of the pairwise cosines", 0.0),
+    "nc2.max_angle": Quantity("NC2 simplex angle", "mean distance of the cosines from −1/(K−1)", 0.0),
+    "nc2.gram": Quantity("NC2 Gram", "distance of the Gram matrix from the simplex's", 0.0),
+    "nc2.etf_gap": Quantity("NC2 ETF gap", "distance to the nearest simplex ETF", 0.0),
+    "nc2.min_separation": Quantity("NC2 separation", "smallest distance of two class directions"),
+    "gnc2.log": Quantity("GNC2 energy", "hyperspherical energy of the class directions"),
+    "gnc2.log_variance": Quantity("GNC2 energy, variance", "variance of the energy over pairs", 0.0),
+    "nc0": Quantity("NC0", "length of the sum of the class vectors", 0.0),
+    "nc1.rank": Quantity("NC1 rank", "rank of the centred class means"),
+    "nc3.distance": Quantity("NC3 distance", "class means to class vectors, squared", 0.0),
+    "nc3.gram": Quantity("NC3 Gram", "distance of means times classifier from the simplex's Gram", 0.0),
+    "nc3.alignment": Quantity("NC3 angle", "1 minus the cosine of class mean and class vector", 0.0),
+    "nc3.alignment_variance": Quantity("NC3 angle, variance", "variance of these cosines over classes", 0.0),
+    "nc4.agreement": Quantity("NC4 agreement", "classifier decides like the nearest class mean", 1.0, percent=True),
+    "ncc.accuracy": Quantity("nearest-mean accuracy", "accuracy of the nearest class mean", 1.0, percent=True),
+    "numerical_rank": Quantity("numerical rank", "of one class's features, not centred", 1.0),
+    "bias_collapse": Quantity("bias collapse", "length of the logits at the global mean", 0.0),
+    "cosine_margin": Quantity("cosine margin", "cosine to the own class vector minus the largest other"),
+    "mistake_severity": Quantity("mistake severity", "mean tree distance over the mistakes"),
+}
+
+
+def quantity(metric: str, num_classes: int | None = None) -> Quantity:
+    """Describe a metric id; an unknown one is shown under its own name.
+
+    Args:
+        metric: metric id such as ``nc1.pinv``, possibly ending in ``.means`` or ``.classifier``.
+        num_classes: K, which some ideals depend on.
+
+    Example:
+        >>> quantity("nc2.gram.classifier").label
+        'NC2 Gram, classifier'
+        >>> quantity("cosine_margin", num_classes=5).ideal
+        1.25
+    """
+    stem, _, part = metric.rpartition(".")
+    known = KNOWN.get(metric)
+    if known is None and part in ("means", "classifier") and stem in KNOWN:
+        known = KNOWN[stem]
+        if part == "classifier":
+            known = replace(known, label=f"{known.label}, classifier")
+    if known is None:
+        return Quantity(metric)
+    if known.ideal is None and num_classes is not None and num_classes > 1:
+        return replace(known, ideal=_ideal_for(num_classes).get(metric if metric in KNOWN else stem))
+    return known
+
+
+def _ideal_for(num_classes: int) -> dict[str, float]:
+    """Values at a simplex ETF of K classes: its margin, its rank and the distance of its unit vectors."""
+    ratio = num_classes / (num_classes - 1)
+    separation = math.sqrt(2 * ratio)
+    return {
+        "cosine_margin": ratio,
+        "nc1.rank": num_classes - 1.0,
+        "nc2.min_separation": separation,
+        "gnc2.log": -math.log(separation),
+    }

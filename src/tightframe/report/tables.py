@@ -1,0 +1,266 @@
+"""The leaderboard as data, in the terminal and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tightframe._checks import EmptyDataError, require_extra
+from tightframe.records import Record, Records
+from tightframe.report.history import Estimate, History, Key, estimate
+from tightframe.report.names import FEATURES, MAIN_METRICS, Quantity, quantity
+from tightframe.report.runs import RunDirectory, read_runs
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One quantity of the leaderboard.
+
+    Args:
+        name: its name in the CSV, such as ``test.accuracy``.
+        source: split, layer and metric of the records it comes from.
+        quantity: label, meaning and ideal.
+        best: indices of the rows whose mean is nearest to the ideal; empty without an ideal or a rival.
+    """
+
+    name: str
+    source: Key
+    quantity: Quantity
+    best: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of the leaderboard.
+
+    Args:
+        run: its name.
+        seeds: the seeds that measured anything.
+        epochs: smallest and largest last epoch among the seeds; they differ if a training is unfinished.
+        estimates: one for each column.
+        classifier_parameters: trainable parameters of the classifier; ``None`` if unknown.
+    """
+
+    run: str
+    seeds: tuple[int, ...]
+    epochs: tuple[int, int]
+    estimates: tuple[Estimate, ...]
+    classifier_parameters: int | None
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Rows by decreasing accuracy, and the columns that they have values for."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+
+def leaderboard(
+    records: Records, *, classifier_parameters: Mapping[str, int] | None = None, num_classes: int | None = None
+) -> Leaderboard:
+    """Compare the runs at their last epoch: mean and 95 % Student-t interval over seeds.
+
+    Accuracy comes first (test, else validation, else train), then the errors and whatever else was measured on the
+    outputs of that split, then the main collapse metrics on the training features.
+
+    Args:
+        records: measurements of all runs.
+        classifier_parameters: trainable parameters of the classifier, by run.
+        num_classes: K, for the ideal value of those metrics that depend on it.
+
+    Raises:
+        EmptyDataError: if ``records`` is empty.
+
+    Example:
+        >>> records = Records()
+        >>> for seed, value in enumerate([0.90, 0.92, 0.94]):
+        ...     records.add("accuracy", value, run="haar", seed=seed, epoch=10, split="test")
+        >>> row = leaderboard(records).rows[0]
+        >>> round(row.estimates[0].mean, 3), round(row.estimates[0].half_width, 4)
+        (0.92, 0.0497)
+    """
+    if not len(records):
+        raise EmptyDataError("records must hold at least one row, got none; measure something first")
+    history = History(records)
+    columns = _columns(history, num_classes)
+    rows = [_row(history, records, run, columns, (classifier_parameters or {}).get(run)) for run in history.runs]
+    if columns and columns[0].source[2] == "accuracy":
+        rows.sort(
+            key=lambda row: -math.inf if math.isnan(row.estimates[0].mean) else row.estimates[0].mean, reverse=True
+        )
+    marked = tuple(
+        Column(c.name, c.source, c.quantity, _best([row.estimates[i] for row in rows], c.quantity.ideal))
+        for i, c in enumerate(columns)
+    )
+    return Leaderboard(marked, tuple(rows))
+
+
+def _columns(history: History, num_classes: int | None) -> list[Column]:
+    split = history.evaluation_split
+    accuracy: Key = (split, "", "accuracy")
+    columns = []
+    if accuracy in history.values:
+        columns = [Column(f"{split}.accuracy", accuracy, quantity("accuracy"))]
+        errors = dict.fromkeys(s for s in (split, "train") if (s, "", "accuracy") in history.values)
+        columns += [Column(f"{s}.error", (s, "", "accuracy"), quantity("error")) for s in errors]
+    sources = [key for key in history.values if key[:2] == (split, "") and key[2] not in ("accuracy", "loss")]
+    sources += [key for m in MAIN_METRICS if (key := ("train", FEATURES, m)) in history.values]
+    return columns + [Column(f"{key[0]}.{key[2]}", key, quantity(key[2], num_classes)) for key in sources]
+
+
+def _row(history: History, records: Records, run: str, columns: list[Column], parameters: int | None) -> Row:
+    last: dict[int, int] = {}
+    for record in records:
+        if record.run == run:
+            last[record.seed] = max(record.epoch, last.get(record.seed, 0))
+    estimates = []
+    for column in columns:
+        values = list(history.last(column.source, run).values())
+        if column.name.endswith(".error"):
+            values = [1 - value for value in values]
+        estimates.append(estimate(values))
+    return Row(run, tuple(sorted(last)), (min(last.values()), max(last.values())), tuple(estimates), parameters)
+
+
+def _best(estimates: list[Estimate], ideal: float | None) -> frozenset[int]:
+    if ideal is None or len(estimates) < 2:
+        return frozenset()
+    gaps = [math.inf if math.isnan(e.mean) else abs(e.mean - ideal) for e in estimates]
+    smallest = min(gaps)
+    return frozenset(i for i, gap in enumerate(gaps) if gap == smallest < math.inf)
+
+
+def format_estimate(value: Estimate, percent: bool = False) -> str:
+    """Write ``mean ± half width`` to three digits of the mean, or two decimals of a percentage.
+
+    If some seeds were not finite, the number of those that count follows.
+
+    Example:
+        >>> format_estimate(Estimate(0.9731, 0.0042, 3, 3), percent=True)
+        '97.31 ± 0.42'
+        >>> format_estimate(Estimate(2.13e-8, 4e-9, 3, 3))
+        '(2.13 ± 0.40)·10⁻⁸'
+        >>> format_estimate(Estimate(0.0123, math.nan, 1, 2))
+        '0.0123 (1 of 2)'
+    """
+    if value.count == 0:
+        return "nan" if value.total else "–"
+    scale = 100.0 if percent else 1.0
+    mean, width = scale * value.mean, scale * value.half_width
+    size, power = math.floor(math.log10(abs(mean))) if mean else 0, ""
+    if not percent and (size < -4 or size > 6):
+        mean, width, power = mean / 10.0**size, width / 10.0**size, f"·10{str(size).translate(SUPERSCRIPTS)}"
+    decimals = 2 if percent or power or not mean else max(0, 2 - size)
+    text = f"{mean:,.{decimals}f}"
+    if not math.isnan(width):
+        text += f" ± {width:,.{decimals}f}"
+        text = f"({text})" if power else text
+    return text + power + ("" if value.count == value.total else f" ({value.count} of {value.total})")
+
+
+def column_title(column: Column) -> str:
+    """Label of a column with its split where that is not plain, and the percent sign."""
+    label = column.quantity.label
+    title = f"{column.source[0]} {label}" if column.source[1] == "" else label
+    return title[:1].upper() + title[1:] + (" %" if column.quantity.percent else "")
+
+
+def epochs_text(row: Row) -> str:
+    """Write the last epoch, or the range over seeds."""
+    return str(row.epochs[0]) if row.epochs[0] == row.epochs[1] else f"{row.epochs[0]}–{row.epochs[1]}"
+
+
+def board_cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
+    """Write the board's headings, and its cells row by row, as text."""
+    headings = ["Run", *map(column_title, board.columns), "Classifier parameters", "Seeds", "Epochs"]
+    rows = []
+    for row in board.rows:
+        cells = [format_estimate(e, c.quantity.percent) for c, e in zip(board.columns, row.estimates, strict=True)]
+        parameters = "–" if row.classifier_parameters is None else f"{row.classifier_parameters:,}"
+        rows.append([row.run, *cells, parameters, str(len(row.seeds)), epochs_text(row)])
+    return headings, rows
+
+
+def render_tables(board: Leaderboard, width: int = 80) -> list[Any]:
+    """Build ``rich`` tables of a leaderboard, continued in a further table where one would be wider than ``width``."""
+    headings, rows = board_cells(board)
+    # Headings may wrap between words and long names of runs anywhere, numbers nowhere; rich alone would cut some.
+    widths = []
+    for i, heading in enumerate(headings):
+        longest = max(map(len, [*heading.split(), *(row[i] for row in rows)]))
+        widths.append(max(longest, len(heading) // 2 + 2) if i else min(longest, 32))
+    padding = 3
+    parts: list[list[int]] = [[]]
+    for i in range(1, len(headings)):
+        if parts[-1] and sum(widths[j] + padding for j in [0, *parts[-1], i]) > width:
+            parts.append([])
+        parts[-1].append(i)
+    return [_rich_table(board, headings, rows, widths, part) for part in parts]
+
+
+def _rich_table(
+    board: Leaderboard, headings: list[str], rows: list[list[str]], widths: list[int], part: list[int]
+) -> Any:
+    table = require_extra("rich.table", "cli").Table(box=require_extra("rich.box", "cli").SIMPLE_HEAD, pad_edge=False)
+    text = require_extra("rich.text", "cli").Text
+    table.add_column(text(headings[0]), width=widths[0], overflow="fold")
+    for i in part:
+        table.add_column(text(headings[i]), justify="right", width=widths[i])
+    best = {(row, i) for i, column in enumerate(board.columns, start=1) for row in column.best}
+    for index, row in enumerate(rows):
+        table.add_row(text(row[0]), *(text(row[i], style="bold" if (index, i) in best else "") for i in part))
+    return table
+
+
+def print_leaderboard(out: Path | RunDirectory, *, console: Any = None) -> Leaderboard:
+    """Print the leaderboard of an output directory, and which trainings are missing or unfinished.
+
+    Args:
+        out: output directory of a comparison or a training, or what :func:`read_runs` made of it.
+        console: a ``rich.console.Console``; ``None`` prints to standard output.
+
+    Raises:
+        EmptyDataError: if nothing has been measured below ``out``.
+    """
+    runs = out if isinstance(out, RunDirectory) else read_runs(out)
+    console = console or require_extra("rich.console", "cli").Console()
+    board = leaderboard(runs.records, classifier_parameters=runs.classifier_parameters)
+    for table in render_tables(board, console.width):
+        console.print(table)
+    console.print("Mean ± 95 % interval over seeds, at the last epoch measured", style="dim")
+    for training in runs.problems:
+        console.print(f"{training.run}, seed {training.seed}: {training.problem}", markup=False, highlight=False)
+    return board
+
+
+def write_leaderboard_csv(board: Leaderboard, path: Path) -> Path:
+    """Write one line a run: for each quantity the mean, the half width ``_ci95`` and the number of seeds ``_n``.
+
+    Shares are in 0..1, not in percent; what is unknown is empty.
+    """
+    quantities = [f"{column.name}{suffix}" for column in board.columns for suffix in ("", "_ci95", "_n")]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "seeds", "first_last_epoch", "last_epoch", "classifier_parameters", *quantities])
+        for row in board.rows:
+            cells: list[object] = [row.run, len(row.seeds), *row.epochs, row.classifier_parameters]
+            for e in row.estimates:
+                cells += [*("" if math.isnan(v) else v for v in (e.mean, e.half_width)), e.count]
+            writer.writerow(cells)
+    return path
+
+
+def write_records_csv(records: Records, path: Path) -> Path:
+    """Write all records as one tidy table of the eight columns."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Record)])
+        writer.writeheader()
+        writer.writerows(asdict(record) for record in records)
+    return path
