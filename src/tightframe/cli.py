@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser = build_parser()
         parsed = parser.parse_args(arguments)
         command = parsed.command
-        options: Any = parser.instantiate_classes(parsed)[command]
+        options: Any = parser.instantiate(parsed)[command]
         if command in ("compare", "train"):
             own = {"compare": ("out", "seed", "num_seeds"), "train": ("out", "seed", "method")}[command]
             extra = {name: options.pop(name) for name in own}

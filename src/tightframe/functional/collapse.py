@@ -66,7 +66,8 @@ def nc1(moments: ClassMoments, variant: str = "pinv", *, weighting: str = "class
     singular_values, directions = _between_class_svd(moments, weighting)
     if singular_values.numel() == 0:
         return _nan(scatter)
-    within = torch.linalg.vecdot(directions, directions @ scatter) / total
+    # A quadratic form of a scatter is negative by rounding alone.
+    within = torch.linalg.vecdot(directions, directions @ scatter).clamp(min=0) / total
     value = num_present * (within / singular_values.square()).sum()
     return value / num_present if variant == "pinv" else value
 
@@ -86,9 +87,9 @@ def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, T
     """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means."""
     centered = moments.centered_means(weighting)
     _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
-    means = moments.mean[moments.present]
-    eps = torch.finfo(torch.float64).eps
-    noise = eps * (max(centered.shape) * singular_values[0] + 4 * torch.linalg.matrix_norm(means))
+    # What the means carry of rounding: of their own size, and of the deviations that were summed for them.
+    size = torch.linalg.matrix_norm(moments.mean[moments.present]) + moments.trace.sum().sqrt()
+    noise = torch.finfo(torch.float64).eps * (max(centered.shape) * singular_values[0] + 4 * size)
     rank = int((singular_values > noise).sum())
     if weighting == "class":
         rank = min(rank, centered.shape[0] - 1)
@@ -253,6 +254,8 @@ def gnc2(vectors: ClassMoments | Tensor, kernel: str = "log", statistic: str = "
     squares = _pair_sq_distances(matrix)
     if not squares.numel():
         return _nan(squares)
+    if squares.min() == 0:
+        return torch.full_like(squares[0], torch.inf)
     energies = -0.5 * squares.log()
     if kernel == "log":
         return energies.mean() if statistic == "mean" else energies.var(correction=0)
@@ -281,6 +284,8 @@ def nc3_distance(
     """
     check_choice("variant", variant, ("squared", "norm"))
     rows, means = _rows_and_means(moments, weight, weighting)
+    if rows.shape[0] < 2:
+        return _nan(rows)
     distance = torch.linalg.matrix_norm(rows / torch.linalg.matrix_norm(rows) - means / torch.linalg.matrix_norm(means))
     return distance.square() if variant == "squared" else distance
 
@@ -309,6 +314,8 @@ def nc3_alignment(
     """
     check_choice("statistic", statistic, ("mean", "variance"))
     rows, means = _rows_and_means(moments, weight, weighting)
+    if rows.shape[0] < 2:
+        return _nan(rows)
     cosines = torch.linalg.vecdot(_unit(rows), _unit(means))
     return 1 - cosines.mean() if statistic == "mean" else cosines.var()
 
@@ -325,7 +332,11 @@ def bias_collapse(
 
     Some code reports this under the name NC4.
     """
+    if bias is not None and bias.shape != (moments.num_classes,):
+        raise ShapeError(f"bias must have shape (K,) = ({moments.num_classes},), got {tuple(bias.shape)}")
     rows, _ = _rows_and_means(moments, weight, weighting)
+    if rows.shape[0] < 2:
+        return _nan(rows)
     logits = rows @ moments.global_mean(weighting)
     if bias is not None:
         logits = logits + bias.detach().double()[moments.present]
@@ -363,6 +374,13 @@ def _vectors(vectors: ClassMoments | Tensor) -> Tensor:
 
 def _rows_and_means(moments: ClassMoments, weight: Tensor, weighting: str) -> tuple[Tensor, Tensor]:
     """Return the classifier's rows and the centred means of the present classes, both ``(K', d)``."""
+    check_choice("weighting", weighting, ("class", "sample"))
+    rows = rows_of_present(moments, weight)
+    return rows, moments.centered_means(weighting) if rows.shape[0] else moments.mean[:0]
+
+
+def rows_of_present(moments: ClassMoments, weight: Tensor) -> Tensor:
+    """Return the rows of a classifier's weight ``(K, d)`` that belong to present classes, in float64."""
     expected = (moments.num_classes, moments.dim)
     if weight.shape != expected:
         raise ShapeError(f"weight must have shape (K, d) = {expected}, got {tuple(weight.shape)}")
@@ -370,7 +388,7 @@ def _rows_and_means(moments: ClassMoments, weight: Tensor, weighting: str) -> tu
         raise DeviceError(
             f"weight is on {weight.device} and the moments on {moments.device}; move one with .to(device)"
         )
-    return _vectors(weight)[moments.present], moments.centered_means(weighting)
+    return _vectors(weight)[moments.present]
 
 
 def _unit(matrix: Tensor) -> Tensor:

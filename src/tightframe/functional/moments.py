@@ -125,7 +125,7 @@ class ClassMoments:
 
     @property
     def mean(self) -> Tensor:
-        """Class means ``(K, d)``; rows of absent classes mean nothing."""
+        """Class means ``(K, d)``; rows of absent classes are zero."""
         return self._settle()._reference
 
     @property
@@ -196,30 +196,36 @@ class ClassMoments:
                 self._update_masked(features, labels, ignore_index)
 
     def _update_checked(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> None:
+        labels = labels.long()
         if ignore_index is not None:
             keep = labels != ignore_index
             features, labels = features[keep], labels[keep]
         if labels.numel() == 0:
             return
-        labels = labels.long()
         try:
             seen = self._count.index_select(0, labels)
         except IndexError:
             check_label_range(labels, self.num_classes)
             raise
-        if not seen.all().item():
-            new = (seen == 0).nonzero().squeeze(1)
-            classes, slot = torch.unique(labels[new], return_inverse=True)
-            first = torch.full_like(classes, labels.numel()).scatter_reduce_(0, slot, new, "amin")
-            references = features.index_select(0, first)
-            check_finite(references)
-            self._reference.index_copy_(0, classes, references.double())
+        new = None if seen.all().item() else self._adopt_references(features, labels, seen)
         delta = self._differences(features, labels)
-        norms = torch.linalg.vector_norm(delta, dim=1)
-        if not math.isfinite(norms.sum().item()):
+        squares = torch.linalg.vector_norm(delta, dim=1).square_()
+        if not math.isfinite(squares.sum().item()):
+            if new is not None:
+                self._reference.index_fill_(0, new, 0)
             check_finite(features)
             raise NonFiniteError("features must have squares within float64, got larger values; rescale them")
-        self._fold(delta, norms.square_(), labels, torch.ones_like(norms))
+        self._fold(delta, squares, labels, torch.ones_like(squares))
+
+    def _adopt_references(self, features: Tensor, labels: Tensor, seen: Tensor) -> Tensor:
+        """Make the first sample of each class that has none its reference, and return these classes."""
+        rows = (seen == 0).nonzero().squeeze(1)
+        classes, slot = torch.unique(labels[rows], return_inverse=True)
+        first = torch.full_like(classes, labels.numel()).scatter_reduce_(0, slot, rows, "amin")
+        references = features.index_select(0, first)
+        check_finite(references)
+        self._reference.index_copy_(0, classes, references.double())
+        return classes
 
     def _update_masked(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> None:
         """Fold in without reading any value on the host: no shape depends on the data."""
@@ -239,7 +245,7 @@ class ClassMoments:
         # Every row of a class without reference writes the same first sample, so their order does not matter.
         first = torch.full((self.num_classes,), labels.numel(), device=self.device)
         first.scatter_reduce_(0, labels, torch.arange(labels.numel(), device=self.device), "amin")
-        new = (self._count[labels] == 0).unsqueeze(1)
+        new = (keep.any() & (self._count[labels] == 0)).unsqueeze(1)
         self._reference[labels] = torch.where(new, features[first[labels]].double(), self._reference[labels])
         weight = keep.to(self.packed)
         delta = self._differences(features, labels).mul_(weight.unsqueeze(1))
@@ -251,7 +257,8 @@ class ClassMoments:
         Fresh memory for every batch would cost more than the arithmetic.
         """
         if self._work.shape[1] < labels.numel():
-            self._work = self.packed.new_empty(2, labels.numel(), self.dim)
+            with torch.inference_mode(False):  # or no later update outside of it could use this memory
+                self._work = torch.empty(2, labels.numel(), self.dim, dtype=torch.float64, device=self.device)
         delta, reference = self._work[:, : labels.numel()]
         delta.copy_(features)
         return delta.sub_(torch.index_select(self._reference, 0, labels, out=reference))
@@ -304,22 +311,29 @@ class ClassMoments:
     def all_reduce_(self, group: dist.ProcessGroup | None = None) -> ClassMoments:
         """Merge the moments of all ranks in place, on every rank; needs ``torch.distributed`` initialised.
 
-        The state is reduced where it lies, beside one copy of the means: no rank ever holds the states of the others.
+        The state is reduced where it lies, beside one more ``(K, d)``: no rank ever holds the states of the others.
         """
         dist.all_reduce(self._bad, group=group)  # first, so that every rank raises or none
+        self._raise_if_bad()
         self._settle()
-        counts = self._count.clone()
-        means = self._reference.clone()
-        self._reference.mul_(counts.unsqueeze(1))
+        counts = self._count.clone().unsqueeze(1)
         dist.all_reduce(self._count, group=group)
+        # Means are averaged as differences from an origin that the ranks agree on, lest an offset cost digits.
+        origin = torch.where(counts > 0, self._reference, -torch.inf)
+        dist.all_reduce(origin, op=dist.ReduceOp.MAX, group=group)
+        origin.masked_fill_(self._count.unsqueeze(1) == 0, 0)
+        gap = torch.sub(self._reference, origin, out=self._sum)  # the sums are empty now and lend their memory
+        torch.mul(gap, counts, out=self._reference)
         dist.all_reduce(self._reference, group=group)
         self._reference.div_(self._count.clamp(min=1).unsqueeze(1))
-        gap = means.sub_(self._reference).mul_(counts.sqrt_().unsqueeze(1))
+        gap.sub_(self._reference).mul_(counts.sqrt_())
+        self._reference.add_(origin)
         self._squares.add_(torch.linalg.vector_norm(gap, dim=1).square_())
         dist.all_reduce(self._squares, group=group)
         if self._products is not None:
             self._products.addmm_(gap.T, gap)
             dist.all_reduce(self._products, group=group)
+        self._sum.zero_()
         return self
 
     def _raise_if_bad(self) -> None:

@@ -25,8 +25,8 @@ _VECTOR_METRICS: dict[str, Callable[[ClassMoments | Tensor], Tensor]] = {
 }
 
 
-def _of_rows(metric: Callable[[ClassMoments | Tensor], Tensor]) -> OfClassifier:
-    return lambda moments, weight: metric(weight[moments.present])
+def _of_rows(metric: Callable[[Tensor], Tensor]) -> OfClassifier:
+    return lambda moments, weight: metric(c.rows_of_present(moments, weight))
 
 
 # Metrics of the moments; those of the second table need the scatter, those of the third the classifier's weight.
@@ -43,7 +43,7 @@ _DEFAULT: tuple[dict[str, OfMoments], dict[str, OfMoments], dict[str, OfClassifi
         "nc3.distance": c.nc3_distance,
         "nc3.gram": c.nc3_gram,
         "nc3.alignment": c.nc3_alignment,
-        "nc0": lambda moments, weight: c.nc0(weight),
+        "nc0": _of_rows(c.nc0),
     },
 )
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -126,7 +127,7 @@ class NeuralCollapseCallback(Callback):
         layers = [*(layer for layer in self.layers if layer != name), name]
         num_classes = self.num_classes or num_outputs(classifier)
         train: Measurement | None = None
-        with torch.random.fork_rng(devices=[]):
+        with isolate_rng(include_cuda=False):
             for split, loader in self._loaders(trainer, module):
                 batches = evaluation_loader(loader, self.batch_size, trainer.global_rank, trainer.world_size)
                 hold = self.hold_bytes if self.preset is None else 0
