@@ -145,6 +145,7 @@ def check_label_range(labels: Tensor, num_classes: int, name: str = "labels") ->
         return
     import torch
 
+    labels = labels.long()  # a narrow type would wrap num_classes
     low, high = torch.aminmax(labels)
     if low >= 0 and high < num_classes:
         return

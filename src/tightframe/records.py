@@ -64,7 +64,9 @@ class Record:
         if not isinstance(row, dict) or set(row) != COLUMNS:
             raise ValueError(f"expected an object with exactly the keys {sorted(COLUMNS)}")
         run, split, layer, metric = (str(row[name]) for name in ("run", "split", "layer", "metric"))
-        seed, epoch, step = (int(row[name]) for name in ("seed", "epoch", "step"))
+        seed, epoch, step = (row[name] for name in ("seed", "epoch", "step"))
+        if not all(isinstance(number, int) for number in (seed, epoch, step)):
+            raise ValueError(f"seed, epoch and step must be integers, got {seed}, {epoch}, {step}")
         return cls(run, seed, epoch, step, split, layer, metric, float(row["value"]))
 
 
@@ -117,13 +119,12 @@ class Records:
 
     def where(self, **columns: Any) -> Records:
         """Return the rows whose columns equal the given values."""
-        unknown = set(columns) - COLUMNS
-        if unknown:
-            raise ArgumentError(f"columns must be among {sorted(COLUMNS)}, got {sorted(unknown)}")
+        _check_columns(columns)
         return Records(r for r in self if all(getattr(r, name) == value for name, value in columns.items()))
 
     def unique(self, column: str) -> list[Any]:
         """Return the distinct values of a column, in order of first appearance."""
+        _check_columns([column])
         return list(dict.fromkeys(getattr(r, column) for r in self))
 
     def value(self, metric: str, **columns: Any) -> float:
@@ -169,3 +170,9 @@ class Records:
             except (ValueError, TypeError) as error:
                 raise DataFileError(f"{path}, line {number} is not a record: {error}") from error
         return cls(rows)
+
+
+def _check_columns(names: Iterable[str]) -> None:
+    unknown = set(names) - COLUMNS
+    if unknown:
+        raise ArgumentError(f"columns must be among {sorted(COLUMNS)}, got {sorted(unknown)}")

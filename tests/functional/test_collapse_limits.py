@@ -52,7 +52,11 @@ def test_fewer_than_two_classes_give_nan(moments):
     values = [nc1(moments, v) for v in ("pinv", "pinv_sum", "ratio")] + [vci(moments, v) for v in ("bound", "rank")]
     values += [between_class_rank(moments), cdnv(moments)] + [metric(moments) for metric, _ in OF_VECTORS.values()]
     values += [nc3_distance(moments, W, v) for v in ("squared", "norm")]
-    values += [nc3_gram(moments, W), *(nc3_alignment(moments, W, v) for v in ("mean", "variance"))]
+    values += [
+        bias_collapse(moments, W),
+        nc3_gram(moments, W),
+        *(nc3_alignment(moments, W, v) for v in ("mean", "variance")),
+    ]
     assert all(math.isnan(v.item()) for v in values)
     assert {(v.shape, v.dtype) for v in values} == {(torch.Size(), torch.float64)}
 
@@ -111,6 +115,8 @@ def test_energy_of_coinciding_directions_is_infinite(kernel, statistic):
     M = torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [1.0, 0.0, 0.0]])
     assert nc2_min_separation(M).item() == 0
     assert gnc2(M, kernel, statistic).item() == INF
+    assert gnc2(M[:, :2], kernel, statistic).item() == INF  # where the Riesz exponent d - 2 is zero
+    assert math.isnan(gnc2(torch.cat([M, torch.zeros(1, 3)]), kernel, statistic).item())
 
 
 def test_absent_classes_are_left_out():

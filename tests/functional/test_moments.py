@@ -22,6 +22,7 @@ def assert_exact(moments, features, labels, rtol=1e-12):
     exact = exact_statistics(features, labels)
     assert moments.present.nonzero().squeeze(1).tolist() == exact.classes.tolist()
     assert moments.count[moments.present].tolist() == exact.count.tolist()
+    assert not moments.mean[~moments.present].any()
     resolution = np.finfo(np.float64).eps * float(np.abs(exact.mean).max())
     mean = moments.mean[moments.present].numpy()
     np.testing.assert_allclose(mean, exact.mean, rtol=0, atol=rtol * float(np.sqrt(exact.trace.max())) + resolution)
@@ -37,7 +38,7 @@ def test_by_hand():
     moments.update(torch.tensor([[0.0, 0.0], [2.0, 4.0], [7.0, 7.0]]), torch.tensor([2, 2, 0]))
     assert moments.count.tolist() == [1, 0, 2]
     assert moments.present.tolist() == [True, False, True]
-    assert moments.mean[[0, 2]].tolist() == [[7, 7], [1, 2]]
+    assert moments.mean.tolist() == [[7, 7], [0, 0], [1, 2]]
     assert moments.trace.tolist() == [0, 0, pytest.approx(10, rel=1e-15)]
     torch.testing.assert_close(moments.scatter, torch.tensor([[2.0, 4.0], [4.0, 8.0]]).double(), rtol=1e-15, atol=0)
     assert moments.global_mean().tolist() == [4.0, 4.5]

@@ -247,6 +247,7 @@ def test_a_batch_that_is_ignored_whole_leaves_no_trace_in_a_later_merge(value):
     moments = ClassMoments(1, 1)
     moments._update_masked(torch.tensor([[value]]), torch.tensor([-100]), -100)
     assert moments.count.tolist() == [0]
+    assert moments.mean.tolist() == [[0]]
     assert moments.trace.tolist() == [0]
     moments.merge(ClassMoments.from_samples(torch.tensor([[0.25]]), torch.tensor([0]), 1))
     assert moments.mean.tolist() == [[0.25]]

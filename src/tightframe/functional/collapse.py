@@ -80,7 +80,8 @@ def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Te
     """
     if int(moments.present.sum()) < 2:
         return _nan(moments.packed)
-    return torch.tensor(float(_between_class_svd(moments, weighting)[0].numel()), dtype=torch.float64)
+    singular_values, _ = _between_class_svd(moments, weighting)
+    return singular_values.new_tensor(float(singular_values.numel()))
 
 
 def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
@@ -131,7 +132,8 @@ def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "clas
         weighting: see the module.
 
     Returns:
-        A number in [0, 1] up to rounding; 0 at collapse. With ``"bound"`` merged class means raise it.
+        A number in [0, 1] up to rounding; 0 at collapse. With ``"bound"`` merged class means raise it. nan if all
+        features are one point.
     """
     check_choice("variant", variant, ("bound", "rank"))
     num_present = int(moments.present.sum())
@@ -146,7 +148,7 @@ def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "clas
     rank = min(moments.dim, num_present - 1)
     if variant == "rank":
         rank = _between_class_svd(moments, weighting)[0].numel()
-    return 1 - explained / rank if rank else _nan(explained)
+    return 1 - explained / rank if rank and eigenvalues[-1] > 0 else _nan(explained)
 
 
 def nc2_equinorm(vectors: ClassMoments | Tensor, *, correction: int = 1) -> Tensor:

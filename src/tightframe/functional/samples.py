@@ -78,6 +78,7 @@ def nc4_agreement(features: Tensor, logits: Tensor, moments: ClassMoments) -> Te
         raise ShapeError(f"logits must have shape (B, K) = {expected}, got {tuple(logits.shape)}")
     if not features.shape[0]:
         raise EmptyDataError("features must hold at least one sample, got none")
+    check_finite(logits, "logits")
     return (nearest_class_center(features, moments) == logits.argmax(dim=1)).double().mean()
 
 
