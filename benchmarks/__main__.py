@@ -1,0 +1,19 @@
+"""Run every benchmark, each in a process of its own, so that none inherits the memory or the threads of another."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+NAMES = ("nc1_accuracy", "moments", "nc1_time", "cdnv", "etf_logits", "callback", "sync")
+
+
+def main() -> int:
+    failed = [name for name in NAMES if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"]).returncode]
+    for name in failed:
+        print(f"benchmarks.{name} failed", file=sys.stderr)
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""NC1 (pinv) from float32 features where float32 arithmetic fails: error against an exact float64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks._timing import Row, one_thread, report
+from tightframe.functional import ClassMoments, nc1
+
+TARGET = 1e-6
+BATCH = 256
+
+
+class Case(NamedTuple):
+    """Features ``(N, d)`` float32 and labels; ``place[k]`` is the same number for classes with the same mean."""
+
+    features: Tensor
+    labels: Tensor
+    place: Tensor
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def clouds(means: Tensor, per_class: int, sigma: float) -> Case:
+    """Gaussian clouds about the means ``(K, d)``, in shuffled order."""
+    K, d = means.shape
+    order = torch.randperm(K * per_class, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(K).repeat_interleave(per_class)[order]
+    noise = sigma * draw(K * per_class, d, seed=2)
+    return Case((means[labels] + noise).float(), labels, torch.arange(K))
+
+
+def superclasses(gap: float, d: int = 512) -> Case:
+    """Two superclasses of three classes; their centres are ``gap`` times as long as the steps from centre to class."""
+    centres = gap * draw(2, d, seed=4) / d**0.5
+    means = centres.repeat_interleave(3, dim=0) + draw(6, d, seed=3) / d**0.5
+    return clouds(means, per_class=100, sigma=0.05)
+
+
+def merged(d: int = 512) -> Case:
+    """Five classes, two of them about the same point, each with samples of its own: minority collapse."""
+    means = draw(5, d, seed=5)
+    means[4] = means[0]
+    return clouds(means, per_class=200, sigma=0.05)
+
+
+def equal(d: int = 64) -> Case:
+    """Five classes of which the last has the features of the first, in another order."""
+    features, labels, place = clouds(draw(5, d, seed=5), per_class=200, sigma=0.3)
+    source = features[labels == 0]
+    features[labels == 4] = source.flip(0)
+    return Case(features, labels, place.where(place != 4, 0))
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "class-mean offset 1000, sigma 1e-3": lambda: clouds(1000 + draw(10, 64, seed=6), per_class=200, sigma=1e-3),
+    "superclass/subclass gap 100": lambda: superclasses(100),
+    "superclass/subclass gap 300": lambda: superclasses(300),
+    "two merged classes": merged,
+    "two merged classes, equal samples": equal,
+    "K = 100, d = 2048, n_k = 5": lambda: clouds(draw(100, 2048, seed=7), per_class=5, sigma=0.3),
+    "d < K (K = 20, d = 8)": lambda: clouds(draw(20, 8, seed=8), per_class=100, sigma=0.3),
+}
+
+
+def exact(case: Case) -> float:
+    r"""Return tr(Σ_W Σ_B⁺)/K by two passes in float64, with the rank known from how the case was made.
+
+    The centred means are A = F V, both of full rank: V ``(r, d)`` has the distinct means as differences from one of
+    them, F ``(K, r)`` says which class is where. Then A⁺ = V⁺ F⁺, the value is the mean over samples of ‖F⁺ᵀ V⁺ᵀ z‖²
+    for the residuals z, and nothing is squared before it is summed.
+    """
+    h, (_, labels, place) = case.features.double(), case
+    K = place.numel()
+    means = torch.stack([h[labels == k].mean(dim=0) for k in range(K)])
+    # A second pass takes the rounding of the first out of the means.
+    means += torch.stack([(h[labels == k] - means[k]).mean(dim=0) for k in range(K)])
+    distinct = place.unique()
+    V = means[distinct[1:]] - means[distinct[0]]
+    F = (place.unsqueeze(1) == distinct[1:]).double()
+    F = F - F.mean(dim=0)
+    if V.shape[0] > V.shape[1]:  # the means span all of space
+        F, V = F @ V, torch.eye(V.shape[1], dtype=V.dtype)
+    coordinates = torch.linalg.lstsq(V.T, (h - means[labels]).T).solution
+    images = F @ torch.linalg.solve(F.T @ F, coordinates)
+    return (images.square().sum() / labels.numel()).item()
+
+
+def streamed(case: Case) -> float:
+    """Return NC1 as this package computes it from batches."""
+    moments = ClassMoments(case.place.numel(), case.features.shape[1], scatter=True)
+    for h, y in zip(case.features.split(BATCH), case.labels.split(BATCH), strict=True):
+        moments.update(h, y)
+    return nc1(moments).item()
+
+
+def plain(case: Case) -> float:
+    """Return NC1 as published code computes it: d x d covariances in float32 and ``pinv`` with its default cut-off."""
+    h, (_, labels, place) = case.features, case
+    K = place.numel()
+    means = torch.stack([h[labels == k].mean(dim=0) for k in range(K)])
+    residuals = h - means[labels]
+    centered = means - means.mean(dim=0)
+    within = residuals.T @ residuals / labels.numel()
+    between = centered.T @ centered / K
+    return (torch.trace(within @ torch.linalg.pinv(between)) / K).item()
+
+
+def compare(name: str, case: Case) -> Row:
+    truth, ours, theirs = exact(case), streamed(case), plain(case)
+    error, their_error = abs(ours / truth - 1), abs(theirs / truth - 1)
+    factor = max(theirs / truth, truth / theirs) if theirs > 0 else float("inf")
+    return Row(name, f"{error:.1e}", f"{their_error:.1e}", f"{factor:.3g}x", f"<= {TARGET:g}", error <= TARGET)
+
+
+def run(names: tuple[str, ...] = tuple(CASES)) -> list[Row]:
+    return [compare(name, CASES[name]()) for name in names]
+
+
+TINY = {"names": ("two merged classes, equal samples", "d < K (K = 20, d = 8)")}
+
+
+def main() -> None:
+    one_thread()
+    columns = ("ours: relative error", "float32 covariance + pinv: relative error", "the latter's factor")
+    report("NC1 (pinv) from float32 features against an exact float64 reference", run(), columns)
+
+
+if __name__ == "__main__":
+    main()
