@@ -261,8 +261,8 @@ def open_directory(out: Path, recipe: Recipe) -> None:
     if config.exists():
         try:
             theirs = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ResumeError(f"{config} is not YAML any more; choose another --out") from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ResumeError(f"{config} cannot be read as YAML; choose another --out") from error
         differing = _differences(mine, theirs)
         if differing:
             raise ResumeError(

@@ -25,6 +25,8 @@ from tightframe._checks import (
     check_positive,
 )
 
+BLOCK = 128  # columns of the scatter computed at a time; below the diagonal nothing is
+
 
 class ClassMoments:
     r"""Count, mean and within-class scatter of every class, updated batch by batch.
@@ -203,12 +205,11 @@ class ClassMoments:
         if labels.numel() == 0:
             return
         try:
-            seen = self._count.index_select(0, labels)
+            new = self._adopt_references(features, labels)
+            delta = self._differences(features, labels)
         except IndexError:
             check_label_range(labels, self.num_classes)
             raise
-        new = None if seen.all().item() else self._adopt_references(features, labels, seen)
-        delta = self._differences(features, labels)
         squares = torch.linalg.vector_norm(delta, dim=1).square_()
         if not math.isfinite(squares.sum().item()):
             if new is not None:
@@ -217,12 +218,16 @@ class ClassMoments:
             raise NonFiniteError("features must have squares within float64, got larger values; rescale them")
         self._fold(delta, squares, labels, torch.ones_like(squares))
 
-    def _adopt_references(self, features: Tensor, labels: Tensor, seen: Tensor) -> Tensor:
-        """Make the first sample of each class that has none its reference, and return these classes."""
+    def _adopt_references(self, features: Tensor, labels: Tensor) -> Tensor | None:
+        """Make the first sample of each class that has none its reference, and return these classes, if any."""
+        seen = self._count.index_select(0, labels)
+        if seen.all().item():
+            return None
         rows = (seen == 0).nonzero().squeeze(1)
-        classes, slot = torch.unique(labels[rows], return_inverse=True)
-        first = torch.full_like(classes, labels.numel()).scatter_reduce_(0, slot, rows, "amin")
-        references = features.index_select(0, first)
+        none = labels.numel()
+        first = rows.new_full((self.num_classes,), none).scatter_reduce_(0, labels[rows], rows, "amin")
+        classes = (first < none).nonzero().squeeze(1)
+        references = features.index_select(0, first[classes])
         if not math.isfinite(references.sum().item()):
             check_finite(features)
         self._reference.index_copy_(0, classes, references.double())
@@ -270,7 +275,7 @@ class ClassMoments:
         self._squares.index_add_(0, labels, squares)
         self._count.index_add_(0, labels, weight)
         if self._products is not None:
-            self._products.addmm_(delta.T, delta)
+            _add_products(self._products, delta)
         self._pending.fill_(1)
 
     def _settle(self) -> ClassMoments:
@@ -279,11 +284,13 @@ class ClassMoments:
             return self
         self._raise_if_bad()
         count = self._count.clamp(min=1)
-        self._squares.sub_(torch.linalg.vecdot(self._sum, self._sum) / count)
+        self._squares.sub_(torch.linalg.vector_norm(self._sum, dim=1).square_().div_(count))
         if self._products is not None:
-            gap = self._sum / count.sqrt().unsqueeze(1)
-            self._products.addmm_(gap.T, gap, alpha=-1)
-        self._reference.add_(self._sum.div_(count.unsqueeze(1)))
+            _add_products(self._products, self._sum / count.sqrt().unsqueeze(1), alpha=-1)
+            for start in range(BLOCK, self.dim, BLOCK):
+                block = slice(start - BLOCK, start)
+                self._products[start:, block] = self._products[block, start:].T
+        self._reference.addcdiv_(self._sum, count.unsqueeze(1))
         self._sum.zero_()
         self._pending.zero_()
         return self
@@ -343,6 +350,13 @@ class ClassMoments:
             raise LabelError(f"labels must lie in 0..{self.num_classes - 1}, got {int(labels)} samples out of range")
         if features:
             raise NonFiniteError(f"features must be finite, got {int(features)} samples with NaN or infinity")
+
+
+def _add_products(products: Tensor, rows: Tensor, alpha: float = 1) -> None:
+    """Add ``alpha * rows.T @ rows`` to the products, on and above the diagonal; reading mirrors the rest."""
+    for start in range(0, products.shape[0], BLOCK):
+        block = slice(start, start + BLOCK)
+        products[block, start:].addmm_(rows[:, block].T, rows[:, start:], alpha=alpha)
 
 
 def _unpack(num_classes: int, dim: int, scatter: bool, packed: Tensor) -> ClassMoments:
