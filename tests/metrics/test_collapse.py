@@ -182,7 +182,6 @@ def test_metrics_with_other_moments_are_not_put_into_one_group():
     assert len(metrics.compute_groups) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="torchmetrics groups by the states after the first batch alone")
 def test_metrics_that_ignore_other_labels_are_not_put_into_one_group():
     labels = LABELS.clone()
     labels[40:50] = 3

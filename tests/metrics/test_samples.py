@@ -76,7 +76,6 @@ def test_two_metrics_of_other_means_stay_apart_in_a_collection():
     assert metrics.compute() == {"near": 1.0, "far": 0.5}
 
 
-@pytest.mark.xfail(strict=True, reason="torchmetrics groups by the states after the first batch alone")
 def test_accuracy_and_agreement_are_not_put_into_one_group():
     metrics = MetricCollection({"accuracy": NCCAccuracy(TWO), "agreement": NC4Agreement(TWO)})
     batch = {"features": torch.tensor([[0.0], [4.0]]), "labels": torch.tensor([0, 1])}

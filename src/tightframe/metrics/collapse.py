@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -42,6 +43,9 @@ class MomentsMetric(Metric):
         self._moments = ClassMoments(num_classes, dim, scatter=scatter)
         merge = partial(_merge_packed, num_classes=num_classes, dim=dim, scatter=scatter)
         self.add_state("packed", self._moments.packed, dist_reduce_fx=merge)
+        if ignore_index is not None:
+            # torchmetrics lets metrics share a state if names and, after one batch, values agree; this name forbids it.
+            self.add_state(f"ignores_{ignore_index}", torch.zeros(0), dist_reduce_fx="sum")
 
     @property
     def moments(self) -> ClassMoments:

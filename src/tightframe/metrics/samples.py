@@ -28,6 +28,8 @@ class _Share(Metric):
         self.moments = moments
         self.add_state("agreeing", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+        # torchmetrics lets metrics share a state if names and, after one batch, values agree; this name forbids it.
+        self.add_state(f"{type(self).__name__}_{id(moments)}", torch.zeros(0), dist_reduce_fx="sum")
 
     def _count(self, share: Tensor, size: int) -> None:
         self.agreeing += (share * size).round().long()
