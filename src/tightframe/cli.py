@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tightframe._checks import ConfigError, TightframeError
-from tightframe.config import Recipe, find_recipe, open_directory, shipped_recipes
+from tightframe import config
+from tightframe._checks import ConfigError, TightframeError, check_positive
+from tightframe.config import Recipe, find_recipe, shipped_recipes
 from tightframe.records import TIMING_FILE
 
 if TYPE_CHECKING:
@@ -23,11 +24,9 @@ def compare(recipe: Recipe, out: Path, seed: int, num_seeds: int) -> None:
     """Train every method of a recipe under several seeds, and report them side by side."""
     from rich.console import Console
 
-    from tightframe import config
-
-    open_directory(out, recipe)
+    check_positive("--num_seeds", num_seeds)
+    data = _prepare(recipe, out, list(recipe.methods), seed)
     console = Console(stderr=True)
-    data = config.build_data(recipe, out)
     runs = [(method, s) for s in range(seed, seed + num_seeds) for method in recipe.methods]
     for i, (method, s) in enumerate(runs, start=1):
         console.print(f"[{i}/{len(runs)}] {method}, seed {s}", highlight=False, markup=False)
@@ -37,15 +36,24 @@ def compare(recipe: Recipe, out: Path, seed: int, num_seeds: int) -> None:
 
 def train(recipe: Recipe, out: Path, seed: int, method: str | None) -> None:
     """Train one method of a recipe."""
-    from tightframe import config
-
     if method is None:
         method = next(iter(recipe.methods))
     if method not in recipe.methods:
         raise ConfigError(f"--method must be one of {', '.join(recipe.methods)}, got {method!r}")
-    open_directory(out, recipe)
-    _run(recipe, method, config.build_data(recipe, out), out, seed, progress=True)
+    data = _prepare(recipe, out, [method], seed)
+    _run(recipe, method, data, out, seed, progress=True)
     report(out)
+
+
+def _prepare(recipe: Recipe, out: Path, methods: list[str], seed: int) -> ClassificationData:
+    """Find every mistake that can be found before training, then load the data and write the configuration."""
+    if not 0 <= seed < 2**31:
+        raise ConfigError(f"--seed must be in 0..{2**31 - 1}, got {seed}")
+    config.check_directory(out, recipe)
+    data = config.build_data(recipe)
+    config.check_bindings(recipe, data, methods)
+    config.write_directory(out, recipe, data)
+    return data
 
 
 def report(out: Path) -> None:
@@ -59,25 +67,29 @@ def report(out: Path) -> None:
 
 def _run(recipe: Recipe, method: str, data: ClassificationData, out: Path, seed: int, progress: bool) -> None:
     """Train one method with one seed, or go on with it, or do nothing if it is done."""
-    from tightframe import config
     from tightframe.training import fit
 
     directory = out / method / f"seed-{seed}"
     if _is_finished(directory, recipe.epochs):
         return
     module = config.build_module(recipe, method, data, seed)
-    fit(
-        module,
-        data.train,
-        config.evaluation_parts(data),
-        directory,
-        run=method,
-        seed=seed,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        collapse=recipe.collapse,
-        trainer={"enable_progress_bar": progress, **recipe.trainer},
-    )
+    try:
+        fit(
+            module,
+            data.train,
+            config.evaluation_parts(data),
+            directory,
+            run=method,
+            seed=seed,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            collapse=recipe.collapse,
+            trainer={"enable_progress_bar": progress, **recipe.trainer},
+        )
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
+            raise KeyboardInterrupt from stop
+        raise
 
 
 def _is_finished(directory: Path, epochs: int) -> bool:
@@ -114,7 +126,9 @@ def build_parser() -> ArgumentParser:
     """Return the parser of the whole command line; torch is not imported for it."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog="tightframe", description="Measure, induce and explain neural collapse.")
+    parser = ArgumentParser(
+        prog="tightframe", description="Measure, induce and explain neural collapse.", exit_on_error=False
+    )
     parser.add_argument("--version", action="version", version=f"tightframe {_version()}")
     commands = parser.add_subcommands(required=True, dest="command")
 
@@ -126,11 +140,13 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--method", type=str | None, default=None, help="name of the method; the first by default")
     commands.add_subcommand("train", sub)
 
-    sub = ArgumentParser(description="print the table of a directory of runs and write its report")
+    sub = ArgumentParser(description="print the table of a directory of runs and write its report", exit_on_error=False)
     sub.add_argument("out", type=Path, help="directory that compare or train wrote")
     commands.add_subcommand("report", sub)
 
-    sub = ArgumentParser(description="list the shipped recipes, show one, or copy one here to be changed")
+    sub = ArgumentParser(
+        description="list the shipped recipes, show one, or copy one here to be changed", exit_on_error=False
+    )
     sub.add_argument("action", choices=["list", "show", "copy"], help="what to do")
     sub.add_argument("name", nargs="?", help="name of a recipe")
     commands.add_subcommand("recipes", sub)
@@ -142,8 +158,10 @@ def _recipe_parser(description: str) -> ArgumentParser:
 
     parser = ArgumentParser(
         description=f"{description}. RECIPE is the name of a shipped recipe or a YAML file; any key of it can be "
-        "overridden, as in --epochs 5 or --data.args.imbalance 0.01",
+        "overridden, as in --epochs 5 or --data.args.imbalance 0.01; a method's args are given together, as in "
+        """--methods.etf-haar.classifier.args '{"seed": 1, "scale": 4}'""",
         usage="%(prog)s RECIPE [options]",
+        exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="the recipe; RECIPE is short for this")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="directory for runs and report")
@@ -160,12 +178,18 @@ def _version() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; wrong input ends with one line on stderr and exit code 2."""
+    from jsonargparse import ArgumentError
+
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if len(arguments) > 1 and arguments[0] in ("compare", "train") and not arguments[1].startswith("-"):
             arguments[1:2] = ["--config", str(find_recipe(arguments[1]))]
         parser = build_parser()
-        parsed = parser.parse_args(arguments)
+        try:
+            parsed = parser.parse_args(arguments)
+        except (ArgumentError, UnicodeDecodeError) as error:
+            where = f"{arguments[2]}: " if arguments[1:2] == ["--config"] else ""
+            raise ConfigError(where + " ".join(str(error).split())) from error
         command = parsed.command
         options: Any = parser.instantiate(parsed)[command]
         if command in ("compare", "train"):

@@ -8,13 +8,13 @@ import inspect
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tightframe._checks import ConfigError, ResumeError
+from tightframe._checks import ConfigError, ResumeError, TightframeError, check_positive
 from tightframe.records import CLASSES_FILE, CONFIG_FILE, VERSIONS_FILE
 
 if TYPE_CHECKING:
@@ -86,6 +86,17 @@ class Recipe:
     description: str = ""
     paper: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Check the numbers, so that a mistake is found before anything is read or written."""
+        check_positive("epochs", self.epochs)
+        check_positive("batch_size", self.batch_size)
+        if self.num_threads is not None:
+            check_positive("num_threads", self.num_threads)
+        if not self.mixup_alpha >= 0:
+            raise ConfigError(f"mixup_alpha must be >= 0, got {self.mixup_alpha}")
+        if not self.methods:
+            raise ConfigError("methods must name at least one method, got none")
+
 
 def shipped_recipes() -> dict[str, Path]:
     """Return the paths of the recipes in this package by name."""
@@ -138,16 +149,44 @@ def bind(part: Part, rooms: tuple[str, ...], base: type, where: str, given: Mapp
         if name not in (given or {}):
             raise ConfigError(f"{where}.args must set {name} for {part.name}: nothing else decides it")
         arguments[name] = (given or {})[name]
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except TightframeError:
+        raise
+    except Exception as error:  # whatever a class of any package says of its arguments
+        raise ConfigError(f"{where}: {part.name} cannot be made: {error}") from error
 
 
-def build_data(recipe: Recipe, out: Path) -> "ClassificationData":
-    """Load the data of a recipe, and write the names of its classes into the directory of its runs."""
+def build_data(recipe: Recipe) -> "ClassificationData":
+    """Load the data of a recipe."""
     from tightframe.data import DataSource
 
-    data = bind(recipe.data, ("tightframe.data",), DataSource, "data").load()
-    (out / CLASSES_FILE).write_text(json.dumps(data.class_names) + "\n", encoding="utf-8")
+    data: ClassificationData = bind(recipe.data, ("tightframe.data",), DataSource, "data").load()
     return data
+
+
+def check_bindings(recipe: Recipe, data: "ClassificationData", methods: Iterable[str]) -> None:
+    """Make everything that the runs of some methods will make, so that a mistake shows before the first of them.
+
+    Raises:
+        ConfigError: if a part cannot be made, or the Trainer or the collapse callback refuse their arguments.
+    """
+    from tightframe.training import check_options
+
+    if recipe.mixup_alpha and not data.train[0][0].is_floating_point():
+        raise ConfigError(f"mixup_alpha must be 0: inputs of type {data.train[0][0].dtype} cannot be mixed")
+    steps = recipe.epochs * max(1, len(data.train) // recipe.batch_size)  # type: ignore[arg-type]  # it is sized
+    for method in methods:
+        module = build_module(recipe, method, data, seed=0)
+        optimizer = _optimizer(recipe.optimizer)(module.parameters())
+        if recipe.scheduler is not None:
+            _scheduler(recipe.scheduler)(optimizer, steps)
+    try:
+        check_options(recipe.collapse, recipe.trainer)
+    except TightframeError:
+        raise
+    except Exception as error:  # Lightning refuses arguments with exceptions of many kinds
+        raise ConfigError(f"collapse or trainer: {' '.join(str(error).split())}") from error
 
 
 def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: int) -> "ClassifierModule":
@@ -247,35 +286,53 @@ def _checked(cls: type, args: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {name: parsed[name] for name in args}
 
 
-def open_directory(out: Path, recipe: Recipe) -> None:
-    """Create a directory for runs of a recipe, or check that the runs in it are of this recipe.
+def check_directory(out: Path, recipe: Recipe) -> None:
+    """Check that the runs in a directory, if there are any, are of this recipe.
 
     Raises:
         ResumeError: if they are of another one; the message names the keys that differ.
-        ConfigError: if it cannot be written.
     """
     import yaml
 
     config = out / CONFIG_FILE
-    mine = json.loads(json.dumps(asdict(recipe)))
-    if config.exists():
-        try:
-            theirs = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ResumeError(f"{config} cannot be read as YAML; choose another --out") from error
-        differing = _differences(mine, theirs)
-        if differing:
-            raise ResumeError(
-                f"{out} holds runs of another configuration: {', '.join(differing)} differ; choose another --out"
-            )
+    if not config.exists():
+        return
+    try:
+        theirs = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ResumeError(f"{config} cannot be read as YAML; choose another --out") from error
+    differing = _differences(_plain(recipe), theirs)
+    if differing:
+        raise ResumeError(
+            f"{out} holds runs of another configuration: {', '.join(differing)} differ; choose another --out"
+        )
+
+
+def write_directory(out: Path, recipe: Recipe, data: "ClassificationData") -> None:
+    """Create a directory for runs of a recipe: configuration, class names and versions.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    import yaml
+
+    files = {
+        CONFIG_FILE: yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True),
+        CLASSES_FILE: json.dumps(data.class_names) + "\n",
+        VERSIONS_FILE: json.dumps(_versions(), indent=2) + "\n",
+    }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        partial = config.with_suffix(".partial")
-        partial.write_text(yaml.safe_dump(mine, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        os.replace(partial, config)
-        (out / VERSIONS_FILE).write_text(json.dumps(_versions(), indent=2) + "\n", encoding="utf-8")
+        for name, text in files.items():
+            partial = out / f"{name}.partial"
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, out / name)
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error}") from error
+
+
+def _plain(recipe: Recipe) -> Any:
+    return json.loads(json.dumps(asdict(recipe)))
 
 
 def _differences(mine: Any, theirs: Any, prefix: str = "") -> list[str]:

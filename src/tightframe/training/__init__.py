@@ -4,7 +4,7 @@ from tightframe.training.backbones import MLP, SmallCNN, TokenMean
 from tightframe.training.collapse import NeuralCollapseCallback
 from tightframe.training.loaders import BatchSampler, evaluation_loader, make_loader
 from tightframe.training.module import ClassifierModule
-from tightframe.training.run import fit
+from tightframe.training.run import check_options, fit
 from tightframe.training.writer import RecordWriter
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "RecordWriter",
     "SmallCNN",
     "TokenMean",
+    "check_options",
     "evaluation_loader",
     "fit",
     "make_loader",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import check_positive
+from tightframe._checks import ArgumentError, check_positive
 
 
 class MLP(nn.Sequential):
@@ -24,9 +24,9 @@ class MLP(nn.Sequential):
     def __init__(
         self, in_features: int, widths: Sequence[int], *, batch_norm: bool = True, relu_last: bool = True
     ) -> None:
+        _check_widths(widths)
         layers: list[nn.Module] = [nn.Flatten()]
         for i, (inputs, outputs) in enumerate(zip([in_features, *widths], widths, strict=False)):
-            check_positive("widths", outputs)
             layers.append(nn.Linear(inputs, outputs, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(outputs))
@@ -45,9 +45,9 @@ class SmallCNN(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
+        _check_widths(widths)
         layers: list[nn.Module] = []
         for i, (inputs, outputs) in enumerate(zip([in_channels, *widths], widths, strict=False)):
-            check_positive("widths", outputs)
             stride = 1 if i == 0 else 2
             layers += [
                 nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
@@ -96,3 +96,10 @@ class TokenMean(nn.Module):
 
 def _half_block(dim: int) -> list[nn.Module]:
     return [nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.PReLU(dim)]
+
+
+def _check_widths(widths: Sequence[int]) -> None:
+    if not widths:
+        raise ArgumentError("widths must name at least one width, got none")
+    for width in widths:
+        check_positive("widths", width)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tightframe._checks import ArgumentError, check_choice, check_positive
-from tightframe.functional import PRESETS
+from tightframe.functional import PRESETS, ClassMoments
 from tightframe.probing import (
     FEATURES,
     Measurement,
@@ -28,6 +28,7 @@ from tightframe.probing import (
 from tightframe.records import Record, Records
 from tightframe.snapshots import Snapshot
 from tightframe.training.loaders import evaluation_loader
+from tightframe.training.module import ClassifierModule
 
 SNAPSHOT_CLASSES = 4
 SNAPSHOT_SAMPLES = 40
@@ -48,7 +49,7 @@ class NeuralCollapseCallback(Callback):
         every_n_epochs: measure before training, after every so many epochs and after the last.
         every_n_steps: measure after every so many steps instead.
         splits: which of ``train``, ``validation``: the loaders that the Trainer has. Several validation loaders are
-            called after the module's ``splits`` attribute, or ``validation.0``, ``validation.1`` and so on.
+            called as a :class:`ClassifierModule` says, else ``validation.0``, ``validation.1`` and so on.
         scatter: gather ``(d, d)`` scatters, which ``nc1.pinv`` and ``vci`` need.
         preset: see :func:`tightframe.functional.collapse_metrics`; None measures everything.
         hold_bytes: memory for the features that metrics with a second look at the samples need; a split that takes more
@@ -94,14 +95,22 @@ class NeuralCollapseCallback(Callback):
         self.forward = forward
         self.snapshot_dir = None if snapshot_dir is None else Path(snapshot_dir)
         self.records = Records()
+        self._measured_step = -1
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in a checkpoint: callbacks that measure other things have their own."""
+        options = ("layers", "every_n_epochs", "every_n_steps", "splits", "scatter", "preset")
+        return f"{type(self).__name__}{ {name: getattr(self, name) for name in options} }"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far, for the checkpoint."""
-        return {"records": [record.to_json() for record in self.records]}
+        return {"records": [record.to_json() for record in self.records], "measured_step": self._measured_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the rows of a checkpoint back."""
         self.records = Records(map(Record.from_json, state_dict["records"]))
+        self._measured_step = state_dict["measured_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the untrained model."""
@@ -112,7 +121,8 @@ class NeuralCollapseCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure on a step schedule."""
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        new = trainer.global_step != self._measured_step
+        if self.every_n_steps and new and trainer.global_step % self.every_n_steps == 0:
             self._measure(trainer, pl_module, epoch=trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -121,7 +131,13 @@ class NeuralCollapseCallback(Callback):
         if self.every_n_steps is None and (epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs):
             self._measure(trainer, pl_module, epoch)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure what training ended with, if it ended early."""
+        if self.every_n_steps is None and trainer.global_step != self._measured_step:
+            self._measure(trainer, pl_module, trainer.current_epoch)
+
     def _measure(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
+        self._measured_step = trainer.global_step
         name = find_classifier(module)
         classifier = module.get_submodule(name)
         layers = [*(layer for layer in self.layers if layer != name), name]
@@ -138,7 +154,7 @@ class NeuralCollapseCallback(Callback):
                     num_classes,
                     scatter=self.scatter,
                     hold_bytes=hold,
-                    forward=self.forward,
+                    forward=self._forward(trainer),
                 )
                 if trainer.world_size > 1:
                     for layer in layers:
@@ -148,6 +164,17 @@ class NeuralCollapseCallback(Callback):
                 self._record(trainer, module, epoch, split, measured, train, name)
         if train is not None and self.snapshot_dir is not None and trainer.is_global_zero:
             self._snapshot(epoch, classifier, train, name)
+
+    def _forward(self, trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
+        """Return how to run the module on inputs, in the precision of the training."""
+        precision = trainer.precision_plugin
+
+        def run(module: nn.Module, inputs: Any) -> Any:
+            with precision.forward_context():
+                inputs = precision.convert_input(inputs)
+                return module(inputs) if self.forward is None else self.forward(module, inputs)
+
+        return run
 
     def _loaders(self, trainer: Trainer, module: LightningModule) -> list[tuple[str, Any]]:
         """Return the loaders to visit by split, the training set first."""
@@ -161,7 +188,7 @@ class NeuralCollapseCallback(Callback):
         if "validation" in self.splits and evaluation is not None:
             loaders = evaluation if isinstance(evaluation, list) else [evaluation]
             default = ["validation"] if len(loaders) == 1 else [f"validation.{i}" for i in range(len(loaders))]
-            names = getattr(module, "splits", default)
+            names = module.splits if isinstance(module, ClassifierModule) else default
             found += zip(names, loaders, strict=True)
         return found
 
@@ -179,11 +206,8 @@ class NeuralCollapseCallback(Callback):
         for name, moments in measured.moments.items():
             is_classifier = name == classifier_name
             values = layer_metrics(moments, classifier if is_classifier else None, preset=self.preset)
-            look = measured.second_look() if is_classifier else None
-            if look is not None and train is not None:
-                values |= _averaged(
-                    sample_metrics(*look, train.moments[name], classifier), look[2].numel(), module.device
-                )
+            if is_classifier and train is not None and self.preset is None and self.hold_bytes:
+                values |= _of_samples(measured.second_look(), train.moments[name], classifier, module.device)
             layer = FEATURES if is_classifier else name
             for metric, value in values.items():
                 self.records.add(metric, value, epoch=epoch, step=trainer.global_step, split=split, layer=layer)
@@ -205,11 +229,22 @@ class NeuralCollapseCallback(Callback):
         )
 
 
-def _averaged(values: dict[str, float], size: int, device: torch.device) -> dict[str, float]:
-    """Average metrics that are means over samples over all ranks; drop the one that is not."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return values
-    values.pop("numerical_rank", None)
-    packed = torch.tensor([*(v * size for v in values.values()), size], dtype=torch.float64, device=device)
-    dist.all_reduce(packed)
-    return dict(zip(values, (packed[:-1] / packed[-1]).tolist(), strict=True))
+def _of_samples(
+    look: tuple[Tensor, Tensor, Tensor] | None, moments: ClassMoments, classifier: nn.Module, device: torch.device
+) -> dict[str, float]:
+    """Return the metrics of samples over all ranks, or none if one rank did not hold its samples."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if several:
+        holding = torch.tensor(float(look is not None), device=device)
+        dist.all_reduce(holding, op=dist.ReduceOp.MIN)
+        look = look if holding else None
+    if look is None:
+        return {}
+    values = sample_metrics(*look, moments, classifier)
+    if several:
+        values.pop("numerical_rank")  # no mean over samples, unlike the others
+        size = look[2].numel()
+        packed = torch.tensor([*(v * size for v in values.values()), size], dtype=torch.float64, device=device)
+        dist.all_reduce(packed)
+        values = dict(zip(values, (packed[:-1] / packed[-1]).tolist(), strict=True))
+    return values

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
+from torch.utils.data.dataloader import default_collate, default_convert
 
 from tightframe._checks import EmptyDataError, check_positive
 
@@ -16,7 +17,7 @@ class BatchSampler(Sampler[list[int]]):
 
     The union of what the ranks take is the batch that a single process takes, so a run means the same on any number of
     ranks, and it can be resumed at any epoch without stored state. A last incomplete batch is kept when in order and
-    dropped when shuffled, unless it is the only one.
+    dropped when shuffled, unless it is the only one; a rank whose share of it is empty goes without.
 
     Args:
         size: number of samples.
@@ -41,9 +42,9 @@ class BatchSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        if self.seed is None or self.size < self.batch_size:
-            return -(-self.size // self.batch_size)
-        return self.size // self.batch_size
+        whole, rest = divmod(self.size, self.batch_size)
+        incomplete = rest > self.rank and (self.seed is None or whole == 0)
+        return whole + incomplete
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.arange(self.size)
@@ -94,7 +95,11 @@ def evaluation_loader(loader: Any, batch_size: int, rank: int = 0, world_size: i
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return loader
+    size = len(loader.dataset)  # type: ignore[arg-type]  # map-style datasets are sized
+    sampler = BatchSampler(size, max(batch_size, world_size), rank=rank, world_size=world_size)
     options: dict[str, Any] = {"num_workers": loader.num_workers}
-    if not isinstance(loader.dataset, TensorDataset):
-        options["collate_fn"] = loader.collate_fn
-    return make_loader(loader.dataset, max(batch_size, world_size), rank=rank, world_size=world_size, **options)
+    plain = loader.collate_fn in (default_collate, default_convert)
+    if plain and isinstance(loader.dataset, TensorDataset):
+        return DataLoader(loader.dataset, batch_size=None, sampler=sampler, **options)
+    collate = default_collate if plain else loader.collate_fn
+    return DataLoader(loader.dataset, batch_sampler=sampler, collate_fn=collate, **options)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from tightframe._checks import ArgumentError
@@ -60,6 +60,7 @@ class ClassifierModule(LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         num_classes = classifier.out_features
+        self.train_loss = MeanMetric()
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.evaluation = nn.ModuleList(
             MetricCollection(
@@ -72,6 +73,7 @@ class ClassifierModule(LightningModule):
             )
             for split in splits
         )
+        self.evaluation_loss = nn.ModuleList(MeanMetric() for _ in splits)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits ``(B, K)``."""
@@ -91,11 +93,12 @@ class ClassifierModule(LightningModule):
             loss, logits = self._loss(features, labels)
             if logits is None:
                 logits = self.classifier(features.detach())
-            self.train_accuracy(logits, labels)
+            self.train_accuracy.update(logits, labels)
             self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         else:
             loss = self._mixup_loss(inputs, labels)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=labels.numel())
+        self.train_loss.update(loss.detach(), weight=labels.numel())
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -106,9 +109,10 @@ class ClassifierModule(LightningModule):
         loss, _ = self._loss(features, labels)
         metrics = cast("MetricCollection", self.evaluation[dataloader_idx])
         metrics.update(logits, labels)
-        options: dict[str, Any] = {"on_epoch": True, "add_dataloader_idx": False, "batch_size": labels.numel()}
-        self.log_dict(dict(metrics.items()), **options)
-        self.log(f"{self.splits[dataloader_idx]}/loss", loss, **options)
+        mean_loss = cast("MeanMetric", self.evaluation_loss[dataloader_idx])
+        mean_loss.update(loss, weight=labels.numel())
+        values = {**dict(metrics.items()), f"{self.splits[dataloader_idx]}/loss": mean_loss}
+        self.log_dict(values, on_epoch=True, add_dataloader_idx=False)
 
     def configure_optimizers(self) -> Any:
         """Build optimiser and scheduler for the parameters that are trained."""
@@ -126,6 +130,8 @@ class ClassifierModule(LightningModule):
         return self.loss(logits, labels), logits
 
     def _mixup_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        if not inputs.is_floating_point():
+            raise ArgumentError(f"mixup_alpha must be 0 for inputs that cannot be mixed, got {inputs.dtype} inputs")
         share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample().item()
         partner = torch.randperm(labels.numel(), device=labels.device)
         features = self.backbone(inputs.lerp(inputs[partner], 1 - share))

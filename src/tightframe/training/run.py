@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
+from tightframe._checks import ResumeError
 from tightframe.records import RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
 from tightframe.training.collapse import NeuralCollapseCallback
 from tightframe.training.loaders import make_loader
@@ -43,6 +45,24 @@ class _Parts(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         return [self._loader(part, max(self.batch_size, 512), None) for part in self.evaluation.values()]
+
+
+def check_options(collapse: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+    """Raise whatever :class:`NeuralCollapseCallback` and Lightning's Trainer raise on these arguments."""
+    NeuralCollapseCallback(**collapse)
+    with _quiet():
+        _trainer(trainer, max_epochs=1)
+
+
+def _trainer(options: Mapping[str, Any], **own: Any) -> Trainer:
+    defaults: dict[str, Any] = {
+        "devices": 1,
+        "logger": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "log_every_n_steps": 1,
+    }
+    return Trainer(**{**defaults, **options}, num_sanity_val_steps=0, use_distributed_sampler=False, **own)
 
 
 def fit(
@@ -76,6 +96,8 @@ def fit(
         trainer: further arguments of ``lightning.Trainer``.
     """
     checkpoint = directory / CHECKPOINT
+    if checkpoint.exists():
+        _check_checkpoint(checkpoint)
     callbacks = [
         NeuralCollapseCallback(snapshot_dir=directory / SNAPSHOT_DIR, **(collapse or {})),
         RecordWriter(directory / RECORDS_FILE, run=run, seed=seed),
@@ -87,24 +109,9 @@ def fit(
             enable_version_counter=False,
         ),
     ]
-    options: dict[str, Any] = {
-        "devices": 1,
-        "logger": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "log_every_n_steps": 1,
-        **(trainer or {}),
-    }
     started = time.perf_counter()
     with _quiet():
-        loop = Trainer(
-            max_epochs=epochs,
-            callbacks=callbacks,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            default_root_dir=directory,
-            **options,
-        )
+        loop = _trainer(trainer or {}, max_epochs=epochs, callbacks=callbacks, default_root_dir=directory)
         parts = _Parts(train, evaluation, batch_size, seed)
         # Ours, so trusted: it holds the records of the callbacks beside the weights.
         loop.fit(module, parts, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
@@ -116,6 +123,15 @@ def fit(
             "classifier_parameters": _trainable(module.classifier),
         }
         (directory / TIMING_FILE).write_text(json.dumps(timing, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_checkpoint(path: Path) -> None:
+    try:
+        torch.load(path, map_location="meta", weights_only=False)
+    except Exception as error:
+        raise ResumeError(
+            f"{path} is damaged ({type(error).__name__}); delete its directory {path.parent} to train from the start"
+        ) from error
 
 
 def _trainable(module: Any) -> int:

@@ -61,16 +61,32 @@ class RecordWriter(Callback):
         """Write the rows of this epoch."""
         if not trainer.is_global_zero:
             return
-        rows = Records()
-        for i, callback in enumerate(c for c in trainer.callbacks if isinstance(c, NeuralCollapseCallback)):  # type: ignore[attr-defined]
-            measured = list(callback.records)
-            rows.extend(measured[self._taken.get(i, 0) :])
-            self._taken[i] = len(measured)
+        rows = self._measured(trainer)
         for key, value in sorted(trainer.callback_metrics.items()):
             split, slash, metric = key.rpartition("/")
             if "/" not in split:
                 step, epoch = trainer.global_step, trainer.current_epoch + 1
                 rows.add(metric if slash else key, float(value), epoch=epoch, step=step, split=split)
+        self._write(rows)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what was measured after the last epoch's rows."""
+        if trainer.is_global_zero:
+            self._write(self._measured(trainer))
+
+    def _measured(self, trainer: Trainer) -> Records:
+        """Return the rows of collapse callbacks that have not been written yet."""
+        rows = Records()
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for i, callback in enumerate(c for c in callbacks if isinstance(c, NeuralCollapseCallback)):
+            measured = list(callback.records)
+            rows.extend(measured[self._taken.get(i, 0) :])
+            self._taken[i] = len(measured)
+        return rows
+
+    def _write(self, rows: Records) -> None:
+        if not len(rows):
+            return
         lines = (
             Record(self.run, self.seed, r.epoch, r.step, r.split, r.layer, r.metric, r.value).to_json() for r in rows
         )

@@ -1,0 +1,325 @@
+import json
+import re
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+import yaml
+
+from tests.training.models import quiet
+from tests.training.processes import Interrupted, run
+from tightframe import __version__, cli
+from tightframe.cli import main
+from tightframe.config import shipped_recipes
+from tightframe.records import Records
+
+pytestmark = quiet
+DIGITS = shipped_recipes()["digits"]
+RECIPE = DIGITS.read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def stopped(arguments):
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return caught.value.code
+
+
+def printed(arguments, capsys):
+    main(arguments)
+    return capsys.readouterr().out
+
+
+def written(name, text):
+    with open(name, "w", encoding="utf-8") as file:
+        file.write(text)
+    return name
+
+
+# --- help ---
+
+
+def test_help_waits_for_no_library():
+    program = """
+import sys
+from tightframe.cli import main
+for command in ([], ["compare"], ["train"], ["report"], ["recipes"]):
+    try:
+        main([*command, "--help"])
+    except SystemExit as stopped:
+        assert stopped.code == 0
+main(["recipes", "list"])
+heavy = {"torch", "lightning", "pytorch_lightning", "sklearn", "pandas", "matplotlib", "plotly", "torchmetrics"}
+print("LOADED", sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "LOADED []"
+    for word in ("compare", "--num_seeds", "--method", "--epochs", "stdlib"):
+        assert word in done.stdout
+
+
+def test_the_command_is_this_function():
+    (command,) = [e for e in metadata.entry_points(group="console_scripts") if e.name == "tightframe"]
+    assert command.load() is main
+
+
+def test_version(capsys):
+    assert stopped(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"tightframe {__version__}"
+
+
+# --- recipes ---
+
+
+def test_recipes_are_listed(capsys):
+    lines = printed(["recipes", "list"], capsys).splitlines()
+    assert [line.split()[0] for line in lines] == list(shipped_recipes())
+    assert all(len(line.split()) > 5 for line in lines)
+
+
+def test_a_recipe_is_shown_as_it_is(capsys):
+    assert printed(["recipes", "show", "digits"], capsys) == DIGITS.read_text(encoding="utf-8")
+
+
+def test_a_recipe_is_copied_once(capsys, folder):
+    assert printed(["recipes", "copy", "digits"], capsys) == "digits.yaml\n"
+    assert (folder / "digits.yaml").read_bytes() == DIGITS.read_bytes()
+    assert stopped(["recipes", "copy", "digits"]) == 2
+    assert "digits.yaml exists here already" in capsys.readouterr().err
+
+
+# --- options ---
+
+PLAIN = {"name": "CrossEntropyLoss", "args": {}}
+
+
+def config(arguments, capsys):
+    """The configuration that a command would run."""
+    assert stopped([*arguments, "--print_config"]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_the_configuration_that_is_printed_is_the_recipe(capsys, folder):
+    shown = config(["compare", "digits"], capsys)
+    recipe = yaml.safe_load(RECIPE)
+    for key in ("epochs", "batch_size", "num_threads", "collapse"):
+        assert shown[key] == recipe[key]
+    assert shown["data"]["name"] == "Digits"
+    assert list(shown["methods"]) == list(recipe["methods"])
+    assert shown["num_seeds"] == 3
+    written("again.yaml", yaml.safe_dump(shown))
+    assert config(["compare", "again.yaml"], capsys) == shown
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "path", "expected"),
+    [
+        ("--epochs", "2", ["epochs"], 2),
+        ("--seed", "7", ["seed"], 7),
+        ("--mixup_alpha", "0.5", ["mixup_alpha"], 0.5),
+        ("--data.args.imbalance", "0.1", ["data", "args", "imbalance"], 0.1),
+        ("--data.name", "StdlibModules", ["data", "name"], "StdlibModules"),
+        ("--backbone.args.widths", "[32, 16]", ["backbone", "args", "widths"], [32, 16]),
+        ("--optimizer.args.lr", "0.2", ["optimizer", "args", "lr"], 0.2),
+        ("--scheduler.name", "StepLR", ["scheduler", "name"], "StepLR"),
+        ("--scheduler", "null", ["scheduler"], None),
+        ("--collapse.every_n_epochs", "2", ["collapse", "every_n_epochs"], 2),
+        ("--collapse.layers", "[backbone.3]", ["collapse", "layers"], ["backbone.3"]),
+        ("--trainer.precision", "bf16-mixed", ["trainer", "precision"], "bf16-mixed"),
+        ("--methods.learned.loss.name", "MSELoss", ["methods", "learned", "loss", "name"], "MSELoss"),
+        (
+            "--methods.learned.classifier.args",
+            '{"bias": false}',
+            ["methods", "learned", "classifier", "args", "bias"],
+            False,
+        ),
+    ],
+)
+def test_every_key_can_be_set_by_its_dotted_name(capsys, option, value, path, expected):
+    shown = config(["train", "digits", option, value], capsys)
+    assert shown["methods"]["etf-canonical"] == yaml.safe_load(RECIPE)["methods"]["etf-canonical"] | {"loss": PLAIN}
+    for key in path:
+        shown = shown[key]
+    assert shown == expected
+
+
+# --- what runs ---
+
+
+def test_compare_trains_every_method_under_every_seed_and_reports(folder, capsys):
+    small = yaml.safe_load(RECIPE) | {"epochs": 1, "backbone": {"name": "MLP", "args": {"widths": [16]}}}
+    small["methods"] = {name: small["methods"][name] for name in ("learned", "etf-canonical")}
+    recipe = written("small.yaml", yaml.safe_dump(small))
+    command = ["compare", recipe, "--out", "here", "--seed", "3", "--num_seeds", "2"]
+    output = printed(command, capsys)
+    runs = sorted(p.relative_to(folder / "here").as_posix() for p in (folder / "here").glob("*/seed-*"))
+    assert runs == ["etf-canonical/seed-3", "etf-canonical/seed-4", "learned/seed-3", "learned/seed-4"]
+    assert "learned" in output
+    assert "etf-canonical" in output
+    assert output.strip().splitlines()[-1].startswith("report: ")
+    assert output.strip().endswith("here/report.html")
+    records = Records.read("here/learned/seed-3/records.jsonl")
+    assert {(r.run, r.seed) for r in records} == {("learned", 3)}
+    assert records.unique("epoch") == [0, 1]
+    timing = json.loads((folder / "here" / "etf-canonical" / "seed-4" / "timing.json").read_text())
+    assert timing["classifier_parameters"] == 0
+    assert timing["epochs"] == 1
+    (folder / "here" / "report.html").unlink()
+    assert printed(["report", "here"], capsys) == output
+    assert (folder / "here" / "report.html").stat().st_size > 10_000
+
+
+def test_stopped_by_hand(monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", interrupted)
+    assert stopped(["train", "digits"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_stopped_by_hand_while_training(folder):
+    assert run(["train", "digits", "--epochs", "2"], folder, Interrupted(25)) == 130
+    assert "the same command goes on" in (folder / "output.txt").read_text()
+
+
+# --- what is refused ---
+
+
+def refused(arguments, capsys):
+    """What a refused command writes to stderr."""
+    assert stopped(arguments) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["train", "nosuch"], "recipe must be a .yaml file or one of digits"),
+        (["train", "nosuch.yaml"], "nosuch.yaml does not exist"),
+        (["train", "digits", "--backbone.name", "MLQ"], "backbone.name: no class 'MLQ'"),
+        (["train", "digits", "--backbone.name", "no.such.Net"], "no.such cannot be imported"),
+        (
+            ["train", "digits", "--backbone.name", "CrossEntropyLoss", "--backbone.args", "{}"],
+            "no integer out_features",
+        ),
+        (["train", "digits", "--data.name", "Digit"], "data.name: no class 'Digit'"),
+        (["train", "digits", "--data.args.imbalanse", "0.1"], "Digits takes no 'imbalanse'"),
+        (["train", "digits", "--data.args.imbalance", "fast"], "data.args: .*imbalance"),
+        (["train", "digits", "--data.args.imbalance", "7"], "imbalance must be"),
+        (["train", "digits", "--backbone.args", "{}"], "backbone.args must set widths for MLP"),
+        (["train", "digits", "--backbone.args.widths", "[0]"], "widths must be an integer >= 1"),
+        (["train", "digits", "--methods.learned.loss.name", "NoLoss"], "methods.learned.loss.name: no class 'NoLoss'"),
+        (["train", "digits", "--method", "etf"], "--method must be one of learned, .*, got 'etf'"),
+        (["train", "digits", "--mixup_alpha", "-1"], "mixup_alpha must be >= 0"),
+        (["train", "digits", "--batch_size", "0"], "batch_size must be an integer >= 1"),
+        (["train", "digits", "--collapse.every_n_epochs", "0"], "every_n_epochs must be an integer >= 1"),
+        (["train", "digits", "--collapse.layers", "[foo]"], "layers must name modules of the model, got 'foo'"),
+        (["train", "digits", "--optimizer.args.lr", "fast"], "optimizer.args: .*lr"),
+        (["train", "digits", "--scheduler.name", "StepLR"], "scheduler.args must set step_size"),
+        (["train", "digits", "--out", "file"], "--out file cannot be written"),
+        (["train", "digits", "--out", "file/runs"], "--out file/runs cannot be written"),
+        (["compare", "digits", "--num_seeds", "0"], "num_seeds must be an integer >= 1"),
+        (["report", "empty"], "at least one row"),
+        (["report", "missing"], "no directory"),
+        (["report", "file"], "no directory"),
+        (["recipes", "show"], "needs the NAME of a recipe"),
+        (["recipes", "show", "nosuch"], "got 'nosuch'"),
+        (["recipes", "copy", "nosuch"], "got 'nosuch'"),
+    ],
+)
+def test_wrong_input_is_one_line(folder, capsys, arguments, text):
+    written("file", "")
+    (folder / "empty").mkdir()
+    (line,) = refused(arguments, capsys).splitlines()
+    assert line.startswith("tightframe: error: ")
+    assert re.search(text, line)
+
+
+OF_THE_PARSER = [
+    ([], "command"),
+    (["frob"], "frob"),
+    (["train"], "data.name"),
+    (["train", "digits", "--foo", "3"], "--foo"),
+    (["train", "digits", "--epochs", "two"], "two"),
+    (["train", "--epochs", "1", "digits"], "digits"),
+    (["recipes", "frob"], "frob"),
+    (["report"], "out"),
+    (["train", "key.yaml"], "colour"),
+    (["train", "method.yaml"], "colour"),
+    (["train", "broken.yaml"], "pars"),
+    (["train", "list.yaml"], "config"),
+    (["train", "empty.yaml"], "config"),
+    (["train", "missing.yaml"], "epochs"),
+]
+
+
+def recipes_with_faults():
+    written("key.yaml", RECIPE + "colour: red\n")
+    written("method.yaml", RECIPE.replace("  learned:\n", "  learned:\n    colour: red\n"))
+    written("broken.yaml", "a: [1,\n b: }\n")
+    written("list.yaml", "- 1\n")
+    written("empty.yaml", "")
+    written("missing.yaml", RECIPE.replace("epochs: 40", ""))
+
+
+@pytest.mark.parametrize(("arguments", "text"), OF_THE_PARSER)
+def test_what_the_parser_refuses(capsys, arguments, text):
+    recipes_with_faults()
+    assert text in refused(arguments, capsys)
+
+
+def test_what_the_parser_refuses_is_one_line(capsys):
+    recipes_with_faults()
+    for arguments, text in OF_THE_PARSER:
+        (line,) = refused(arguments, capsys).splitlines()
+        assert line.startswith("tightframe: error: ")
+        assert text in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["train", "latin.yaml"], "latin.yaml"),
+        (["train", "digits", "--epochs", "0"], "epochs"),
+        (["train", "digits", "--epochs", "-1"], "epochs"),
+        (["train", "digits", "--seed", "99999999999999"], "seed"),
+        (["train", "digits", "--backbone.args.widths", "[]"], "widths"),
+        (["train", "digits", "--collapse.every_n_epoch", "3"], "every_n_epoch"),
+        (["train", "digits", "--trainer.devicez", "1"], "devicez"),
+        (["train", "digits", "--trainer.accelerator", "foo"], "foo"),
+        (["train", "digits", "--optimizer.args.lr", "-1"], "learning rate|optimizer"),
+        (["train", "token.yaml", "--mixup_alpha", "1"], "mixup"),
+    ],
+)
+def test_wrong_input_without_a_name(folder, capsys, arguments, text):
+    (folder / "latin.yaml").write_bytes(b"description: caf\xe9\n")
+    (folder / "library").mkdir()
+    for module in ("os", "argparse"):
+        written(f"library/{module}.py", "x = 1\n" * 4000)
+    token = yaml.safe_load(shipped_recipes()["stdlib"].read_text())
+    token["data"] = {"name": "StdlibModules", "args": {"root": "library", "min_bytes": 1000}}
+    written("token.yaml", yaml.safe_dump(token))
+    (line,) = refused(arguments, capsys).splitlines()
+    assert re.search(text, line)
+
+
+def test_a_mistake_in_the_last_method_is_seen_before_the_first_trains(folder, capsys):
+    mistaken = RECIPE.replace("name: DotRegressionLoss", "name: DotRegression") + "epochs: 1\n"
+    written("mistaken.yaml", mistaken.replace("epochs: 40\n", ""))
+    assert "etf-haar-dr.loss.name: no class" in refused(["compare", "mistaken.yaml", "--out", "here"], capsys)
+    assert not list((folder / "here").glob("*/seed-*"))
+
+
+def test_a_mistake_may_be_mended_in_the_same_directory(capsys):
+    refused(["train", "digits", "--data.args.imbalanse", "0.1"], capsys)
+    main(["train", "digits", "--data.args.imbalance", "0.1", "--epochs", "1"])

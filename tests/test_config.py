@@ -1,0 +1,369 @@
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from tests.training.models import quiet, trainer
+from tightframe._checks import ArgumentError, ConfigError, ResumeError
+from tightframe.config import (
+    AUTO,
+    Method,
+    Part,
+    Recipe,
+    bind,
+    build_data,
+    build_module,
+    check_directory,
+    evaluation_parts,
+    find_recipe,
+    shipped_recipes,
+    write_directory,
+)
+from tightframe.data import ClassificationData, Digits
+from tightframe.nn import Classifier, DotRegressionLoss, LinearClassifier, SimplexETFClassifier
+from tightframe.training import MLP
+from tightframe.training.loaders import make_loader
+
+pytestmark = quiet
+K = 5
+
+
+def data(shape=(3, 4, 2), validation=True):
+    labels = torch.arange(40) % K
+    part = TensorDataset(torch.rand(40, *shape), labels)
+    names = tuple("abcde")
+    return ClassificationData(part, part if validation else None, part, K, names, labels.bincount())
+
+
+def recipe(**changes):
+    plain = Recipe(
+        data=Part("Digits"),
+        backbone=Part("MLP", {"widths": [8, 6]}),
+        methods={"learned": Method(Part("LinearClassifier"))},
+        optimizer=Part("SGD", {"lr": 0.1}),
+        epochs=2,
+        batch_size=16,
+    )
+    return replace(plain, **changes)
+
+
+def classifier(name, **args):
+    return bind(Part(name, args), ("tightframe.nn",), Classifier, "here", {"dim": 6, "num_classes": K, "seed": 3})
+
+
+# --- recipes by name ---
+
+
+def test_shipped_recipes_are_found_by_name():
+    assert {"digits", "digits-longtail", "stdlib"} <= shipped_recipes().keys()
+    assert all(path.is_file() and path.stem == name for name, path in shipped_recipes().items())
+    assert find_recipe("digits") == shipped_recipes()["digits"]
+
+
+def test_a_file_is_a_recipe_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.yaml", "digits.yml"):
+        (tmp_path / name).write_text("")
+        assert find_recipe(name).samefile(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["digit", "", "recipes/digits", "."])
+def test_unknown_names_are_told_the_known_ones(name):
+    with pytest.raises(ConfigError, match=r"digits, .*stdlib, got"):
+        find_recipe(name)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        find_recipe(str(tmp_path / "mine.yaml"))
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(ConfigError, match="does not exist"):
+        find_recipe(str(tmp_path / "folder.yaml"))
+
+
+# --- bind ---
+
+
+def test_what_the_recipe_decides_is_filled_in():
+    made = classifier("LinearClassifier", bias=False)
+    assert type(made) is LinearClassifier
+    assert (made.in_features, made.out_features, made.bias) == (6, K, None)
+
+
+def test_optional_arguments_are_filled_in_on_request_alone():
+    def weight(**args):
+        return classifier("SimplexETFClassifier", **args).weight
+
+    assert torch.equal(weight(), SimplexETFClassifier(6, K).weight)
+    assert torch.equal(weight(seed=AUTO), SimplexETFClassifier(6, K, seed=3).weight)
+    assert torch.equal(weight(seed=4), SimplexETFClassifier(6, K, seed=4).weight)
+
+
+def test_an_argument_of_the_recipe_goes_before_what_would_be_filled_in():
+    assert classifier("LinearClassifier", dim=9).in_features == 9
+
+
+def test_arguments_are_converted_as_their_annotations_say():
+    made = bind(Part("MLP", {"widths": (8, 4), "in_features": 3}), ("tightframe.training",), nn.Module, "backbone")
+    assert isinstance(made, MLP)
+    assert made.out_features == 4
+
+
+def test_a_dotted_name_needs_no_room():
+    assert isinstance(bind(Part("torch.nn.Tanh"), (), nn.Module, "here"), nn.Tanh)
+
+
+def test_rooms_are_searched_in_their_order():
+    loss = bind(Part("CrossEntropyLoss"), ("tightframe.nn", "torch.nn"), nn.Module, "loss")
+    assert isinstance(loss, nn.CrossEntropyLoss)
+    assert isinstance(
+        bind(Part("DotRegressionLoss"), ("tightframe.nn", "torch.nn"), nn.Module, "loss"), DotRegressionLoss
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        (Part("Nothing"), "here.name: no class 'Nothing' in tightframe.nn"),
+        (Part("torch.nn.Nothing"), "here.name: no class 'Nothing' in torch.nn"),
+        (Part("no.such.Thing"), "here.name: no.such cannot be imported"),
+        (Part(""), "here.name: no class ''"),
+        (Part("torch.nn.functional.relu"), "no class 'relu'"),
+        (Part("torch.nn.Linear"), "here.name must be a Classifier, got torch.nn.Linear"),
+        (
+            Part("LinearClassifier", {"colour": 1, "biass": 2}),
+            "LinearClassifier takes no 'biass', 'colour'; it takes dim,",
+        ),
+        (Part("LinearClassifier", {"bias": "perhaps"}), "here.args: .*bias.*perhaps"),
+        (Part("LinearClassifier", {"dim": 2.5}), "here.args: .*dim"),
+        (Part("SimplexETFClassifier", {"scale": "big"}), "here.args: .*scale.*big"),
+        (
+            Part("LinearClassifier", {"bias": AUTO}),
+            "here.args must set bias for LinearClassifier: nothing else decides it",
+        ),
+        (Part("FrameClassifier"), "here.args must set frame for FrameClassifier: nothing else decides it"),
+    ],
+)
+def test_what_cannot_be_bound(part, text):
+    with pytest.raises(ConfigError, match=text) as caught:
+        classifier(part.name, **part.args)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_out_of_range_is_the_classes_own_error():
+    with pytest.raises(ArgumentError, match="scale must be a finite number > 0"):
+        classifier("SimplexETFClassifier", scale=-1.0)
+
+
+def test_an_abstract_class_is_refused():
+    with pytest.raises((ConfigError, TypeError), match=r"abstract|here\.name"):
+        classifier("Classifier")
+
+
+# --- data ---
+
+
+def test_data_and_the_names_of_its_classes(tmp_path):
+    chosen = recipe(data=Part("Digits", {"imbalance": 0.1, "flatten": False}))
+    loaded = build_data(chosen)
+    write_directory(tmp_path, chosen, loaded)
+    assert torch.equal(loaded.class_counts, Digits(imbalance=0.1).load().class_counts)
+    assert loaded.train[0][0].shape == (1, 8, 8)
+    assert json.loads((tmp_path / "classes.json").read_text()) == list(map(str, range(10)))
+
+
+def test_only_a_data_source_is_data():
+    with pytest.raises(ConfigError, match=r"data\.name must be a DataSource"):
+        build_data(recipe(data=Part("torch.nn.ReLU")))
+
+
+def test_parts_to_evaluate():
+    assert list(evaluation_parts(data())) == ["validation", "test"]
+    assert list(evaluation_parts(data(validation=False))) == ["test"]
+
+
+# --- modules ---
+
+
+def open_directory(out, chosen):
+    """What a command does with its directory before and after everything has been bound."""
+    check_directory(out, chosen)
+    write_directory(out, chosen, data())
+
+
+def test_sizes_come_from_the_data():
+    module = build_module(recipe(), "learned", data(), seed=0)
+    assert module.backbone[1].in_features == 24
+    assert (module.classifier.in_features, module.classifier.out_features) == (6, K)
+    assert isinstance(module.loss, nn.CrossEntropyLoss)
+    assert module.splits == ["validation", "test"]
+    assert module.seed == 0
+    images = build_module(recipe(backbone=Part("SmallCNN", {"widths": [6]})), "learned", data(), seed=0)
+    assert images.backbone[0].in_channels == 3
+    assert images(data().train[:4][0]).shape == (4, K)
+
+
+def test_class_counts_come_from_the_data():
+    method = Method(Part("LinearClassifier"), Part("LogitAdjustedCrossEntropy"))
+    loss = build_module(recipe(methods={"la": method}), "la", data(), seed=0).loss
+    assert torch.equal(loss.class_counts, data().class_counts)
+
+
+def test_mixup_is_passed_on():
+    assert build_module(recipe(mixup_alpha=0.5), "learned", data(), seed=0).mixup_alpha == 0.5
+
+
+def test_a_seed_gives_all_methods_the_same_backbone():
+    methods = {
+        "learned": Method(Part("LinearClassifier")),
+        "etf": Method(Part("SimplexETFClassifier", {"seed": AUTO}), Part("DotRegressionLoss")),
+    }
+    shared = recipe(methods=methods)
+    one, other = (build_module(shared, method, data(), seed=1) for method in methods)
+    third = build_module(shared, "etf", data(), seed=2)
+    same = [torch.equal(p, q) for p, q in zip(one.backbone.parameters(), other.backbone.parameters(), strict=True)]
+    assert all(same)
+    assert not torch.equal(one.backbone[1].weight, third.backbone[1].weight)
+    assert not torch.equal(other.classifier.weight, third.classifier.weight)
+
+
+def test_one_seed_gives_one_module_whatever_was_drawn_before():
+    one = build_module(recipe(), "learned", data(), seed=1)
+    torch.rand(7)
+    again = build_module(recipe(), "learned", data(), seed=1)
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), again.parameters(), strict=True))
+
+
+def test_threads():
+    before = torch.get_num_threads()
+    try:
+        build_module(recipe(num_threads=2), "learned", data(), seed=0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "last"),
+    [
+        (None, 0.1),
+        (Part("CosineAnnealingLR"), 0.1 * (1 + math.cos(5 / 6 * math.pi)) / 2),
+        (Part("LinearLR", {"start_factor": 1.0, "end_factor": 0.4, "total_iters": AUTO}), 0.05),
+        (Part("StepLR", {"step_size": 3}), 0.01),
+        (Part("OneCycleLR", {"max_lr": 0.4, "total_steps": AUTO, "final_div_factor": 1e3}), 0.4 / 25 / 1e3),
+    ],
+)
+def test_optimizer_and_the_rate_of_its_last_step(scheduler, last):
+    class Rates(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    rates = []
+    module = build_module(recipe(scheduler=scheduler), "learned", data(), seed=0)
+    fitted = trainer(Rates(), max_epochs=2)
+    fitted.fit(module, make_loader(data().train, 16), make_loader(data().test, 16))
+    assert isinstance(fitted.optimizers[0], torch.optim.SGD)
+    assert len(rates) == 6
+    assert rates[-1] == pytest.approx(last)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"backbone": Part("torch.nn.Flatten")}, "backbone.name: torch.nn.Flatten has no integer out_features"),
+        ({"backbone": Part("MLQ")}, "backbone.name: no class 'MLQ' in tightframe.training, torch.nn"),
+        ({"backbone": Part("MLP")}, "backbone.args must set widths for MLP"),
+        ({"methods": {"learned": Method(Part("MLP"))}}, "methods.learned.classifier.name: no class 'MLP'"),
+        ({"methods": {"learned": Method(Part("LinearClassifier"), Part("Loss"))}}, "methods.learned.loss.name"),
+    ],
+)
+def test_parts_that_cannot_be_bound(changes, text):
+    with pytest.raises(ConfigError, match=text):
+        build_module(recipe(**changes), "learned", data(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"optimizer": Part("SGD", {"lr": "fast"})}, "optimizer.args"),
+        ({"optimizer": Part("ReLU")}, "optimizer.name"),
+        ({"optimizer": Part("torch.nn.ReLU")}, "optimizer.name must be a Optimizer"),
+        ({"scheduler": Part("StepLR")}, "scheduler.args must set step_size"),
+        ({"scheduler": Part("CosineLR")}, "scheduler.name"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_bound(changes, text):
+    module = build_module(recipe(**changes), "learned", data(), seed=0)
+    with pytest.raises(ConfigError, match=text):
+        trainer(max_epochs=1).fit(module, make_loader(data().train, 16), make_loader(data().test, 16))
+
+
+# --- directories of runs ---
+
+
+def test_a_new_directory_holds_configuration_and_versions(tmp_path):
+    out = tmp_path / "a" / "b"
+    open_directory(out, recipe())
+    assert yaml.safe_load((out / "config.yaml").read_text()) == asdict(recipe())
+    versions = json.loads((out / "versions.json").read_text())
+    assert versions["torch"] == torch.__version__
+    assert {"python", "platform", "tightframe", "numpy", "lightning"} <= versions.keys()
+    assert not list(out.glob("*.partial"))
+
+
+def test_the_same_recipe_opens_it_again(tmp_path):
+    tuples = recipe(backbone=Part("MLP", {"widths": (8, 6)}), description="Çay")
+    open_directory(tmp_path, tuples)
+    open_directory(tmp_path, tuples)
+    open_directory(tmp_path, replace(tuples, backbone=Part("MLP", {"widths": [8, 6]})))
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"epochs": 3}, "epochs"),
+        ({"optimizer": Part("SGD", {"lr": 0.2, "momentum": 0.9})}, "optimizer.args.lr, optimizer.args.momentum"),
+        ({"scheduler": Part("StepLR", {"step_size": 3})}, "scheduler"),
+        ({"methods": {"other": Method(Part("LinearClassifier"))}}, "methods.learned, methods.other"),
+        ({"trainer": {"precision": "bf16-mixed"}, "mixup_alpha": 1.0}, "mixup_alpha, trainer.precision"),
+    ],
+)
+def test_another_recipe_is_refused_by_its_keys(tmp_path, changes, keys):
+    open_directory(tmp_path, recipe())
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(ResumeError, match=f"another configuration: {keys} differ; choose another --out"):
+        open_directory(tmp_path, recipe(**changes))
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "data: 3", "a: b"])
+def test_a_configuration_that_is_none(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ResumeError, match="another configuration"):
+        open_directory(tmp_path, recipe())
+
+
+def test_a_configuration_that_is_no_yaml(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: [")
+    with pytest.raises(ResumeError, match="cannot be read as YAML"):
+        open_directory(tmp_path, recipe())
+
+
+@pytest.mark.parametrize("break_it", [lambda path: path.write_bytes(b"\xff\xfe\xff"), lambda path: path.mkdir()])
+def test_a_configuration_that_cannot_be_read(tmp_path, break_it):
+    break_it(tmp_path / "config.yaml")
+    with pytest.raises(ResumeError, match=r"config\.yaml cannot be read"):
+        open_directory(tmp_path, recipe())
+
+
+@pytest.mark.parametrize("below", [".", "runs"])
+def test_a_directory_that_cannot_be_made(tmp_path, below):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--out .*file.* cannot be written"):
+        open_directory(tmp_path / "file" / below, recipe())

@@ -1,0 +1,388 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.problems import scattered, simplex
+from tightframe import functional as F
+from tightframe._checks import (
+    ArgumentError,
+    DtypeError,
+    EmptyDataError,
+    LabelError,
+    NonFiniteError,
+    ShapeError,
+)
+from tightframe.functional import ClassMoments
+from tightframe.nn import LinearClassifier, NormalizedLinear, SimplexETFClassifier
+from tightframe.probing import Probe, find_classifier, gather, measure, num_outputs
+
+K = 3
+PROBLEM = scattered(2 * simplex(K, 4), [20, 15, 12], 0.7)
+INPUTS, LABELS = PROBLEM.features.float(), PROBLEM.labels
+
+
+def network(dtype=torch.float32):
+    torch.manual_seed(0)
+    layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, K)
+    return nn.Sequential(*layers).to(dtype)
+
+
+def batches(size=10, inputs=INPUTS, labels=LABELS):
+    return list(zip(inputs.split(size), labels.split(size), strict=True))
+
+
+def inputs_of(model, layer, inputs=INPUTS):
+    """What goes into a layer of a sequential model in eval mode, without any hook."""
+    with torch.no_grad():
+        return model.eval()[:layer](inputs)
+
+
+class Counting(nn.Module):
+    """A model that counts its forward passes."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.calls = 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        return self.model(inputs)
+
+
+# --- the classifier ---
+
+
+def test_the_last_linear_layer_is_the_classifier():
+    assert find_classifier(network()) == "6"
+    assert find_classifier(nn.Linear(4, 3)) == ""
+    assert find_classifier(nn.ModuleDict({"body": network(), "head": nn.Linear(3, 3)})) == "head"
+
+
+def test_a_tightframe_classifier_goes_before_any_linear_layer():
+    model = nn.Sequential(SimplexETFClassifier(4, 3), nn.Linear(3, 3))
+    assert find_classifier(model) == "0"
+
+
+def test_no_classifier():
+    with pytest.raises(ArgumentError, match=r"neither a tightframe classifier nor an nn\.Linear"):
+        find_classifier(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()))
+
+
+def test_number_of_outputs():
+    assert num_outputs(nn.Linear(4, 7)) == 7
+    assert num_outputs(NormalizedLinear(4, 7)) == 7
+    with pytest.raises(ArgumentError, match="ReLU has no integer out_features"):
+        num_outputs(nn.ReLU())
+
+
+# --- Probe ---
+
+
+def test_inputs_of_several_layers():
+    model = network().eval()
+    with Probe(model, ["6", "2", "4"]) as probe:
+        model(INPUTS)
+        captured = probe.take()
+    assert captured.keys() == {"2", "4", "6"}
+    for name, value in captured.items():
+        assert torch.equal(value, inputs_of(model, int(name)))
+        assert not value.requires_grad
+
+
+def test_each_sample_becomes_one_row():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(18, 3))
+    with Probe(model, ["1"]) as probe:
+        model(torch.ones(4, 1, 3, 3))
+        assert probe.take()["1"].shape == (4, 18)
+
+
+def test_a_layer_that_is_given_keywords():
+    class Keywords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, inputs):
+            return self.head(input=inputs)
+
+    model = Keywords()
+    with Probe(model, ["head"]) as probe:
+        model(INPUTS)
+        assert torch.equal(probe.take()["head"], INPUTS)
+
+
+def test_a_layer_that_runs_twice_is_seen_the_last_time():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.step = nn.Linear(4, 4, bias=False)
+            nn.init.eye_(self.step.weight)
+
+        def forward(self, inputs):
+            return self.step(2 * self.step(inputs))
+
+    model = Twice()
+    with Probe(model, ["step"]) as probe:
+        model(INPUTS)
+        assert torch.equal(probe.take()["step"], 2 * INPUTS)
+
+
+def test_the_model_itself_has_a_name():
+    model = nn.Linear(4, 3)
+    with Probe(model, [""]) as probe:
+        model(INPUTS)
+        assert torch.equal(probe.take()[""], INPUTS)
+
+
+def hooks_of(model):
+    return sum(len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_hooks_are_gone_afterwards():
+    model = network()
+    with Probe(model, ["2", "6"]):
+        assert hooks_of(model) == 2
+    assert hooks_of(model) == 0
+
+
+def test_hooks_are_gone_after_an_exception():
+    model = network()
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), Probe(model, ["2", "6"]):
+        model(torch.ones(2, 9))
+    assert hooks_of(model) == 0
+
+
+def test_no_capture_is_an_error():
+    model = nn.ModuleDict({"used": nn.Linear(4, 3), "unused": nn.Linear(4, 3)})
+    with Probe(model, ["used", "unused"]) as probe:
+        model["used"](INPUTS)
+        with pytest.raises(ArgumentError, match=r"\['unused'\] captured nothing"):
+            probe.take()
+
+
+def test_a_capture_is_given_once():
+    model = network()
+    with Probe(model, ["6"]) as probe:
+        model(INPUTS)
+        probe.take()
+        with pytest.raises(ArgumentError, match="captured nothing"):
+            probe.take()
+
+
+def test_unknown_layers_are_named_beside_those_that_exist():
+    with pytest.raises(ArgumentError, match=r"got '7'; it has '0', '1', '2', '3', '4', '5', '6'"):
+        Probe(network(), ["2", "7"])
+
+
+def test_a_layer_compiled_before_the_probe_is_measured_right_or_refused():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.compile(network()[:6], backend="eager")
+            self.head = nn.Linear(5, K)
+
+        def forward(self, inputs):
+            return self.head(self.body(inputs))
+
+    model = Model().eval()
+    with torch.no_grad():
+        model(INPUTS)
+    with Probe(model, ["body._orig_mod.4"]) as probe, torch.no_grad():
+        model(INPUTS)
+        try:
+            captured = probe.take()["body._orig_mod.4"]
+        except ArgumentError as error:
+            captured, message = None, str(error)
+    if captured is None:
+        assert "torch.compile came before the probe" in message
+    else:
+        assert torch.equal(captured, inputs_of(network(), 4))
+
+
+# --- measure ---
+
+
+@pytest.mark.parametrize("size", [1, 10, 47])
+def test_measure_is_the_functions_of_features_computed_by_hand(size):
+    model = network()
+    head = model[6]
+    records = measure(model, batches(size))
+    features = inputs_of(model, 6)
+    moments = ClassMoments.from_samples(features, LABELS, K, scatter=True)
+    logits = head(features).detach()
+    expected = F.collapse_metrics(moments, head.weight, head.bias.detach()) | {
+        "ncc.accuracy": F.ncc_accuracy(features, LABELS, moments),
+        "nc4.agreement": F.nc4_agreement(features, logits, moments),
+        "cosine_margin": F.cosine_margins(features, LABELS, moments, head.weight).mean(),
+        "numerical_rank": F.numerical_rank(features, LABELS, K),
+    }
+    assert set(records.unique("metric")) == expected.keys()
+    assert len(records) == len(expected)
+    assert {(r.split, r.layer, r.run, r.epoch) for r in records} == {("train", "features", "", 0)}
+    for name, value in expected.items():
+        # BatchNorm in float32 rounds differently for another batch size.
+        assert records.value(name) == pytest.approx(value.item(), rel=1e-5, nan_ok=True), name
+
+
+def test_several_layers_in_one_pass():
+    model = Counting(network())
+    records = measure(model, batches(10), layers=["model.4", "model.2", "model.6"], split="test")
+    assert model.calls == 5
+    assert records.unique("layer") == ["model.2", "model.4", "model.6"]
+    assert records.unique("split") == ["test"]
+    for layer in (2, 4, 6):
+        moments = ClassMoments.from_samples(inputs_of(model.model, layer), LABELS, K, scatter=True)
+        for name in ("nc1.pinv", "nc1.ratio", "cdnv", "nc2.gram.means"):
+            expected = F.collapse_metrics(moments)[name].item()
+            assert records.value(name, layer=f"model.{layer}") == pytest.approx(expected, rel=1e-5)
+    of_classifier_alone = ("nc3.distance", "nc4.agreement", "ncc.accuracy")
+    assert {r.layer for r in records if r.metric in of_classifier_alone} == {"model.6"}
+
+
+def test_only_the_layers_asked_for_are_reported():
+    model = Counting(network())
+    assert measure(model, batches(), layers=["model.2"]).unique("layer") == ["model.2"]
+    assert model.calls == 5
+
+
+def test_without_memory_the_second_look_is_left_out():
+    second = {"ncc.accuracy", "nc4.agreement", "cosine_margin", "numerical_rank"}
+    full = {r.metric: r.value for r in measure(network(), batches())}
+    assert second < full.keys()
+    bytes_needed = LABELS.numel() * (4 * 5 + 4 * K + 8)
+    assert {r.metric for r in measure(network(), batches(), hold_bytes=bytes_needed)} == full.keys()
+    for limit in (0, 200, bytes_needed - 1):
+        lean = {r.metric: r.value for r in measure(network(), batches(), hold_bytes=limit)}
+        assert lean == {name: value for name, value in full.items() if name not in second}
+
+
+def test_without_scatter():
+    names = {r.metric for r in measure(network(), batches(), scatter=False)}
+    assert "nc1.ratio" in names
+    assert not {"nc1.pinv", "vci"} & names
+
+
+def test_preset():
+    records = measure(network(), batches(), preset="zhu2021")
+    assert set(records.unique("metric")) == {"nc1.pinv", "nc2.gram.classifier", "nc3.gram", "bias_collapse"}
+
+
+def test_modes_weights_and_statistics_are_as_before():
+    model = network()
+    model[1].eval()  # a frozen batch norm
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    measure(model, batches())
+    assert [module.training for module in model.modules()] == modes
+    assert modes.count(False) == 1
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_modes_and_hooks_are_as_before_after_an_error():
+    model = network()
+    with pytest.raises(LabelError):
+        measure(model, batches(labels=LABELS + 1))
+    assert all(module.training for module in model.modules())
+    assert hooks_of(model) == 0
+
+
+def test_dropout_is_off_and_random_numbers_are_left_alone():
+    torch.manual_seed(3)
+    first = measure(network(), batches())
+    state = torch.get_rng_state()
+    assert measure(network(), batches()) == first
+    torch.set_rng_state(state)
+
+
+def test_a_normalising_classifier_is_measured_where_it_works():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), SimplexETFClassifier(5, K, scale=8.0))
+    features = nn.functional.normalize(inputs_of(model, 1))
+    moments = ClassMoments.from_samples(features, LABELS, K, scatter=True)
+    records = measure(model, batches())
+    assert records.value("nc1.pinv") == pytest.approx(F.nc1(moments).item(), rel=1e-5)
+    assert records.value("nc2.gram.classifier") == pytest.approx(0, abs=1e-6)
+    assert records.value("nc3.distance") == pytest.approx(F.nc3_distance(moments, model[1].weight).item(), rel=1e-5)
+    assert records.value("bias_collapse") >= 0
+
+
+def test_an_exact_answer_at_collapse():
+    model = LinearClassifier(K, K, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(K) - 1 / K)
+    data = [(torch.eye(K), torch.arange(K)), (torch.eye(K), torch.arange(K))]
+    records = measure(model, data)
+    zero = ("nc1.pinv", "nc1.ratio", "cdnv", "nc2.equinorm.means", "nc2.gram.classifier", "nc3.distance")
+    assert all(records.value(name) == pytest.approx(0, abs=1e-7) for name in zero)
+    assert records.value("ncc.accuracy") == records.value("nc4.agreement") == 1
+    assert records.value("cosine_margin") == pytest.approx(K / (K - 1))
+    assert records.value("numerical_rank") == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions(dtype):
+    model = network(dtype)
+    records = measure(model, batches(inputs=INPUTS.to(dtype)))
+    features = torch.cat([inputs_of(model, 6, h) for h, _ in batches(inputs=INPUTS.to(dtype))])
+    assert features.dtype == dtype
+    moments = ClassMoments.from_samples(features, LABELS, K, scatter=True)
+    assert records.value("nc1.pinv") == pytest.approx(F.nc1(moments).item(), rel=1e-9)
+    assert len(records) == len(measure(network(), batches()))
+
+
+def test_an_output_with_logits_as_attribute():
+    class Output:
+        def __init__(self, logits):
+            self.logits = logits
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, inputs):
+            return Output(self.net(inputs))
+
+    assert measure(Model(), batches()).value("nc4.agreement") == measure(network(), batches()).value("nc4.agreement")
+
+
+def test_absent_classes_are_left_out():
+    records = measure(network(), batches(labels=LABELS.clamp(max=1)))
+    features = inputs_of(network(), 6)
+    moments = ClassMoments.from_samples(features, LABELS.clamp(max=1), 2, scatter=True)
+    assert records.value("nc1.pinv") == pytest.approx(F.nc1(moments).item(), rel=1e-5)
+
+
+def test_forward_says_how_to_run_the_model():
+    measured = gather(network(), batches(), ["6"], K, forward=lambda model, inputs: model(2 * inputs))
+    expected = ClassMoments.from_samples(inputs_of(network(), 6, 2 * INPUTS), LABELS, K)
+    torch.testing.assert_close(measured.moments["6"].mean, expected.mean, rtol=1e-5, atol=1e-6)
+    assert measured.second_look() is None
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "error", "text"),
+    [
+        ([], {}, EmptyDataError, "at least one"),
+        (batches(labels=LABELS + 1), {}, LabelError, r"0\.\.2"),
+        (batches(labels=LABELS - 1), {}, LabelError, "got -1"),
+        (batches(labels=LABELS.float()), {}, DtypeError, "integer"),
+        (batches(labels=nn.functional.one_hot(LABELS)), {}, ShapeError, "labels"),
+        (batches(inputs=INPUTS * torch.nan), {}, NonFiniteError, "finite"),
+        (batches(), {"num_classes": 4}, ShapeError, "K = 4"),
+        (batches(), {"layers": ["9"]}, ArgumentError, "got '9'"),
+        (batches(), {"preset": "papyan"}, ArgumentError, "preset"),
+    ],
+)
+def test_bad_input(data, options, error, text):
+    with pytest.raises(error, match=text):
+        measure(network(), data, **options)
+
+
+def test_a_model_that_does_not_return_logits():
+    model = nn.Sequential(nn.Linear(4, K), nn.Flatten(0))
+    with pytest.raises(ShapeError, match="hold_bytes=0"):
+        measure(model, batches())
+    assert measure(model, batches(), hold_bytes=0).value("nc1.ratio") > 0

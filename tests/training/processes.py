@@ -1,0 +1,129 @@
+"""``tightframe`` commands in processes of their own, which can be killed at a chosen moment."""
+
+import multiprocessing
+import os
+import signal
+import sys
+
+# Children are forked from a server that has imported all this and computed nothing, so each starts at once.
+PRELOAD = ["tests.training.processes", "lightning.pytorch", "sklearn.datasets", "tightframe.cli", "tightframe.training"]
+
+
+def preloaded():
+    """Return a multiprocessing context whose processes have imported the package already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def run(arguments, folder, kill=None, report=False):
+    """Run a command to its end in another process, and return its exit code.
+
+    Args:
+        arguments: after ``tightframe``.
+        folder: receives what it printed.
+        kill: function to call first in that process, which arranges its end.
+        report: whether to write the report too, which takes longer than a small training.
+    """
+    process = preloaded().Process(target=_main, args=(arguments, folder / "output.txt", kill, report))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _main(arguments, output, kill, report):
+    import torch
+
+    from tightframe import cli
+
+    torch.set_num_threads(1)
+    with output.open("w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+        if kill is not None:
+            kill()
+        if not report:
+            cli.report = lambda out: None
+        cli.main(arguments)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class AtStep:
+    """Die before the gradient of a step, in the middle of an epoch."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self):
+        from tightframe.training import ClassifierModule
+
+        original = ClassifierModule.on_after_backward
+
+        def on_after_backward(module):
+            if module.global_step == self.step:
+                die()
+            original(module)
+
+        ClassifierModule.on_after_backward = on_after_backward
+
+
+class Interrupted:
+    """Press Ctrl-C in the middle of an epoch."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self):
+        from tightframe.training import ClassifierModule
+
+        original = ClassifierModule.on_after_backward
+
+        def on_after_backward(module):
+            if module.global_step == self.step:
+                os.kill(os.getpid(), signal.SIGINT)
+            original(module)
+
+        ClassifierModule.on_after_backward = on_after_backward
+
+
+class AtCheckpoint:
+    """Die when the records of an epoch are written and its checkpoint is not."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def __call__(self):
+        from lightning.pytorch import Trainer
+
+        original = Trainer.save_checkpoint
+
+        def save_checkpoint(trainer, *args, **kwargs):
+            if trainer.current_epoch + 1 == self.epoch:
+                die()
+            original(trainer, *args, **kwargs)
+
+        Trainer.save_checkpoint = save_checkpoint
+
+
+class InCheckpoint:
+    """Die when a checkpoint is half on the disk."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __call__(self):
+        import fsspec.implementations.local as local
+
+        original, count = local.LocalFileOpener.write, iter(range(1, 1000))
+
+        def write(opener, data, *args, **kwargs):
+            if next(count) == self.number:
+                original(opener, bytes(data)[: len(data) // 2])
+                opener.flush()
+                die()
+            return original(opener, data, *args, **kwargs)
+
+        local.LocalFileOpener.write = write

@@ -1,0 +1,277 @@
+import pytest
+from lightning.pytorch import Callback
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from tests.training.models import (
+    TRAIN,
+    VALIDATION,
+    K,
+    Pairs,
+    Plain,
+    Weights,
+    dataset,
+    fit_with,
+    measured,
+    module,
+    ordered,
+    quiet,
+    shuffled,
+    trainer,
+)
+from tightframe import functional as F
+from tightframe._checks import ArgumentError, LabelError
+from tightframe.nn import DotRegressionLoss, SimplexETFClassifier
+from tightframe.probing import measure
+from tightframe.training import NeuralCollapseCallback, make_loader
+
+pytestmark = quiet
+
+
+def moments_of(records, **columns):
+    """When and where collapse was measured."""
+    return [(r.epoch, r.step, r.split, r.layer) for r in records.where(metric="nc1.pinv", **columns)]
+
+
+# --- when ---
+
+
+def test_before_training_every_n_epochs_and_after_the_last():
+    records = measured(NeuralCollapseCallback(every_n_epochs=2), max_epochs=5)
+    assert moments_of(records) == [(epoch, 6 * epoch, "train", "features") for epoch in (0, 2, 4, 5)]
+
+
+def test_the_last_epoch_is_measured_once():
+    records = measured(NeuralCollapseCallback(every_n_epochs=2), max_epochs=4)
+    assert [epoch for epoch, *_ in moments_of(records)] == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(
+            {"max_epochs": -1, "max_steps": 9},
+        ),
+        pytest.param(
+            {"max_epochs": 4},
+        ),
+    ],
+)
+def test_the_last_epoch_is_measured_however_training_ends(options):
+    class StopAfterTwo(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = trainer.current_epoch == 1
+
+    callback = NeuralCollapseCallback(every_n_epochs=3)
+    fitted = trainer(StopAfterTwo(), callback, **options)
+    fitted.fit(Plain(), shuffled())
+    assert moments_of(callback.records)[-1][1] == fitted.global_step > 0
+
+
+def test_every_n_steps():
+    records = measured(NeuralCollapseCallback(every_n_steps=4), max_epochs=2)
+    assert [row[:2] for row in moments_of(records)] == [(0, 0), (0, 4), (1, 8), (1, 12)]
+
+
+def test_every_n_steps_counts_optimiser_steps():
+    records = measured(NeuralCollapseCallback(every_n_steps=2), max_epochs=2, accumulate_grad_batches=3)
+    assert [step for _, step, *_ in moments_of(records)] == [0, 2, 4]
+
+
+# --- what ---
+
+
+def test_values_are_those_of_measure_on_the_same_weights():
+    weights, callback = Weights(), NeuralCollapseCallback()
+    fit_with(callback, weights)
+    for epoch in (0, 1, 2):
+        model = Plain()
+        model.load_state_dict(weights.after[epoch])
+        expected = measure(model, make_loader(TRAIN, 512))
+        rows = callback.records.where(epoch=epoch)
+        assert {r.metric: r.value for r in rows} == {r.metric: r.value for r in expected}
+        assert len(rows) == len(expected)
+        assert {"nc1.pinv", "nc3.distance", "nc4.agreement", "cosine_margin"} < set(rows.unique("metric"))
+    values = [callback.records.value("nc1.pinv", epoch=epoch) for epoch in (0, 1, 2)]
+    assert len(set(values)) == 3
+
+
+@pytest.mark.parametrize(
+    "train", [lambda: shuffled(), lambda: shuffled(Pairs()), lambda: make_loader(TRAIN, 10, seed=1)]
+)
+@pytest.mark.parametrize("batch_size", [7, 512])
+def test_neither_loader_nor_batches_matter(train, batch_size):
+    records = measured(NeuralCollapseCallback(batch_size=batch_size), train=train(), model=Plain(lr=0.0), max_epochs=1)
+    expected = measure(Plain(), make_loader(TRAIN, 512))
+    for record in records.where(epoch=0):
+        assert record.value == pytest.approx(expected.value(record.metric), rel=1e-4, abs=1e-7), record.metric
+
+
+def test_a_module_of_ours_under_a_fixed_classifier():
+    model = module(classifier=SimplexETFClassifier(5, K, seed=2, scale=4.0), loss=DotRegressionLoss())
+    weights, callback = Weights(), NeuralCollapseCallback()
+    fit_with(callback, weights, model=model, validation=ordered())
+    model.load_state_dict(weights.after[1])
+    expected = measure(model, make_loader(TRAIN, 512))
+    rows = callback.records.where(epoch=1, split="train")
+    assert {r.metric: r.value for r in rows} == {r.metric: r.value for r in expected}
+    assert callback.records.value("nc2.gram.classifier") == pytest.approx(0, abs=1e-6)
+    assert callback.records.unique("split") == ["train", "validation"]
+
+
+def test_layers_beside_the_classifier():
+    callback = NeuralCollapseCallback(layers=["net.4", "net.0", "net.6"])
+    model = fit_with(callback, max_epochs=1)
+    assert sorted(callback.records.unique("layer")) == ["features", "net.0", "net.4"]
+    expected = measure(model, make_loader(TRAIN, 512), layers=["net.0", "net.4"])
+    for record in expected:
+        assert callback.records.value(record.metric, layer=record.layer) == record.value
+    assert not callback.records.where(layer="net.4", metric="nc3.distance")
+
+
+def test_validation_is_compared_with_the_means_of_training():
+    callback = NeuralCollapseCallback()
+    model = fit_with(callback, validation=ordered()).eval()
+    inputs, labels = VALIDATION.tensors
+    train_features, features = (model.net[:6](h).detach() for h in (TRAIN.tensors[0], inputs))
+    train, own = (
+        F.ClassMoments.from_samples(h, y, K, True) for h, y in ((train_features, TRAIN.tensors[1]), (features, labels))
+    )
+    found = callback.records.where(split="validation", epoch=2)
+    expected = {
+        "ncc.accuracy": F.ncc_accuracy(features, labels, train),
+        "nc4.agreement": F.nc4_agreement(features, model(inputs), train),
+        "cosine_margin": F.cosine_margins(features, labels, train, model.net[6].weight).mean(),
+        "nc1.pinv": F.nc1(own),
+        "numerical_rank": F.numerical_rank(features, labels, K),
+    }
+    for name, value in expected.items():
+        assert found.value(name) == pytest.approx(value.item(), rel=1e-5), name
+    assert found.value("cosine_margin") != pytest.approx(
+        F.cosine_margins(features, labels, own, model.net[6].weight).mean().item(), rel=1e-3
+    )
+
+
+def test_validation_alone_has_no_training_means():
+    records = measured(NeuralCollapseCallback(splits=["validation"]), validation=ordered(), max_epochs=1)
+    assert records.unique("split") == ["validation"]
+    assert "nc1.pinv" in records.unique("metric")
+    assert "ncc.accuracy" not in records.unique("metric")
+
+
+def test_training_alone():
+    records = measured(NeuralCollapseCallback(splits=["train"]), validation=ordered(), max_epochs=1)
+    assert records.unique("split") == ["train"]
+
+
+def test_several_validation_loaders():
+    loaders = [ordered(), ordered(dataset(6, seed=3))]
+    records = measured(NeuralCollapseCallback(), validation=loaders, max_epochs=1)
+    assert records.unique("split") == ["train", "validation.0", "validation.1"]
+    named = module(splits=["validation", "test"])
+    records = measured(NeuralCollapseCallback(), model=named, validation=loaders, max_epochs=1)
+    assert records.unique("split") == ["train", "validation", "test"]
+    alone = measure(named, loaders[1]).value("nc1.pinv")
+    assert records.value("nc1.pinv", split="test") == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_users_own_attribute_called_splits():
+    model = Plain()
+    model.splits = ("train", "validation", "test")
+    records = measured(NeuralCollapseCallback(), model=model, validation=ordered(), max_epochs=1)
+    assert records.unique("split") == ["train", "validation"]
+
+
+def test_preset_scatter_and_memory():
+    names = {"nc1.pinv", "nc2.gram.classifier", "nc3.gram", "bias_collapse"}
+    assert set(measured(NeuralCollapseCallback(preset="zhu2021"), max_epochs=1).unique("metric")) == names
+    lean = set(measured(NeuralCollapseCallback(scatter=False, hold_bytes=0), max_epochs=1).unique("metric"))
+    assert "nc1.ratio" in lean
+    assert not lean & {"nc1.pinv", "vci", "ncc.accuracy", "nc4.agreement"}
+
+
+def test_forward_and_num_classes_for_a_model_of_another_kind():
+    class Odd(Plain):
+        def forward(self, inputs, twice):
+            return super().forward(inputs * (2 if twice else 1))
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self(batch[0], False), batch[1])
+
+    callback = NeuralCollapseCallback(forward=lambda model, inputs: model(inputs, True), num_classes=K)
+    model = fit_with(callback, model=Odd(), max_epochs=1)
+    plain = Plain()
+    plain.load_state_dict(model.state_dict())
+    doubled = [(2 * TRAIN.tensors[0], TRAIN.tensors[1])]
+    assert callback.records.value("nc1.pinv") == pytest.approx(measure(plain, doubled).value("nc1.pinv"), rel=1e-6)
+
+
+def test_a_stream_is_measured_as_it_comes():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(Pairs())
+
+    records = measured(NeuralCollapseCallback(), train=DataLoader(Stream(), 10), model=Plain(lr=0.0), max_epochs=1)
+    expected = measure(Plain(), make_loader(TRAIN, 10)).value("nc1.pinv")
+    assert records.where(epoch=0).value("nc1.pinv") == expected
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "32-true",
+        "bf16-mixed",
+        pytest.param(
+            "bf16-true",
+        ),
+        pytest.param(
+            "64-true",
+        ),
+    ],
+)
+def test_precision_of_the_trainer(precision):
+    records = measured(NeuralCollapseCallback(), precision=precision, validation=ordered(), max_epochs=1)
+    expected = measure(Plain(), make_loader(TRAIN, 512)).value("nc1.pinv")
+    assert records.where(epoch=0, split="train").value("nc1.pinv") == pytest.approx(expected, rel=0.1)
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"every_n_epochs": 0}, "every_n_epochs"),
+        ({"every_n_steps": -1}, "every_n_steps"),
+        ({"every_n_steps": 1.5}, "every_n_steps"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"splits": ["test"]}, "splits"),
+        ({"preset": "papyan"}, "preset"),
+    ],
+)
+def test_bad_options(options, text):
+    with pytest.raises(ArgumentError, match=text):
+        NeuralCollapseCallback(**options)
+
+
+@pytest.mark.parametrize(
+    ("callback", "options", "error", "text"),
+    [
+        (NeuralCollapseCallback(layers=["net.9"]), {}, ArgumentError, "net.9"),
+        (NeuralCollapseCallback(num_classes=2, hold_bytes=0), {}, LabelError, "K = 2"),
+        (NeuralCollapseCallback(), {"train": [shuffled(), shuffled()]}, ArgumentError, "one DataLoader, got list"),
+    ],
+)
+def test_bad_input(callback, options, error, text):
+    with pytest.raises(error, match=text):
+        fit_with(callback, **options)
+
+
+def test_a_model_without_classifier():
+    class Bare(Plain):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Unflatten(1, (4, 1)), nn.Conv1d(4, K, 1), nn.Flatten())
+
+    with pytest.raises(ArgumentError, match="name the layer"):
+        fit_with(NeuralCollapseCallback(), model=Bare())

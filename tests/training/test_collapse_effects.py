@@ -1,0 +1,166 @@
+"""What NeuralCollapseCallback leaves behind, and what it leaves alone."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+
+from tests.training.models import (
+    TRAIN,
+    K,
+    Pairs,
+    Plain,
+    Weights,
+    fit_with,
+    measured,
+    module,
+    ordered,
+    quiet,
+    shuffled,
+    trainer,
+)
+from tightframe.records import Records
+from tightframe.snapshots import Snapshot
+from tightframe.training import NeuralCollapseCallback, make_loader
+
+pytestmark = quiet
+
+# --- what stays as it was ---
+
+
+class Noisy(Pairs):
+    """Samples with noise from one of the generators that a data set may draw from."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def __getitem__(self, index):
+        inputs, label = super().__getitem__(index)
+        return inputs + self.draw(), label
+
+
+GENERATORS = {
+    "torch": lambda: torch.rand(()).item(),
+    "python": random.random,
+    "numpy": lambda: float(np.random.rand()),
+}
+
+
+@pytest.mark.parametrize("draw", [None, *GENERATORS])
+def test_training_is_the_same_with_and_without(draw):
+    def outcome(*callbacks):
+        torch.manual_seed(4)
+        random.seed(4)
+        np.random.seed(4)
+        data = TRAIN if draw is None else Noisy(GENERATORS[draw])
+        model = Plain()
+        fitted = trainer(*callbacks)
+        fitted.fit(model, shuffled(data), ordered())
+        numbers = torch.get_rng_state().tolist(), random.random(), np.random.rand()
+        return model.state_dict(), copy.deepcopy(fitted.optimizers[0].state_dict()), numbers
+
+    plain, watched = outcome(), outcome(NeuralCollapseCallback(layers=["net.4"], every_n_steps=1))
+    assert all(torch.equal(plain[0][name], watched[0][name]) for name in plain[0])
+    assert plain[1:] == watched[1:]
+
+
+def test_modes_are_as_before():
+    class Modes(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            modes.append([m.training for m in pl_module.modules()])
+            pl_module.net[1].eval()
+
+    modes = []
+    fit_with(NeuralCollapseCallback(every_n_steps=1), Modes(), max_epochs=1)
+    assert all(modes[0])
+    assert [m.count(False) for m in modes[1:]] == [1] * 5
+
+
+def test_loggers_get_the_same_numbers():
+    class Kept(Logger):
+        def __init__(self):
+            super().__init__()
+            self.values = {}
+
+        name = version = "kept"
+
+        def log_hyperparams(self, *args, **kwargs):
+            pass
+
+        def log_metrics(self, metrics, step=None):
+            self.values |= {(name, step): value for name, value in metrics.items()}
+
+    logger = Kept()
+    records = measured(NeuralCollapseCallback(), logger=logger, validation=ordered(), max_epochs=1)
+    for r in records:
+        assert logger.values[f"{r.split}/{r.layer}/{r.metric}", r.step] == r.value
+    assert len(records) > 50
+
+
+# --- snapshots ---
+
+
+def test_snapshots(tmp_path):
+    weights, callback = Weights(), NeuralCollapseCallback(every_n_epochs=2, snapshot_dir=tmp_path / "snapshots")
+    fit_with(callback, weights, max_epochs=3, validation=ordered())
+    paths = sorted((tmp_path / "snapshots").iterdir())
+    assert [path.name for path in paths] == [f"epoch-{epoch:05d}.safetensors" for epoch in (0, 2, 3)]
+    for path, epoch in zip(paths, (0, 2, 3), strict=True):
+        model = Plain()
+        model.load_state_dict(weights.after[epoch])
+        features = model.eval().net[:6](TRAIN.tensors[0]).detach()
+        snapshot = Snapshot.load(path)
+        assert snapshot.epoch == epoch
+        assert torch.equal(snapshot.class_vectors, model.net[6].weight)
+        means = [features[TRAIN.tensors[1] == k].mean(dim=0) for k in range(K)]
+        torch.testing.assert_close(snapshot.class_means, torch.stack(means), rtol=1e-5, atol=1e-6)
+        for h, y in zip(snapshot.features, snapshot.labels, strict=True):
+            assert (features[TRAIN.tensors[1] == y] == h).all(dim=1).any()
+        assert snapshot.labels.bincount().tolist() == TRAIN.tensors[1].bincount().tolist()
+
+
+def test_absent_classes_in_a_snapshot(tmp_path):
+    inputs, labels = TRAIN.tensors
+    data = torch.utils.data.TensorDataset(inputs[labels > 0], labels[labels > 0])
+    fit_with(NeuralCollapseCallback(snapshot_dir=tmp_path), train=shuffled(data), max_epochs=1)
+    means = Snapshot.load(tmp_path / "epoch-00001.safetensors").class_means
+    assert means.isnan().all(dim=1).tolist() == [True, False, False]
+
+
+def test_no_snapshots_unless_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit_with(NeuralCollapseCallback(), max_epochs=1)
+    assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+# --- checkpoints ---
+
+
+def test_a_resumed_training_has_the_records_of_an_uninterrupted_one(tmp_path):
+    def run(epochs, checkpoint=None):
+        callback = NeuralCollapseCallback()
+        fitted = trainer(callback, max_epochs=epochs, default_root_dir=tmp_path)
+        fitted.fit(module(seed=3), make_loader(TRAIN, 10, seed=0), ordered(), ckpt_path=checkpoint)
+        fitted.save_checkpoint(tmp_path / "here.ckpt")
+        return callback.records
+
+    def without(records, epoch):
+        return Records(r for r in records if r.epoch != epoch)
+
+    whole = run(4)
+    first = run(2)
+    resumed = run(4, tmp_path / "here.ckpt")
+    assert len(first) < len(resumed)
+    assert resumed == whole
+    assert without(whole, 0) != whole
+
+
+def test_two_callbacks_in_one_trainer():
+    callbacks = NeuralCollapseCallback(preset="zhu2021"), NeuralCollapseCallback(every_n_epochs=2)
+    trainer(*callbacks).fit(Plain(), shuffled())
+    assert len(callbacks[0].records.unique("metric")) == 4

@@ -1,0 +1,222 @@
+import itertools
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
+
+from tests.training.models import Pairs, Plain, dataset, quiet, trainer
+from tightframe._checks import ArgumentError, EmptyDataError
+from tightframe.training import BatchSampler, evaluation_loader, make_loader
+
+pytestmark = quiet
+
+NUMBERED = TensorDataset(torch.arange(23.0).unsqueeze(1), torch.arange(23) % 3)
+
+
+def seen(loader):
+    """The samples of each batch by their number."""
+    return [inputs.flatten().int().tolist() for inputs, _ in loader]
+
+
+def flat(lists):
+    return list(itertools.chain.from_iterable(lists))
+
+
+# --- BatchSampler ---
+
+
+def test_the_order_is_one_of_seed_and_epoch_alone():
+    def order(seed, epoch):
+        sampler = BatchSampler(23, 5, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    torch.manual_seed(1)
+    first = order(3, 2)
+    torch.manual_seed(2)
+    assert order(3, 2) == first
+    orders = [order(seed, epoch) for seed, epoch in itertools.product((0, 1, 2), (0, 1, 2))]
+    assert len({str(o) for o in orders}) == 9
+
+
+def test_the_epochs_before_leave_no_trace():
+    resumed, whole = BatchSampler(23, 5, seed=1), BatchSampler(23, 5, seed=1)
+    for epoch in range(3):
+        whole.set_epoch(epoch)
+        orders = list(whole)
+    resumed.set_epoch(2)
+    assert list(resumed) == orders
+
+
+def test_the_order_leaves_random_numbers_alone():
+    state = torch.get_rng_state()
+    list(BatchSampler(23, 5, seed=1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 6, 20, 23])
+@pytest.mark.parametrize("seed", [None, 0])
+def test_length_and_the_last_batch(size, seed):
+    batches = list(BatchSampler(size, 5, seed))
+    assert len(batches) == len(BatchSampler(size, 5, seed))
+    samples = [i for batch in batches for i in batch]
+    assert len(samples) == len(set(samples))
+    if seed is None:
+        assert samples == list(range(size))
+    else:
+        assert len(samples) == (size if size < 5 else size // 5 * 5)
+        assert set(samples) <= set(range(size))
+    assert all(len(batch) == 5 for batch in batches[:-1])
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+@pytest.mark.parametrize("seed", [None, 7])
+def test_the_shares_of_the_ranks_make_up_the_batches_of_one_process(world_size, seed):
+    shares = [list(BatchSampler(23, 5, seed, rank, world_size)) for rank in range(world_size)]
+    whole = list(BatchSampler(23, 5, seed))
+    assert [len(share) for share in shares] == [
+        len(BatchSampler(23, 5, seed, r, world_size)) for r in range(world_size)
+    ]
+    for batch, *parts in itertools.zip_longest(whole, *shares, fillvalue=[]):
+        assert sorted(itertools.chain(*parts)) == sorted(batch)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(0, 1), (-3, 1), (1, 2), (2.5, 1), (True, 1)])
+def test_a_batch_must_have_a_sample_for_every_rank(batch_size, world_size):
+    with pytest.raises(ArgumentError, match="batch_size"):
+        BatchSampler(23, batch_size, world_size=world_size)
+
+
+# --- make_loader ---
+
+
+@pytest.mark.parametrize("seed", [None, 4])
+def test_a_tensor_dataset_gives_the_batches_of_any_other(seed):
+    fast, plain = make_loader(NUMBERED, 5, seed=seed), make_loader(Pairs(NUMBERED), 5, seed=seed)
+    assert len(fast) == len(plain) == len(list(fast))
+    for (inputs, labels), (same_inputs, same_labels) in zip(fast, plain, strict=True):
+        assert torch.equal(inputs, same_inputs)
+        assert torch.equal(labels, same_labels)
+
+
+def test_a_tensor_dataset_is_indexed_a_batch_at_a_time():
+    class Counting(TensorDataset):
+        calls = 0
+
+        def __getitem__(self, index):
+            self.calls += 1
+            return super().__getitem__(index)
+
+    data = Counting(*NUMBERED.tensors)
+    list(make_loader(data, 5))
+    assert data.calls == 5
+
+
+@pytest.mark.parametrize("make", [lambda: NUMBERED, lambda: Pairs(NUMBERED)])
+def test_lightning_sets_the_epoch(make):
+    class Listening(Plain):
+        def training_step(self, batch, batch_idx):
+            orders[-1].append(batch[0].flatten().int().tolist())
+
+        def on_train_epoch_start(self):
+            orders.append([])
+
+        def configure_optimizers(self):
+            return None
+
+    orders = []
+    trainer(max_epochs=3, use_distributed_sampler=False).fit(Listening(), make_loader(make(), 5, seed=9))
+    expected = BatchSampler(23, 5, seed=9)
+    for epoch, order in enumerate(orders):
+        expected.set_epoch(epoch)
+        assert order == list(expected)
+    assert len(orders) == 3
+
+
+def test_options_go_to_the_data_loader():
+    assert make_loader(NUMBERED, 5, num_workers=1).num_workers == 1
+    assert make_loader(Pairs(NUMBERED), 5, num_workers=1).num_workers == 1
+
+
+def test_workers_give_the_same_batches():
+    assert seen(make_loader(NUMBERED, 5, seed=1, num_workers=1)) == seen(make_loader(NUMBERED, 5, seed=1))
+
+
+@pytest.mark.parametrize("make", [lambda data: data, Pairs])
+def test_an_empty_dataset_is_refused(make):
+    empty = make(TensorDataset(torch.empty(0, 1), torch.empty(0, dtype=torch.long)))
+    with pytest.raises(EmptyDataError, match="at least one sample"):
+        make_loader(empty, 5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: NUMBERED,
+        pytest.param(
+            lambda: Pairs(NUMBERED),
+        ),
+    ],
+)
+def test_a_rank_whose_share_of_the_last_batch_is_empty(make):
+    shares = [seen(make_loader(make(), 11, rank=rank, world_size=2)) for rank in range(2)]
+    assert [batch[-1] for batch in shares[:1]] == [[22]]
+    assert sorted(flat(map(flat, shares))) == list(range(23))
+
+
+# --- evaluation_loader ---
+
+
+@pytest.mark.parametrize("data", [NUMBERED, Pairs(NUMBERED)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 4, "shuffle": True, "drop_last": True},
+        {"batch_size": 4, "sampler": WeightedRandomSampler([1.0] * 22 + [9.0], 40)},
+        {"batch_sampler": [[1, 2], [3, 4]]},
+    ],
+)
+def test_every_sample_once_in_order_whatever_the_training_loader_does(data, options):
+    assert flat(seen(evaluation_loader(DataLoader(data, **options), 6))) == list(range(23))
+
+
+def test_over_our_own_loader():
+    loader = evaluation_loader(make_loader(NUMBERED, 5, seed=3), 6)
+    assert flat(seen(loader)) == list(range(23))
+    assert list(map(len, seen(loader))) == [6, 6, 6, 5]
+
+
+def test_ranks_share_the_samples():
+    loader = DataLoader(NUMBERED, 4, shuffle=True)
+    shares = [flat(seen(evaluation_loader(loader, 6, rank, 2))) for rank in range(2)]
+    assert sorted(flat(shares)) == list(range(23))
+    assert sorted(map(len, shares)) == [11, 12]
+
+
+def test_samples_are_collated_as_in_training():
+    def doubled(samples):
+        inputs, labels = zip(*samples, strict=True)
+        return 2 * torch.stack(inputs), torch.tensor(labels)
+
+    loader = evaluation_loader(DataLoader(Pairs(NUMBERED), 4, collate_fn=doubled), 6)
+    assert flat(seen(loader)) == list(range(0, 46, 2))
+
+
+def test_samples_of_a_tensor_dataset_are_collated_as_in_training():
+    def doubled(samples):
+        inputs, labels = zip(*samples, strict=True)
+        return 2 * torch.stack(inputs), torch.stack(labels)
+
+    loader = evaluation_loader(DataLoader(NUMBERED, 4, collate_fn=doubled), 6)
+    assert flat(seen(loader)) == list(range(0, 46, 2))
+
+
+def test_what_cannot_be_visited_in_order_is_taken_as_it_is():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(dataset())
+
+    stream, batches = DataLoader(Stream(), 4), [(torch.ones(1, 1), torch.zeros(1))]
+    assert evaluation_loader(stream, 6) is stream
+    assert evaluation_loader(batches, 6) is batches
