@@ -207,8 +207,7 @@ def measure(
         scatter: gather ``(d, d)`` scatters, which ``nc1.pinv`` and ``vci`` need.
         preset: see :func:`tightframe.functional.collapse_metrics`.
         hold_bytes: memory for the features of the classifier's layer, which metrics with a second look at the samples
-            need (``nc4.agreement``, ``ncc.accuracy``, ``cosine_margin``, ``numerical_rank``); without it they are left
-            out.
+            need (``nc4.agreement``, ``ncc.accuracy``, ``cosine_margin``); without it they are left out.
         split: recorded beside every value.
 
     Returns:
@@ -269,7 +268,6 @@ def sample_metrics(
     values = {
         "ncc.accuracy": F.ncc_accuracy(features, labels, moments),
         "nc4.agreement": F.nc4_agreement(features, logits, moments),
-        "numerical_rank": F.numerical_rank(features, labels, moments.num_classes),
     }
     weight = getattr(classifier, "weight", None)
     if weight is not None:

@@ -242,7 +242,6 @@ def _of_samples(
         return {}
     values = sample_metrics(*look, moments, classifier)
     if several:
-        values.pop("numerical_rank")  # no mean over samples, unlike the others
         size = look[2].numel()
         packed = torch.tensor([*(v * size for v in values.values()), size], dtype=torch.float64, device=device)
         dist.all_reduce(packed)
