@@ -384,3 +384,15 @@ def test_a_model_that_does_not_return_logits():
     with pytest.raises(ShapeError, match="hold_bytes=0"):
         measure(model, batches())
     assert measure(model, batches(), hold_bytes=0).value("nc1.ratio") > 0
+
+
+def test_an_ignored_label_is_as_if_never_there():
+    labels = LABELS.clone()
+    labels[::4] = -100
+    wanted = labels >= 0
+    records = measure(network(), batches(labels=labels), ignore_index=-100)
+    expected = measure(network(), batches(inputs=INPUTS[wanted], labels=labels[wanted]))
+    assert {r.metric for r in records} == {r.metric for r in expected}
+    assert "nc4.agreement" in records.unique("metric")
+    for r in records:
+        assert r.value == pytest.approx(expected.value(r.metric), rel=1e-9, abs=1e-12, nan_ok=True), r.metric

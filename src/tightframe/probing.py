@@ -141,6 +141,7 @@ def gather(
     *,
     scatter: bool = True,
     hold_bytes: int = 0,
+    ignore_index: int | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> Measurement:
     """Run the model over batches once, in eval mode and without gradients, and gather the moments of every layer.
@@ -154,6 +155,7 @@ def gather(
         num_classes: K.
         scatter: gather the pooled scatter too.
         hold_bytes: keep features, logits and labels of the last layer as long as they take no more bytes; 0 keeps none.
+        ignore_index: label whose samples are left out.
         forward: how to run the model on a batch's inputs; ``model(inputs)`` by default.
 
     Raises:
@@ -175,9 +177,12 @@ def gather(
             for name, h in features.items():
                 if name not in moments:
                     moments[name] = ClassMoments(num_classes, h.shape[1], scatter=scatter, device=h.device)
-                moments[name].update(h, labels)
+                moments[name].update(h, labels, ignore_index)
             if hold_bytes:
                 kept = (features[layers[-1]].cpu(), _logits(output, num_classes).float().cpu(), labels.cpu())
+                if ignore_index is not None:
+                    wanted = kept[2] != ignore_index
+                    kept = (kept[0][wanted], kept[1][wanted], kept[2][wanted])
                 held_bytes += sum(t.numel() * t.element_size() for t in kept)
                 held = [*held, kept] if held_bytes <= hold_bytes else []
                 hold_bytes = hold_bytes if held else 0
@@ -195,6 +200,7 @@ def measure(
     scatter: bool = True,
     preset: str | None = None,
     hold_bytes: int = 2**28,
+    ignore_index: int | None = None,
     split: str = "train",
 ) -> Records:
     """Measure the collapse of a model's layers in one pass over labelled data.
@@ -208,6 +214,7 @@ def measure(
         preset: see :func:`tightframe.functional.collapse_metrics`.
         hold_bytes: memory for the features of the classifier's layer, which metrics with a second look at the samples
             need (``nc4.agreement``, ``ncc.accuracy``, ``cosine_margin``); without it they are left out.
+        ignore_index: label whose samples are left out.
         split: recorded beside every value.
 
     Returns:
@@ -224,7 +231,9 @@ def measure(
     classifier = model.get_submodule(classifier_name)
     names = [*dict.fromkeys(name for name in layers or () if name != classifier_name), classifier_name]
     num_classes = num_classes or num_outputs(classifier)
-    measured = gather(model, loader, names, num_classes, scatter=scatter, hold_bytes=hold_bytes)
+    measured = gather(
+        model, loader, names, num_classes, scatter=scatter, hold_bytes=hold_bytes, ignore_index=ignore_index
+    )
     wanted = {classifier_name} if layers is None else set(layers)
     records = Records()
     for name, moments in measured.moments.items():
