@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -224,13 +225,9 @@ class ClassMoments:
         if seen.all().item():
             return None
         rows = (seen == 0).nonzero().squeeze(1)
-        none = labels.numel()
-        first = rows.new_full((self.num_classes,), none).scatter_reduce_(0, labels[rows], rows, "amin")
-        classes = (first < none).nonzero().squeeze(1)
-        references = features.index_select(0, first[classes])
-        if not math.isfinite(references.sum().item()):
-            check_finite(features)
-        self._reference.index_copy_(0, classes, references.double())
+        found, first = np.unique(labels[rows].numpy(), return_index=True)
+        classes = torch.from_numpy(found)
+        self._reference.index_copy_(0, classes, features.index_select(0, rows[torch.from_numpy(first)]).double())
         return classes
 
     def _update_masked(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> None:
