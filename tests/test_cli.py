@@ -297,6 +297,8 @@ def test_what_the_parser_refuses_is_one_line(capsys):
         (["train", "digits", "--collapse.every_n_epoch", "3"], "every_n_epoch"),
         (["train", "digits", "--trainer.devicez", "1"], "devicez"),
         (["train", "digits", "--trainer.accelerator", "foo"], "foo"),
+        (["train", "digits", "--trainer.max_epochs", "3"], "max_epochs"),
+        (["train", "digits", "--collapse.snapshot_dir", "here"], "snapshot_dir"),
         (["train", "digits", "--optimizer.args.lr", "-1"], "learning rate|optimizer"),
         (["train", "token.yaml", "--mixup_alpha", "1"], "mixup"),
     ],

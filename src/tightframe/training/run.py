@@ -49,9 +49,9 @@ class _Parts(LightningDataModule):
 
 def check_options(collapse: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
     """Raise whatever :class:`NeuralCollapseCallback` and Lightning's Trainer raise on these arguments."""
-    NeuralCollapseCallback(**collapse)
+    NeuralCollapseCallback(snapshot_dir=None, **collapse)
     with _quiet():
-        _trainer(trainer, max_epochs=1)
+        _trainer(trainer, max_epochs=1, callbacks=None, default_root_dir=None)
 
 
 def _trainer(options: Mapping[str, Any], **own: Any) -> Trainer:
