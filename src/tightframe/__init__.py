@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tightframe import functional, metrics, nn
-    from tightframe.frames import SimplexETF, simplex_etf
+    from tightframe.frames import SimplexETF, nearest_simplex_etf, simplex_etf
     from tightframe.functional import ClassMoments
     from tightframe.probing import Probe, find_classifier, measure
     from tightframe.records import Records
@@ -23,6 +23,7 @@ __all__ = [
     "functional",
     "measure",
     "metrics",
+    "nearest_simplex_etf",
     "nn",
     "simplex_etf",
 ]
@@ -34,6 +35,7 @@ _HOMES = {
     "SimplexETF": "frames",
     "find_classifier": "probing",
     "measure": "probing",
+    "nearest_simplex_etf": "frames",
     "simplex_etf": "frames",
 }
 

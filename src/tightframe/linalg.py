@@ -1,4 +1,4 @@
-"""Linear algebra that several rooms share: Helmert basis, Haar draws, products and norms of stated precision."""
+"""Linear algebra that several rooms share: Helmert basis, polar factor, Haar draws, norms of stated precision."""
 
 from __future__ import annotations
 
@@ -59,7 +59,27 @@ def helmert_product(x: Tensor) -> Tensor:
         True
     """
     below, diagonal = _helmert_entries(x.shape[-1] + 1, x.dtype, x.device)
-    return F.pad(x * diagonal, (0, 1)) + F.pad((x * below).cumsum(dim=-1), (1, 0))
+    return F.pad(x * diagonal, (0, 1)).add_(F.pad((x * below).cumsum(dim=-1), (1, 0)))
+
+
+def helmert_coordinates(x: Tensor) -> Tensor:
+    """Return ``x @ Q`` of shape ``(…, n - 1)`` for ``x (…, n)`` and ``Q = helmert_basis(n)``, without forming Q.
+
+    These are the coordinates of ``x - x.mean(-1)``, which :func:`helmert_product` gives back. O(n) a vector.
+
+    Args:
+        x: floating point, n >= 1.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
+        >>> helmert_product(helmert_coordinates(x))
+        tensor([-2.0000, -1.0000,  3.0000], dtype=torch.float64)
+    """
+    below, diagonal = _helmert_entries(x.shape[-1], x.dtype, x.device)
+    x = x - x.mean(dim=-1, keepdim=True)
+    # What follows an entry of a vector that sums to zero is minus what came up to it.
+    kept = x[..., :-1]
+    return (kept * diagonal).sub_(kept.cumsum(dim=-1).mul_(below))
 
 
 def _helmert_entries(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:

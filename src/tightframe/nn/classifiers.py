@@ -32,8 +32,12 @@ class Classifier(nn.Module, ABC):
     bias: Tensor | None
 
     @abstractmethod
-    def forward(self, features: Tensor) -> Tensor:
-        """Return logits ``(…, K)`` of features ``(…, d)``."""
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return logits ``(…, K)`` of features ``(…, d)``.
+
+        ``labels`` are those of a training batch: a classifier that follows the features learns from them where it
+        should be, the others do not look at them.
+        """
 
     @abstractmethod
     def prepare(self, features: Tensor) -> Tensor:
@@ -45,7 +49,11 @@ class Classifier(nn.Module, ABC):
 
     @abstractmethod
     def export(self) -> nn.Linear:
-        """Return an ``nn.Linear`` with the same argmax on every feature; its parameters are copies."""
+        """Return an ``nn.Linear`` with the same argmax on every feature of unit length; its parameters are copies."""
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return what is worth logging at a training step, 0-d each; a classifier that stands still has nothing."""
+        return {}
 
     def extra_repr(self) -> str:
         """Return the sizes for ``repr``."""
@@ -100,7 +108,7 @@ class LinearClassifier(Classifier):
         classifier.load_state_dict(linear.state_dict())
         return classifier
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return logits ``(…, K)`` of features ``(…, d)``."""
         return F.linear(features, self.weight, self.bias)
 
@@ -114,7 +122,7 @@ class LinearClassifier(Classifier):
 
     def export(self) -> nn.Linear:
         """Return an ``nn.Linear`` with copies of the parameters: the same logits."""
-        return _linear(self.weight, self.bias)
+        return linear_of(self.weight, self.bias)
 
 
 class _ScaledClassifier(Classifier):
@@ -130,8 +138,7 @@ class _ScaledClassifier(Classifier):
         self, dim: int, num_classes: int, scale: float, learn_scale: bool, normalize: bool, like: Tensor
     ) -> None:
         super().__init__()
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
-            raise ArgumentError(f"scale must be a finite number > 0, got {scale!r}")
+        check_scale(scale)
         self.in_features = dim
         self.out_features = num_classes
         self.normalize = normalize
@@ -160,7 +167,7 @@ class _ScaledClassifier(Classifier):
         wide = at_least_float32(features)
         return wide * reciprocal_norm(wide) if self.normalize else wide
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return logits ``(…, K)`` of features ``(…, d)``; errors as in :meth:`Frame.logits`."""
         wide = at_least_float32(features)
         logits = self.frame.logits(wide)
@@ -174,7 +181,7 @@ class _ScaledClassifier(Classifier):
         features of unit length; on any other feature they are the same up to that feature's norm, a positive factor,
         so that the argmax is the same and confidences are not.
         """
-        return _linear((self.weight * self.scale).to(self.weight.dtype), None)
+        return linear_of((self.weight * self.scale).to(self.weight.dtype), None)
 
     def extra_repr(self) -> str:
         """Return sizes and options for ``repr``."""
@@ -270,7 +277,7 @@ class SimplexETFClassifier(_FixedClassifier):
             linear: the classifier to replace.
             options: further arguments of the constructor, such as ``seed``.
         """
-        return cls(**_like(linear), **options)
+        return cls(**like_linear(linear), **options)
 
     def extra_repr(self) -> str:
         """Return sizes and options for ``repr``."""
@@ -355,7 +362,7 @@ class NormalizedLinear(_ScaledClassifier):
             linear: the classifier to replace.
             options: further arguments of the constructor, such as ``scale``.
         """
-        classifier = cls(**_like(linear), **options)
+        classifier = cls(**like_linear(linear), **options)
         with torch.no_grad():
             classifier.vectors.copy_(linear.weight)
         return classifier
@@ -376,18 +383,25 @@ def _unit(vectors: Tensor) -> Tensor:
     return (wide * reciprocal_norm(wide)).to(vectors.dtype)
 
 
+def check_scale(scale: float) -> None:
+    """Raise :class:`ArgumentError` unless ``scale`` is a finite number > 0."""
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise ArgumentError(f"scale must be a finite number > 0, got {scale!r}")
+
+
 def _check_linear(linear: nn.Linear) -> None:
     if not isinstance(linear, nn.Linear):
         raise ArgumentError(f"linear must be an nn.Linear, got {type(linear).__name__}; give its sizes instead")
 
 
-def _like(linear: nn.Linear) -> dict[str, Any]:
+def like_linear(linear: nn.Linear) -> dict[str, Any]:
+    """Return sizes, device and dtype of ``linear`` as arguments of a classifier."""
     _check_linear(linear)
     sizes = {"dim": linear.in_features, "num_classes": linear.out_features}
     return {**sizes, "device": linear.weight.device, "dtype": linear.weight.dtype}
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """Return an ``nn.Linear`` holding copies, without drawing a random start."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=weight.dtype)
     linear.weight = nn.Parameter(weight.detach().clone())

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from tightframe._checks import ArgumentError
-from tightframe.nn import Classifier, FeatureLoss
+from tightframe.nn import Classifier, FeatureLoss, NearestETFClassifier
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]
@@ -51,6 +51,11 @@ class ClassifierModule(LightningModule):
         super().__init__()
         if mixup_alpha < 0:
             raise ArgumentError(f"mixup_alpha must be >= 0, got {mixup_alpha}")
+        if mixup_alpha and isinstance(classifier, NearestETFClassifier):
+            raise ArgumentError(
+                f"mixup_alpha must be 0 with a NearestETFClassifier, got {mixup_alpha}: mixed features belong to the "
+                "mean of no one class"
+            )
         self.backbone = backbone
         self.classifier = classifier
         self.loss = loss
@@ -89,12 +94,11 @@ class ClassifierModule(LightningModule):
         """Return the loss of a batch, mixed up if wanted."""
         inputs, labels = batch
         if not self.mixup_alpha:
-            features = self.backbone(inputs)
-            loss, logits = self._loss(features, labels)
-            if logits is None:
-                logits = self.classifier(features.detach())
+            logits, loss = self._logits_and_loss(self.backbone(inputs), labels)
             self.train_accuracy.update(logits, labels)
             self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
+            for name, value in self.classifier.diagnostics().items():
+                self.log(f"train/{name}", value.double(), on_step=False, on_epoch=True, sync_dist=True)
         else:
             loss = self._mixup_loss(inputs, labels)
         self.train_loss.update(loss.detach(), weight=labels.numel())
@@ -104,9 +108,7 @@ class ClassifierModule(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of one split."""
         inputs, labels = batch
-        features = self.backbone(inputs)
-        logits = self.classifier(features)
-        loss, _ = self._loss(features, labels)
+        logits, loss = self._logits_and_loss(self.backbone(inputs), labels)
         metrics = cast("MetricCollection", self.evaluation[dataloader_idx])
         metrics.update(logits, labels)
         mean_loss = cast("MeanMetric", self.evaluation_loss[dataloader_idx])
@@ -122,12 +124,13 @@ class ClassifierModule(LightningModule):
         scheduler = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the loss, and the logits if it needed them."""
+    def _logits_and_loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(self.loss, FeatureLoss):
-            return self.loss(features, labels, self.classifier), None
-        logits = self.classifier(features)
-        return self.loss(logits, labels), logits
+            # The logits come first: with the labels a classifier may move, and the loss is of where it is then.
+            logits = self.classifier(features.detach(), labels)
+            return logits, self.loss(features, labels, self.classifier)
+        logits = self.classifier(features, labels)
+        return logits, self.loss(logits, labels)
 
     def _mixup_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         if not inputs.is_floating_point():
@@ -135,6 +138,6 @@ class ClassifierModule(LightningModule):
         share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample().item()
         partner = torch.randperm(labels.numel(), device=labels.device)
         features = self.backbone(inputs.lerp(inputs[partner], 1 - share))
-        first, _ = self._loss(features, labels)
-        second, _ = self._loss(features, labels[partner])
+        _, first = self._logits_and_loss(features, labels)
+        _, second = self._logits_and_loss(features, labels[partner])
         return share * first + (1 - share) * second

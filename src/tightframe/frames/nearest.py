@@ -1,0 +1,244 @@
+"""The simplex ETF nearest to given class means: a polar factor, with its exact derivative."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tightframe._checks import (
+    ArgumentError,
+    DeviceError,
+    DimensionError,
+    DtypeError,
+    ShapeError,
+    check_choice,
+    check_finite,
+)
+from tightframe.linalg import at_least_float32, helmert_coordinates, helmert_product
+
+GRADIENTS = ("exact", "none")
+
+_CONDITION = 1e-3  # smallest over largest singular value down to which the Gram matrix tells the polar factor
+_INDEPENDENT = 1e-6  # sine of the angle below which a direction adds nothing to those already taken
+
+
+class NearestETF(NamedTuple):
+    """A simplex ETF and how it fits the class means that it is nearest to.
+
+    Attributes:
+        frame: ``(…, K, d)`` unit class vectors.
+        alignment: ``(…)`` cosine between centred means and frame as vectors of K d numbers, in [0, 1] without proximal
+            term; 1 exactly at an ETF, nan if all means are equal. The squared distance of the two, each of Frobenius
+            norm 1, is ``2 - 2 * alignment`` (the "ETF distance" of Markou, Ajanthan & Gould 2024).
+        smallest_singular_value: ``(…)`` float64, of the matrix whose polar factor is taken, scaled so that all are
+            ``1 + proximal`` at the ETF; the derivative grows as its inverse.
+        rank: ``(…)`` int64 in 0..K-1, how many directions the means determine.
+    """
+
+    frame: Tensor
+    alignment: Tensor
+    smallest_singular_value: Tensor
+    rank: Tensor
+
+
+def nearest_simplex_etf(
+    class_means: Tensor, *, previous: Tensor | None = None, proximal: float = 0.0, gradient: str = "exact"
+) -> NearestETF:
+    r"""Return the simplex ETF nearest to class means, up to their common offset and scale.
+
+    The problem of Markou, Ajanthan & Gould (NeurIPS 2024, arXiv 2411.01248, eq. 9),
+
+    .. math:: \min_{U^\top U = I} \lVert \tilde H - U \tilde M\rVert_F^2 + \tfrac\delta2 \lVert U - U_0\rVert_F^2,
+
+    is orthogonal Procrustes: with the Helmert basis Q ``(K, K-1)`` and the normalised means
+    :math:`\tilde H = M J / \lVert M J\rVert_F` its frame is :math:`\sqrt{K/(K-1)}\, Q V` for the polar factor V of
+    :math:`\sqrt{K-1}\, Q^\top \tilde H + \delta_{rel} V_0`, where :math:`V_0` belongs to ``previous``. This reduced
+    form has no null direction and needs d >= K - 1 only. Everything is computed in float64, by the eigenvectors of a
+    (K-1)-dimensional Gram matrix where these are accurate, else by a singular value decomposition.
+
+    Directions that the means do not determine (singular values below ``max(K - 1, d) * eps * largest``, eps of the
+    dtype of the means) are those of ``previous`` as far as they are free, then those of a fixed random draw. They carry
+    no gradient.
+
+    Args:
+        class_means: ``(…, K, d)`` floating point, finite, K >= 2, d >= K - 1; half precision is widened.
+        previous: ``(…, K, d)`` or ``(K, d)``, the frame of the step before; a constant, whatever ``gradient`` says.
+        proximal: :math:`\delta_{rel} \ge 0`, the pull towards ``previous`` in units of the pull of means that are an
+            ETF. The paper's absolute :math:`\delta` is ``proximal = delta * (K - 1) / 2``.
+        gradient: ``"exact"``, or ``"none"`` for a result that is constant. The exact derivative exists once: to
+            differentiate it again raises a ``RuntimeError``.
+
+    Returns:
+        :class:`NearestETF`; frame and alignment have the dtype of the means.
+
+    Raises:
+        DtypeError, ShapeError, DeviceError: if the tensors are not as above or do not fit each other.
+        DimensionError: if d < K - 1.
+        NonFiniteError: if the means or ``previous`` are not finite.
+        ArgumentError: if ``gradient`` is unknown, or ``proximal`` negative, infinite or without ``previous``.
+
+    Example:
+        >>> means = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+        >>> nearest = nearest_simplex_etf(means)
+        >>> nearest.frame @ nearest.frame.T
+        tensor([[ 1.0000, -0.5000, -0.5000],
+                [-0.5000,  1.0000, -0.5000],
+                [-0.5000, -0.5000,  1.0000]], dtype=torch.float64)
+        >>> round(nearest.alignment.item(), 3), nearest.rank.item()
+        (0.966, 2)
+    """
+    check_choice("gradient", gradient, GRADIENTS)
+    _check_means("class_means", class_means)
+    check_proximal(proximal)
+    if proximal and previous is None:
+        raise ArgumentError(f"proximal = {proximal} needs previous, the frame of the step before, got None")
+    means = at_least_float32(class_means if gradient == "exact" else class_means.detach())
+    num_classes, dim = means.shape[-2:]
+    tolerance = max(num_classes - 1, dim) * torch.finfo(means.dtype).eps
+
+    if previous is not None:
+        _check_previous(previous, class_means)
+        previous = previous.detach().expand_as(means)
+    outcome: tuple[Tensor, ...] = _Nearest.apply(means, previous, proximal, tolerance)
+    return NearestETF(*outcome)
+
+
+class _Nearest(torch.autograd.Function):
+    """The solve and its derivative, in the reduced form; every constant factor is where the equations have it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, means: Tensor, previous: Tensor | None, proximal: float, tolerance: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        num_classes = means.shape[-2]
+        radius = math.sqrt(num_classes / (num_classes - 1))
+        anchor = None if previous is None else _reduced(previous).div_(radius)
+        A = _reduced(means)
+        norm = torch.linalg.matrix_norm(A, keepdim=True)
+        scale = math.sqrt(num_classes - 1) / norm.where(norm > 0, 1.0)
+        A.mul_(scale)
+        pull = torch.zeros((), dtype=torch.float64, device=means.device)
+        if proximal and anchor is not None:
+            A.add_(anchor, alpha=proximal)
+        V, Q, s = _polar(A, anchor, tolerance)
+        if proximal and anchor is not None:
+            pull = proximal * (anchor * V).sum(dim=(-2, -1))
+        alignment = ((s.sum(dim=-1) - pull) / (num_classes - 1)).where(norm[..., 0, 0] > 0, torch.nan)
+        rank = _determined(s, tolerance).sum(dim=-1)
+
+        ctx.save_for_backward(V, Q, s, scale, anchor if proximal else None)
+        ctx.constants = radius, proximal, tolerance
+        frame = helmert_product(V.mT).mul_(radius).mT.to(means.dtype)
+        results = frame, alignment.to(means.dtype), s[..., -1].clone(), rank
+        ctx.mark_non_differentiable(*results[1:])
+        return results
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
+        V, Q, s, scale, anchor = ctx.saved_tensors
+        radius, proximal, tolerance = ctx.constants
+        grad_A = _polar_vjp(_reduced(grad).mul_(radius), V, Q, s, tolerance)
+        if anchor is not None:
+            # The polar factor does not see the scale of A, but the pull fixes it: the norm of the means counts.
+            means = (Q * s.unsqueeze(-2)) @ Q.mT @ V - proximal * anchor
+            share = (anchor * grad_A).sum(dim=(-2, -1), keepdim=True) * (proximal / s.shape[-1])
+            grad_A += share * means
+        return helmert_product(grad_A.mul_(scale).mT).mT.to(grad.dtype), None, None, None
+
+
+def _polar_vjp(grad: Tensor, V: Tensor, Q: Tensor, s: Tensor, tolerance: float) -> Tensor:
+    """Return the derivative by A of the polar factor V of A = S V, S = Q diag(s) Qᵀ, applied to ``grad (…, n, d)``.
+
+    The rotation Ω within the rows of V solves ΩS + SΩ = dA Vᵀ - V dAᵀ, and what leaves their span is
+    S⁻¹ dA (I - VᵀV). This is the transpose of dA -> dV, where directions that A leaves open do not follow it.
+    """
+    known = _determined(s, tolerance)
+    pairs = known.unsqueeze(-1) | known.unsqueeze(-2)
+    inverse = (Q * (1 / s).where(known, 0.0).unsqueeze(-2)) @ Q.mT
+    turned = V @ grad.mT
+    rotation = Q.mT @ (turned - turned.mT) @ Q
+    rotation.mul_((1 / (s.unsqueeze(-1) + s.unsqueeze(-2))).where(pairs, 0.0))
+    return (inverse @ grad).sub_((inverse @ turned.mT + Q @ rotation @ Q.mT) @ V)
+
+
+def _polar(A: Tensor, anchor: Tensor | None, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return V ``(…, n, d)``, eigenvectors Q ``(…, n, n)`` of S and its eigenvalues ``(…, n)``, falling."""
+    eigenvalues, Q = torch.linalg.eigh(A @ A.mT)
+    if bool((eigenvalues[..., 0] > max(_CONDITION, tolerance) ** 2 * eigenvalues[..., -1]).all()):
+        V = (Q * eigenvalues.rsqrt().unsqueeze(-2)) @ Q.mT @ A
+        # Squaring the condition number costs digits; one step of Newton-Schulz makes the rows orthonormal again.
+        step = (V @ V.mT).mul_(-0.5)
+        step.diagonal(dim1=-2, dim2=-1).add_(1.5)
+        return step @ V, Q.flip(-1), eigenvalues.sqrt().flip(-1)
+    Q, s, R = torch.linalg.svd(A, full_matrices=False)
+    V = Q @ R
+    rank = _determined(s, tolerance).sum(dim=-1)
+    for index in (rank < s.shape[-1]).nonzero():
+        i = tuple(index.tolist())
+        V[i] = _completed(Q[i], R[i], int(rank[i]), None if anchor is None else anchor[i])
+    return V, Q, s
+
+
+def _completed(Q: Tensor, R: Tensor, rank: int, anchor: Tensor | None) -> Tensor:
+    """Return the polar factor ``(n, d)`` of a matrix of low rank with singular vectors Q ``(n, n)`` and R ``(n, d)``.
+
+    What the matrix leaves open is taken from the anchor, by the nearest orthonormal directions orthogonal to those
+    known, and what that leaves open too from a fixed draw.
+    """
+    V, taken, free = Q[:, :rank] @ R[:rank], R[:rank], Q[:, rank:]
+    for source in (anchor, None):
+        if source is None:
+            draw = torch.randn(R.shape, dtype=R.dtype, generator=torch.Generator().manual_seed(0))
+            source = draw.to(R.device)
+        wanted = free.mT @ source
+        for _ in range(2):  # once more, since the first projection leaves rounding
+            wanted = wanted - wanted @ taken.mT @ taken
+        left, size, right = torch.linalg.svd(wanted, full_matrices=False)
+        kept = int((size > _INDEPENDENT).sum())
+        V = V + free @ left[:, :kept] @ right[:kept]
+        taken = torch.cat([taken, right[:kept]])
+        free = free @ left[:, kept:]
+    return V
+
+
+def _determined(singular_values: Tensor, tolerance: float) -> Tensor:
+    return singular_values > tolerance * singular_values[..., :1]
+
+
+def _reduced(vectors: Tensor) -> Tensor:
+    """Return ``Q.T @ vectors`` of shape ``(…, K - 1, d)``, in float64, for the Helmert basis Q."""
+    return helmert_coordinates(vectors.mT.double()).mT
+
+
+def _check_means(name: str, means: Tensor) -> None:
+    if not isinstance(means, Tensor) or not means.is_floating_point():
+        seen = means.dtype if isinstance(means, Tensor) else type(means).__name__
+        raise DtypeError(f"{name} must be a floating-point tensor, got {seen}; convert with {name}.float()")
+    if means.ndim < 2 or means.shape[-2] < 2:
+        raise ShapeError(f"{name} must have shape (…, K, d) with K >= 2, got {tuple(means.shape)}")
+    num_classes, dim = means.shape[-2:]
+    if dim < num_classes - 1:
+        raise DimensionError(
+            f"{name} of K = {num_classes} classes must have d >= K - 1 = {num_classes - 1}, got d = {dim}: no simplex "
+            "ETF fits; widen the features, or use a general frame for more classes than dimensions"
+        )
+    check_finite(means, name)
+
+
+def _check_previous(previous: Tensor, means: Tensor) -> None:
+    _check_means("previous", previous)
+    if previous.shape not in (means.shape, means.shape[-2:]):
+        raise ShapeError(f"previous must have shape {tuple(means.shape)} as class_means, got {tuple(previous.shape)}")
+    if previous.device != means.device:
+        raise DeviceError(f"previous is on {previous.device} and class_means on {means.device}; move one with .to()")
+
+
+def check_proximal(proximal: float) -> None:
+    """Raise :class:`ArgumentError` unless ``proximal`` is a finite number >= 0."""
+    if isinstance(proximal, bool) or not isinstance(proximal, int | float) or not 0 <= proximal < math.inf:
+        raise ArgumentError(f"proximal must be a finite number >= 0, got {proximal!r}")

@@ -1,0 +1,163 @@
+"""ClassMeanTracker: running means of every class over training batches, as the state of a module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tightframe._checks import (
+    ArgumentError,
+    EmptyDataError,
+    NonFiniteError,
+    check_features,
+    check_finite,
+    check_label_range,
+    check_labels,
+    check_positive,
+)
+
+SMALLEST_SHARE = 1e-4
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over ranks; what each rank derives by it is summed likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _SumOverRanks.forward(ctx, grad)
+
+
+@final
+class ClassMeanTracker(nn.Module):
+    r"""Means of the classes, each less the global mean of its batch, and of all samples, averaged over batches.
+
+    A batch that has class k moves it by :math:`m_k \leftarrow m_k + \alpha_k (\bar h_k - \bar h - m_k)`, one that has
+    not leaves it alone; the global mean moves likewise. By default :math:`\alpha = 2 / (t + 2)`, at least 1e-4, after
+    t batches with that class: a weighted mean over all of them, late ones counting more (Markou, Ajanthan & Gould,
+    NeurIPS 2024, section 3.2). With ``momentum`` :math:`\beta`, :math:`\alpha = 1 - \beta` after the first.
+
+    Across ``torch.distributed`` ranks sums and counts are reduced, so each rank holds the means of the joint batch, and
+    gradients flow back to all of them. The state is float64, whatever dtype the model is cast to.
+
+    Args:
+        num_classes: K >= 1.
+        dim: d >= 1.
+        momentum: beta in [0, 1), 0 keeps the last batch only; None for the growing window.
+        device: where the state lies; None is PyTorch's default.
+
+    Attributes:
+        class_means: ``(K, d)``; zero for a class not seen yet.
+        global_mean: ``(d,)``.
+        updates: ``(K,)`` int64, batches that had the class.
+        steps: 0-d int64, batches.
+
+    Raises:
+        ArgumentError: if an argument is outside its range.
+
+    Example:
+        >>> tracker = ClassMeanTracker(3, 1)
+        >>> means, center = tracker(torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([0, 0, 1]))
+        >>> means.flatten().tolist(), center.item()
+        ([-1.5, 3.0, 0.0], 3.0)
+    """
+
+    class_means: Tensor
+    global_mean: Tensor
+    updates: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        momentum: float | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive("num_classes", num_classes)
+        check_positive("dim", dim)
+        number = isinstance(momentum, int | float) and not isinstance(momentum, bool)
+        if momentum is not None and not (number and 0 <= momentum < 1):
+            raise ArgumentError(f"momentum must be None or a number in [0, 1), got {momentum!r}")
+        self.momentum = momentum
+        self.register_buffer("class_means", torch.zeros(num_classes, dim, dtype=torch.float64, device=device))
+        self.register_buffer("global_mean", torch.zeros(dim, dtype=torch.float64, device=device))
+        self.register_buffer("updates", torch.zeros(num_classes, dtype=torch.int64, device=device))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
+
+    def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a batch in and return class means ``(K, d)`` and global mean ``(d,)``; gradients flow to this batch.
+
+        Args:
+            features: ``(B, d)`` floating point and finite.
+            labels: ``(B,)`` integers in 0..K-1.
+
+        Raises:
+            DtypeError, ShapeError, DeviceError: if features and labels do not fit.
+            LabelError: if a label is out of range.
+            NonFiniteError: if a feature is, on any rank; nothing has changed then.
+            EmptyDataError: if there is no sample, on all ranks together; nothing has changed then.
+        """
+        num_classes, dim = self.class_means.shape
+        check_features(features, dim)
+        check_labels(labels, features)
+        check_label_range(labels, num_classes)
+        sums, counts = self._totals(features, labels.long())
+        total = counts.sum()
+        center = sums.sum(dim=0) / total
+        present = (counts > 0).unsqueeze(1)
+        centered = (sums / counts.clamp(min=1).unsqueeze(1) - center).where(present, 0.0)
+
+        share = self._share(self.updates).unsqueeze(1).where(present, 0.0)
+        class_means = self.class_means.lerp(centered, share)
+        global_mean = self.global_mean.lerp(center, self._share(self.steps))
+        # New tensors rather than new values: a graph may still need the old ones.
+        self.class_means, self.global_mean = class_means.detach(), global_mean.detach()
+        self.updates = self.updates + present.squeeze(1)
+        self.steps = self.steps + 1
+        return class_means, global_mean
+
+    def _totals(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sums ``(K, d)`` and counts ``(K,)`` over the ranks, in float64."""
+        num_classes, dim = self.class_means.shape
+        packed = torch.cat([features.double(), features.new_ones(len(features), 1, dtype=torch.float64)], dim=1)
+        totals = packed.new_zeros(num_classes, dim + 1).index_add(0, labels, packed)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            totals = _SumOverRanks.apply(totals)
+        if not math.isfinite(totals.sum().item()):
+            check_finite(features)
+            raise NonFiniteError("features must be finite, got NaN or infinite values on another rank")
+        if not totals[:, -1].any():
+            raise EmptyDataError("features must hold at least one sample, got none")
+        return totals[:, :-1], totals[:, -1].detach()
+
+    def _share(self, seen: Tensor) -> Tensor:
+        if self.momentum is None:
+            return (2 / (seen.double() + 2)).clamp(min=SMALLEST_SHARE)
+        return torch.full_like(seen, 1 - self.momentum, dtype=torch.float64).where(seen > 0, 1.0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = getattr(self, name)
+            if new.dtype != old.dtype:
+                setattr(self, name, old.to(new.device))
+        return self
+
+    def extra_repr(self) -> str:
+        """Return sizes and options for ``repr``."""
+        num_classes, dim = self.class_means.shape
+        return f"num_classes={num_classes}, dim={dim}, momentum={self.momentum}"
