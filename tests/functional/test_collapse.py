@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tightframe._checks import ArgumentError
 from tightframe.functional import (
     ClassMoments,
     between_class_rank,
@@ -350,6 +351,17 @@ def test_the_etf_gap_is_right_down_to_rounding():
     for size in (1e-4, 1e-8, 1e-12):
         M = 1e3 * (simplex(5, 8) + size * noise)
         assert nc2_etf_gap(M).item() == pytest.approx(etf_gap_to_first_order(noise, size), rel=1e-3, abs=1e-15)
+
+
+def test_the_squared_etf_distance_is_right_down_to_rounding():
+    M = simplex(5, 7)
+    for size in (1e-2, 1e-5, 1e-9):
+        noisy = M + size * draw(5, 7, seed=3)
+        gap, distance = nc2_etf_gap(noisy).item(), nc2_etf_gap(noisy, "squared").item()
+        assert distance == pytest.approx(2 - 2 * math.sqrt(1 - gap**2), abs=1e-15)
+        assert distance == pytest.approx(gap**2, rel=1e-3)
+    with pytest.raises(ArgumentError, match="variant"):
+        nc2_etf_gap(M, "absolute")
 
 
 def etf_gap_to_first_order(noise, size):

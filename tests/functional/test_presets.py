@@ -105,6 +105,30 @@ def zhu2021():
     }
 
 
+def nearest_simplex_distance(X):
+    """Squared distance of X and U M, both of Frobenius norm 1, at the best U of all with orthonormal columns."""
+    C = len(X)
+    X = X / np.linalg.norm(X)
+    M = (np.eye(C) - 1 / C) / math.sqrt(C - 1)
+    left, _, right = np.linalg.svd(X.T @ M, full_matrices=False)
+    return np.linalg.norm(X.T - left @ right @ M) ** 2
+
+
+def markou2024():
+    means = np.stack([H.mean(axis=0) for H in features_by_class()])
+    A = means - PROBLEM.features.numpy().mean(axis=0)
+    V = W.numpy()
+    within, between = covariance(means), A.T @ A / 4
+    explained = np.trace(np.linalg.pinv(within + between, rcond=1e-10) @ between)
+    return zhu2021() | {
+        "nc2.equinorm.means": variation_of_norms(A),
+        "nc2.equinorm.classifier": variation_of_norms(V),
+        "nc2.etf_distance.means": nearest_simplex_distance(A),
+        "nc2.etf_distance.classifier": nearest_simplex_distance(V),
+        "vci": 1 - explained / min(6, 3),
+    }
+
+
 def rhubarbwu():
     by_class = features_by_class()
     means = np.stack([H.mean(axis=0) for H in by_class])
@@ -132,6 +156,7 @@ LITERAL = {
     "papyan2020": papyan2020,
     "papyan_notebook": papyan_notebook,
     "zhu2021": zhu2021,
+    "markou2024": markou2024,
     "rhubarbwu": rhubarbwu,
 }
 

@@ -203,18 +203,25 @@ def nc2_gram(vectors: ClassMoments | Tensor) -> Tensor:
     return _distance_from_simplex(matrix @ matrix.T)
 
 
-def nc2_etf_gap(vectors: ClassMoments | Tensor) -> Tensor:
-    r"""Relative distance to the nearest simplex ETF under rotation and scaling, by orthogonal Procrustes.
+def nc2_etf_gap(vectors: ClassMoments | Tensor, variant: str = "relative") -> Tensor:
+    r"""Relative distance g to the nearest simplex ETF under rotation and scaling, by orthogonal Procrustes.
 
-    .. math:: \min_{s,\,R^\top R=I}\frac{\lVert M-s\,QR^\top\rVert_F}{\lVert M\rVert_F}
+    .. math:: g=\min_{s,\,R^\top R=I}\frac{\lVert M-s\,QR^\top\rVert_F}{\lVert M\rVert_F}
         =\frac{\sqrt{\sum_i(\sigma_i-\bar\sigma)^2+\lVert M^\top\mathbf 1\rVert^2/K}}{\lVert M\rVert_F}
 
     where Q is an orthonormal basis of the sum-zero vectors and :math:`\sigma` are the K - 1 singular values of
     :math:`Q^\top M`. No difference of large numbers is taken, so the gap is right down to rounding.
 
+    Args:
+        vectors: moments or ``(K, d)``.
+        variant: ``"relative"`` is g; ``"squared"`` the squared distance of M and ETF, each of Frobenius norm 1,
+            :math:`2-2\sqrt{1-g^2}` (the "ETF distance" of Markou, Ajanthan & Gould 2024).
+
     Returns:
-        A number in [0, 1]; 0 for a simplex ETF; nan if d < K - 1, where none exists, or if all vectors are zero.
+        A number in [0, 1], or in [0, 2] squared; 0 for a simplex ETF; nan if d < K - 1, where none exists, or if all
+        vectors are zero.
     """
+    check_choice("variant", variant, ("relative", "squared"))
     matrix = _vectors(vectors)
     num_vectors, dim = matrix.shape
     if num_vectors < 2 or dim < num_vectors - 1:
@@ -222,7 +229,8 @@ def nc2_etf_gap(vectors: ClassMoments | Tensor) -> Tensor:
     mean = matrix.mean(dim=0)
     singular_values = torch.linalg.svdvals(matrix - mean)[: num_vectors - 1]
     spread = (singular_values - singular_values.mean()).square().sum() + num_vectors * mean.square().sum()
-    return spread.sqrt() / torch.linalg.matrix_norm(matrix)
+    gap = spread.sqrt() / torch.linalg.matrix_norm(matrix)
+    return gap if variant == "relative" else 2 * gap.square() / (1 + (1 - gap.square()).clamp(min=0).sqrt())
 
 
 def nc2_min_separation(vectors: ClassMoments | Tensor) -> Tensor:

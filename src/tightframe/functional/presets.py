@@ -29,6 +29,10 @@ def _of_rows(metric: Callable[[Tensor], Tensor]) -> OfClassifier:
     return lambda moments, weight: metric(c.rows_of_present(moments, weight))
 
 
+def _of_sample_centered(metric: Callable[[Tensor], Tensor]) -> OfMoments:
+    return lambda moments: metric(moments.centered_means("sample"))
+
+
 # Metrics of the moments; those of the second table need the scatter, those of the third the classifier's weight.
 _DEFAULT: tuple[dict[str, OfMoments], dict[str, OfMoments], dict[str, OfClassifier]] = (
     {
@@ -76,6 +80,19 @@ _PRESETS: dict[str, tuple[dict[str, OfMoments], dict[str, OfMoments], dict[str, 
         {"nc1.pinv": partial(c.nc1, weighting="sample")},
         {"nc2.gram.classifier": _of_rows(c.nc2_gram), "nc3.gram": partial(c.nc3_gram, weighting="sample")},
     ),
+    "markou2024": (
+        {
+            "nc2.equinorm.means": _of_sample_centered(c.nc2_equinorm),
+            "nc2.etf_distance.means": _of_sample_centered(partial(c.nc2_etf_gap, variant="squared")),
+        },
+        {"nc1.pinv": partial(c.nc1, weighting="sample"), "vci": partial(c.vci, weighting="sample")},
+        {
+            "nc2.equinorm.classifier": _of_rows(c.nc2_equinorm),
+            "nc2.etf_distance.classifier": _of_rows(partial(c.nc2_etf_gap, variant="squared")),
+            "nc2.gram.classifier": _of_rows(c.nc2_gram),
+            "nc3.gram": partial(c.nc3_gram, weighting="sample"),
+        },
+    ),
     "rhubarbwu": (
         {
             "nc1.ratio": partial(c.nc1, variant="ratio"),
@@ -103,7 +120,8 @@ def collapse_metrics(
         bias: ``(K,)`` of the classifier, if it has one.
         preset: None for everything that applies, or the metrics of one published code, in its conventions:
             ``papyan2020`` (the paper), ``papyan_notebook`` (its authors' code), ``zhu2021`` (centred on the mean over
-            samples) or ``rhubarbwu`` (the package of Wu & Papyan).
+            samples), ``markou2024`` (the same, and distances to the nearest ETF) or ``rhubarbwu`` (the package of Wu &
+            Papyan).
 
     Returns:
         From metric id to a 0-d float64 tensor.
@@ -126,7 +144,7 @@ def collapse_metrics(
     if weight is not None:
         weight = weight.detach()
         values |= {name: metric(moments, weight) for name, metric in of_classifier.items()}
-        if preset in (None, "zhu2021"):
+        if preset in (None, "zhu2021", "markou2024"):
             weighting = "class" if preset is None else "sample"
             values["bias_collapse"] = c.bias_collapse(moments, weight, bias, weighting=weighting)
     return values

@@ -48,6 +48,7 @@ KNOWN = {
     "nc2.max_angle": Quantity("NC2 simplex angle", "mean distance of the cosines from −1/(K−1)", 0.0),
     "nc2.gram": Quantity("NC2 Gram", "distance of the Gram matrix from the simplex's", 0.0),
     "nc2.etf_gap": Quantity("NC2 ETF gap", "distance to the nearest simplex ETF", 0.0),
+    "nc2.etf_distance": Quantity("NC2 ETF distance", "squared distance to the nearest simplex ETF", 0.0),
     "nc2.min_separation": Quantity("NC2 separation", "smallest distance of two class directions"),
     "gnc2.log": Quantity("GNC2 energy", "hyperspherical energy of the class directions"),
     "gnc2.log_variance": Quantity("GNC2 energy, variance", "variance of the energy over pairs", 0.0),
@@ -62,6 +63,10 @@ KNOWN = {
     "numerical_rank": Quantity("numerical rank", "of one class's features, not centred", 1.0),
     "bias_collapse": Quantity("bias collapse", "length of the logits at the global mean", 0.0),
     "cosine_margin": Quantity("cosine margin", "cosine to the own class vector minus the largest other"),
+    "etf.alignment": Quantity("ETF alignment", "cosine of tracked class means and their nearest ETF", 1.0),
+    "etf.drift": Quantity("ETF drift", "how far the ETF moved in a step, relative", 0.0),
+    "etf.rank": Quantity("ETF rank", "directions that the tracked class means determine"),
+    "etf.smallest_singular_value": Quantity("ETF σ_min", "weakest direction of the tracked class means", 1.0),
     "mistake_severity": Quantity("mistake severity", "mean tree distance over the mistakes"),
 }
 
@@ -98,7 +103,9 @@ def _ideal_for(num_classes: int) -> dict[str, float]:
     separation = math.sqrt(2 * ratio)
     return {
         "cosine_margin": ratio,
+        "etf.rank": num_classes - 1.0,
         "nc1.rank": num_classes - 1.0,
+        "nc2.etf_distance": Quantity("NC2 ETF distance", "squared distance to the nearest simplex ETF", 0.0),
         "nc2.min_separation": separation,
         "gnc2.log": -math.log(separation),
     }
