@@ -105,7 +105,6 @@ def _ideal_for(num_classes: int) -> dict[str, float]:
         "cosine_margin": ratio,
         "etf.rank": num_classes - 1.0,
         "nc1.rank": num_classes - 1.0,
-        "nc2.etf_distance": Quantity("NC2 ETF distance", "squared distance to the nearest simplex ETF", 0.0),
         "nc2.min_separation": separation,
         "gnc2.log": -math.log(separation),
     }
