@@ -11,6 +11,7 @@ from tightframe.linalg import (
     at_least_float32,
     haar_orthonormal,
     helmert_basis,
+    helmert_coordinates,
     helmert_product,
     helmert_rows,
     outside_autocast,
@@ -54,6 +55,42 @@ def test_helmert_product_is_the_product(n):
 def test_helmert_product_has_the_right_gradient():
     x = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(helmert_product, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("n", [1, 2, 3, 50])
+def test_helmert_coordinates_are_the_product_with_the_basis(n, dtype):
+    x = torch.randn(2, 3, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    kept = x.clone()
+    found = helmert_coordinates(x)
+    assert found.dtype == dtype
+    atol = 100 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found, (x.double() @ helmert_basis(n)).to(dtype), rtol=0, atol=atol)
+    torch.testing.assert_close(helmert_product(found), x - x.mean(dim=-1, keepdim=True), rtol=0, atol=atol)
+    assert torch.equal(x, kept)
+
+
+def test_helmert_coordinates_of_three_by_hand():
+    x = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
+    wanted = torch.tensor([-6 / math.sqrt(6), -4 / math.sqrt(2)], dtype=torch.float64)
+    torch.testing.assert_close(helmert_coordinates(x), wanted, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 10, 51])
+@pytest.mark.parametrize("value", [0.1, -1e5 / 3, 1e300])
+def test_helmert_coordinates_of_equal_entries_are_exactly_zero(n, value):
+    # Their mean need not be: (0.1 + 0.1 + 0.1) / 3 > 0.1 in float64.
+    assert torch.equal(helmert_coordinates(torch.full((n,), value, dtype=torch.float64)), torch.zeros(n - 1).double())
+
+
+def test_helmert_coordinates_do_not_see_an_offset():
+    x = torch.randn(4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(64).round() / 64
+    torch.testing.assert_close(helmert_coordinates(x + 2.0**40), helmert_coordinates(x), rtol=0, atol=1e-13)
+
+
+def test_helmert_coordinates_have_the_right_gradient():
+    x = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(helmert_coordinates, x)
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (5, 5), (9, 2)])

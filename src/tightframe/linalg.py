@@ -76,6 +76,8 @@ def helmert_coordinates(x: Tensor) -> Tensor:
         tensor([-2.0000, -1.0000,  3.0000], dtype=torch.float64)
     """
     below, diagonal = _helmert_entries(x.shape[-1], x.dtype, x.device)
+    # The mean of equal entries may differ from them by rounding; from their difference, zero, it cannot.
+    x = x - x[..., -1:]
     x = x - x.mean(dim=-1, keepdim=True)
     # What follows an entry of a vector that sums to zero is minus what came up to it.
     kept = x[..., :-1]

@@ -36,7 +36,7 @@ class NearestETF(NamedTuple):
             norm 1, is ``2 - 2 * alignment`` (the "ETF distance" of Markou, Ajanthan & Gould 2024).
         smallest_singular_value: ``(…)`` float64, of the matrix whose polar factor is taken, scaled so that all are
             ``1 + proximal`` at the ETF; the derivative grows as its inverse.
-        rank: ``(…)`` int64 in 0..K-1, how many directions the means determine.
+        rank: ``(…)`` int64 in 0..K-1, how many directions that matrix determines.
     """
 
     frame: Tensor
@@ -57,7 +57,8 @@ def nearest_simplex_etf(
     is orthogonal Procrustes: with the Helmert basis Q ``(K, K-1)`` and the normalised means
     :math:`\tilde H = M J / \lVert M J\rVert_F` its frame is :math:`\sqrt{K/(K-1)}\, Q V` for the polar factor V of
     :math:`\sqrt{K-1}\, Q^\top \tilde H + \delta_{rel} V_0`, where :math:`V_0` belongs to ``previous``. This reduced
-    form has no null direction and needs d >= K - 1 only. Everything is computed in float64, by the eigenvectors of a
+    form has no null direction and needs d >= K - 1 only; its proximal term is :math:`(U - U_0) J`, the part of
+    :math:`U - U_0` that the classifier sees. Everything is computed in float64, by the eigenvectors of a
     (K-1)-dimensional Gram matrix where these are accurate, else by a singular value decomposition.
 
     Directions that the means do not determine (singular values below ``max(K - 1, d) * eps * largest``, eps of the
@@ -66,14 +67,15 @@ def nearest_simplex_etf(
 
     Args:
         class_means: ``(…, K, d)`` floating point, finite, K >= 2, d >= K - 1; half precision is widened.
-        previous: ``(…, K, d)`` or ``(K, d)``, the frame of the step before; a constant, whatever ``gradient`` says.
+        previous: ``(…, K, d)`` or ``(K, d)``, the frame of the step before; a constant, whatever ``gradient`` says, and
+            not checked to be an ETF.
         proximal: :math:`\delta_{rel} \ge 0`, the pull towards ``previous`` in units of the pull of means that are an
             ETF. The paper's absolute :math:`\delta` is ``proximal = delta * (K - 1) / 2``.
-        gradient: ``"exact"``, or ``"none"`` for a result that is constant. The exact derivative exists once: to
-            differentiate it again raises a ``RuntimeError``.
+        gradient: ``"exact"`` for the derivative of the frame (the alignment has none), or ``"none"`` for a constant.
+            The exact derivative exists once: to differentiate it again raises a ``RuntimeError``.
 
     Returns:
-        :class:`NearestETF`; frame and alignment have the dtype of the means.
+        :class:`NearestETF`; frame and alignment have the dtype of the means, but at least float32.
 
     Raises:
         DtypeError, ShapeError, DeviceError: if the tensors are not as above or do not fit each other.
@@ -118,8 +120,10 @@ class _Nearest(torch.autograd.Function):
         radius = math.sqrt(num_classes / (num_classes - 1))
         anchor = None if previous is None else _reduced(previous).div_(radius)
         A = _reduced(means)
-        norm = torch.linalg.matrix_norm(A, keepdim=True)
-        scale = math.sqrt(num_classes - 1) / norm.where(norm > 0, 1.0)
+        largest = A.abs().amax(dim=(-2, -1), keepdim=True)  # divided by, so that no square over- or underflows
+        largest = largest.where(largest > 0, 1.0)
+        norm = torch.linalg.matrix_norm(A.div_(largest), keepdim=True)
+        scale = (math.sqrt(num_classes - 1) / norm).where(norm > 0, 0.0)
         A.mul_(scale)
         pull = torch.zeros((), dtype=torch.float64, device=means.device)
         if proximal and anchor is not None:
@@ -127,12 +131,12 @@ class _Nearest(torch.autograd.Function):
         V, Q, s = _polar(A, anchor, tolerance)
         if proximal and anchor is not None:
             pull = proximal * (anchor * V).sum(dim=(-2, -1))
-        alignment = ((s.sum(dim=-1) - pull) / (num_classes - 1)).where(norm[..., 0, 0] > 0, torch.nan)
+        alignment = ((s.sum(dim=-1) - pull) / (num_classes - 1)).clamp(max=1).where(norm[..., 0, 0] > 0, torch.nan)
         rank = _determined(s, tolerance).sum(dim=-1)
 
-        ctx.save_for_backward(V, Q, s, scale, anchor if proximal else None)
+        ctx.save_for_backward(V, Q, s, scale / largest, anchor if proximal else None)
         ctx.constants = radius, proximal, tolerance
-        frame = helmert_product(V.mT).mul_(radius).mT.to(means.dtype)
+        frame = helmert_product(V.mT).mul_(radius).mT.to(means.dtype).contiguous()
         results = frame, alignment.to(means.dtype), s[..., -1].clone(), rank
         ctx.mark_non_differentiable(*results[1:])
         return results
@@ -171,10 +175,7 @@ def _polar(A: Tensor, anchor: Tensor | None, tolerance: float) -> tuple[Tensor, 
     eigenvalues, Q = torch.linalg.eigh(A @ A.mT)
     if bool((eigenvalues[..., 0] > max(_CONDITION, tolerance) ** 2 * eigenvalues[..., -1]).all()):
         V = (Q * eigenvalues.rsqrt().unsqueeze(-2)) @ Q.mT @ A
-        # Squaring the condition number costs digits; one step of Newton-Schulz makes the rows orthonormal again.
-        step = (V @ V.mT).mul_(-0.5)
-        step.diagonal(dim1=-2, dim2=-1).add_(1.5)
-        return step @ V, Q.flip(-1), eigenvalues.sqrt().flip(-1)
+        return _orthonormal(V), Q.flip(-1), eigenvalues.sqrt().flip(-1)
     Q, s, R = torch.linalg.svd(A, full_matrices=False)
     V = Q @ R
     rank = _determined(s, tolerance).sum(dim=-1)
@@ -182,6 +183,13 @@ def _polar(A: Tensor, anchor: Tensor | None, tolerance: float) -> tuple[Tensor, 
         i = tuple(index.tolist())
         V[i] = _completed(Q[i], R[i], int(rank[i]), None if anchor is None else anchor[i])
     return V, Q, s
+
+
+def _orthonormal(V: Tensor) -> Tensor:
+    """Return V with rows that miss orthonormality by the square of what they did: one step of Newton-Schulz."""
+    step = (V @ V.mT).mul_(-0.5)
+    step.diagonal(dim1=-2, dim2=-1).add_(1.5)
+    return step @ V
 
 
 def _completed(Q: Tensor, R: Tensor, rank: int, anchor: Tensor | None) -> Tensor:
@@ -193,17 +201,16 @@ def _completed(Q: Tensor, R: Tensor, rank: int, anchor: Tensor | None) -> Tensor
     V, taken, free = Q[:, :rank] @ R[:rank], R[:rank], Q[:, rank:]
     for source in (anchor, None):
         if source is None:
-            draw = torch.randn(R.shape, dtype=R.dtype, generator=torch.Generator().manual_seed(0))
+            draw = torch.randn(R.shape, dtype=R.dtype, device="cpu", generator=torch.Generator("cpu").manual_seed(0))
             source = draw.to(R.device)
         wanted = free.mT @ source
-        for _ in range(2):  # once more, since the first projection leaves rounding
-            wanted = wanted - wanted @ taken.mT @ taken
+        wanted = wanted - wanted @ taken.mT @ taken
         left, size, right = torch.linalg.svd(wanted, full_matrices=False)
         kept = int((size > _INDEPENDENT).sum())
         V = V + free @ left[:, :kept] @ right[:kept]
         taken = torch.cat([taken, right[:kept]])
         free = free @ left[:, kept:]
-    return V
+    return _orthonormal(V)  # a direction that its source hardly shows is as inexact as it is small
 
 
 def _determined(singular_values: Tensor, tolerance: float) -> Tensor:
@@ -231,11 +238,11 @@ def _check_means(name: str, means: Tensor) -> None:
 
 
 def _check_previous(previous: Tensor, means: Tensor) -> None:
+    if isinstance(previous, Tensor) and previous.device != means.device:
+        raise DeviceError(f"previous is on {previous.device} and class_means on {means.device}; move one with .to()")
     _check_means("previous", previous)
     if previous.shape not in (means.shape, means.shape[-2:]):
         raise ShapeError(f"previous must have shape {tuple(means.shape)} as class_means, got {tuple(previous.shape)}")
-    if previous.device != means.device:
-        raise DeviceError(f"previous is on {previous.device} and class_means on {means.device}; move one with .to()")
 
 
 def check_proximal(proximal: float) -> None:

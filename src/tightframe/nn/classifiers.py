@@ -51,6 +51,9 @@ class Classifier(nn.Module, ABC):
     def export(self) -> nn.Linear:
         """Return an ``nn.Linear`` with the same argmax on every feature of unit length; its parameters are copies."""
 
+    def project_(self) -> None:
+        """Bring the parameters back to their constraint, if they have one: to be called after an optimiser's step."""
+
     def diagnostics(self) -> dict[str, Tensor]:
         """Return what is worth logging at a training step, 0-d each; a classifier that stands still has nothing."""
         return {}
@@ -320,11 +323,15 @@ class NormalizedLinear(_ScaledClassifier):
     ``(K, d)`` of any length, :attr:`weight` their directions. A zero feature or vector has zero logits and zero
     gradient.
 
+    With ``projected`` the vectors themselves are kept at unit length, by :meth:`project_` after every step of the
+    optimiser, and their gradient is not projected: the learned baseline of Markou, Ajanthan & Gould (NeurIPS 2024).
+
     Args:
         dim: d >= 1.
         num_classes: K >= 1.
         scale: positive factor of the cosines; cosines alone cannot make a confident softmax.
         learn_scale: train the scale, as the parameter ``log_scale``.
+        projected: keep the vectors at unit length instead of dividing by their length.
         device: where the parameters lie; None is PyTorch's default.
         dtype: their type; None is PyTorch's default.
 
@@ -344,6 +351,7 @@ class NormalizedLinear(_ScaledClassifier):
         *,
         scale: float = 16.0,
         learn_scale: bool = False,
+        projected: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -353,6 +361,8 @@ class NormalizedLinear(_ScaledClassifier):
         vectors = torch.randn(num_classes, dim, device=device, dtype=dtype) / math.sqrt(dim)
         super().__init__(dim, num_classes, scale, learn_scale, True, vectors)
         self.vectors = nn.Parameter(vectors)
+        self.projected = projected
+        self.project_()
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options: Any) -> NormalizedLinear:
@@ -365,16 +375,26 @@ class NormalizedLinear(_ScaledClassifier):
         classifier = cls(**like_linear(linear), **options)
         with torch.no_grad():
             classifier.vectors.copy_(linear.weight)
+        classifier.project_()
         return classifier
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Divide the vectors by their lengths, if they are to be kept at unit length."""
+        if self.projected:
+            self.vectors.copy_(_unit(self.vectors))
 
     @property
     def frame(self) -> Frame:
         """The unit class vectors as a frame; gradients flow through it."""
-        return MatrixFrame(_unit(self.vectors))
+        return MatrixFrame(self._directions(self.vectors))
 
     def class_vectors(self, labels: Tensor) -> Tensor:
         """Return the unit class vectors ``(B, d)`` of labels ``(B,)``; errors as in :meth:`Frame.rows`."""
-        return _unit(MatrixFrame(self.vectors).rows(labels))
+        return self._directions(MatrixFrame(self.vectors).rows(labels))
+
+    def _directions(self, vectors: Tensor) -> Tensor:
+        return vectors if self.projected else _unit(vectors)
 
 
 def _unit(vectors: Tensor) -> Tensor:
