@@ -59,7 +59,9 @@ def helmert_product(x: Tensor) -> Tensor:
         True
     """
     below, diagonal = _helmert_entries(x.shape[-1] + 1, x.dtype, x.device)
-    return F.pad(x * diagonal, (0, 1)).add_(F.pad((x * below).cumsum(dim=-1), (1, 0)))
+    product = F.pad((x * below).cumsum_(dim=-1), (1, 0))
+    product[..., :-1].addcmul_(x, diagonal)
+    return product
 
 
 def helmert_coordinates(x: Tensor) -> Tensor:
@@ -75,13 +77,14 @@ def helmert_coordinates(x: Tensor) -> Tensor:
         >>> helmert_product(helmert_coordinates(x))
         tensor([-2.0000, -1.0000,  3.0000], dtype=torch.float64)
     """
-    below, diagonal = _helmert_entries(x.shape[-1], x.dtype, x.device)
+    n = x.shape[-1]
+    below, diagonal = _helmert_entries(n, x.dtype, x.device)
     # The mean of equal entries may differ from them by rounding; from their difference, zero, it cannot.
-    x = x - x[..., -1:]
-    x = x - x.mean(dim=-1, keepdim=True)
+    kept = x[..., :-1] - x[..., -1:]
+    kept = kept.sub_(kept.sum(dim=-1, keepdim=True) / n)
     # What follows an entry of a vector that sums to zero is minus what came up to it.
-    kept = x[..., :-1]
-    return (kept * diagonal).sub_(kept.cumsum(dim=-1).mul_(below))
+    before = kept.cumsum(dim=-1).mul_(below)
+    return kept.mul_(diagonal).sub_(before)
 
 
 def _helmert_entries(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -120,7 +120,8 @@ class _Nearest(torch.autograd.Function):
         radius = math.sqrt(num_classes / (num_classes - 1))
         anchor = None if previous is None else _reduced(previous).div_(radius)
         A = _reduced(means)
-        largest = A.abs().amax(dim=(-2, -1), keepdim=True)  # divided by, so that no square over- or underflows
+        # Divided by the largest entry, so that no square over- or underflows.
+        largest = torch.maximum(A.amax(dim=(-2, -1), keepdim=True), -A.amin(dim=(-2, -1), keepdim=True))
         largest = largest.where(largest > 0, 1.0)
         norm = torch.linalg.matrix_norm(A.div_(largest), keepdim=True)
         scale = (math.sqrt(num_classes - 1) / norm).where(norm > 0, 0.0)
@@ -136,7 +137,8 @@ class _Nearest(torch.autograd.Function):
 
         ctx.save_for_backward(V, Q, s, scale / largest, anchor if proximal else None)
         ctx.constants = radius, proximal, tolerance
-        frame = helmert_product(V.mT).mul_(radius).mT.to(means.dtype).contiguous()
+        frame = helmert_product(V.mT).mul_(radius).mT
+        frame = torch.empty_like(means, memory_format=torch.contiguous_format).copy_(frame)
         results = frame, alignment.to(means.dtype), s[..., -1].clone(), rank
         ctx.mark_non_differentiable(*results[1:])
         return results
