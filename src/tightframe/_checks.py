@@ -118,6 +118,19 @@ def check_features(features: Tensor, dim: int | None = None, name: str = "featur
         raise ShapeError(f"{name} must have width d = {dim}, got {features.shape[1]}")
 
 
+def check_last_dimension(features: Tensor, dim: int, name: str = "features") -> None:
+    """Check dtype and width of features ``(…, d)``; their values are not read.
+
+    Raises:
+        DtypeError: if they are not floating point.
+        ShapeError: if their last dimension is not ``dim``.
+    """
+    if not features.is_floating_point():
+        raise DtypeError(f"{name} must be floating point, got {features.dtype}; convert with {name}.float()")
+    if features.ndim == 0 or features.shape[-1] != dim:
+        raise ShapeError(f"{name} must have shape (…, d = {dim}), got {tuple(features.shape)}")
+
+
 def check_labels(labels: Tensor, features: Tensor, name: str = "labels") -> None:
     """Check that ``labels`` are integers ``(B,)`` beside ``features (B, d)``; their values are not read.
 

@@ -22,7 +22,8 @@ from tightframe.linalg import at_least_float32, helmert_coordinates, helmert_pro
 
 GRADIENTS = ("exact", "none")
 
-_CONDITION = 1e-3  # smallest over largest singular value down to which the Gram matrix tells the polar factor
+# Smallest over largest singular value down to which the Gram matrix tells the polar factor, and to the last digit.
+_CONDITION, _EXACT = 1e-3, 1e-1
 _INDEPENDENT = 1e-6  # sine of the angle below which a direction adds nothing to those already taken
 
 
@@ -58,8 +59,8 @@ def nearest_simplex_etf(
     :math:`\tilde H = M J / \lVert M J\rVert_F` its frame is :math:`\sqrt{K/(K-1)}\, Q V` for the polar factor V of
     :math:`\sqrt{K-1}\, Q^\top \tilde H + \delta_{rel} V_0`, where :math:`V_0` belongs to ``previous``. This reduced
     form has no null direction and needs d >= K - 1 only; its proximal term is :math:`(U - U_0) J`, the part of
-    :math:`U - U_0` that the classifier sees. Everything is computed in float64, by the eigenvectors of a
-    (K-1)-dimensional Gram matrix where these are accurate, else by a singular value decomposition.
+    :math:`U - U_0` that the classifier sees. Everything is computed in float64, by the eigenvectors of the
+    Gram matrix where these are accurate, else by a singular value decomposition.
 
     Directions that the means do not determine (singular values below ``max(K - 1, d) * eps * largest``, eps of the
     dtype of the means) are those of ``previous`` as far as they are free, then those of a fixed random draw. They carry
@@ -110,7 +111,11 @@ def nearest_simplex_etf(
 
 
 class _Nearest(torch.autograd.Function):
-    """The solve and its derivative, in the reduced form; every constant factor is where the equations have it."""
+    """The solve and its derivative; every constant factor is where the equations have it.
+
+    Q V of the reduced form is computed as the ``(K, d)`` polar factor of the centred means, whose rows sum to zero as
+    those of Q V do: the basis is only needed where directions are undetermined.
+    """
 
     @staticmethod
     def forward(
@@ -118,28 +123,27 @@ class _Nearest(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         num_classes = means.shape[-2]
         radius = math.sqrt(num_classes / (num_classes - 1))
-        anchor = None if previous is None else _reduced(previous).div_(radius)
-        A = _reduced(means)
+        A = _centered(means)
         # Divided by the largest entry, so that no square over- or underflows.
-        largest = torch.maximum(A.amax(dim=(-2, -1), keepdim=True), -A.amin(dim=(-2, -1), keepdim=True))
+        largest = torch.linalg.vector_norm(A, math.inf, dim=(-2, -1), keepdim=True)
         largest = largest.where(largest > 0, 1.0)
         norm = torch.linalg.matrix_norm(A.div_(largest), keepdim=True)
         scale = (math.sqrt(num_classes - 1) / norm).where(norm > 0, 0.0)
         A.mul_(scale)
-        pull = torch.zeros((), dtype=torch.float64, device=means.device)
-        if proximal and anchor is not None:
+        anchor = _centered(previous).div_(radius) if proximal and previous is not None else None
+        if anchor is not None:
             A.add_(anchor, alpha=proximal)
-        V, Q, s = _polar(A, anchor, tolerance)
-        if proximal and anchor is not None:
-            pull = proximal * (anchor * V).sum(dim=(-2, -1))
-        alignment = ((s.sum(dim=-1) - pull) / (num_classes - 1)).clamp(max=1).where(norm[..., 0, 0] > 0, torch.nan)
+        V, Q, s = _polar(A, previous, tolerance)
+        total = s.sum(dim=-1)
+        if anchor is not None:
+            total = total - proximal * (anchor * V).sum(dim=(-2, -1))
+        alignment = (total / (num_classes - 1)).clamp(max=1).where(norm[..., 0, 0] > 0, torch.nan)
         rank = _determined(s, tolerance).sum(dim=-1)
 
-        ctx.save_for_backward(V, Q, s, scale / largest, anchor if proximal else None)
+        ctx.save_for_backward(V, Q, s, scale / largest, anchor)
         ctx.constants = radius, proximal, tolerance
-        frame = helmert_product(V.mT).mul_(radius).mT
-        frame = torch.empty_like(means, memory_format=torch.contiguous_format).copy_(frame)
-        results = frame, alignment.to(means.dtype), s[..., -1].clone(), rank
+        frame = (V * radius).to(means.dtype)
+        results = frame, alignment.to(means.dtype), s[..., 0].clone(), rank
         ctx.mark_non_differentiable(*results[1:])
         return results
 
@@ -148,43 +152,57 @@ class _Nearest(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
         V, Q, s, scale, anchor = ctx.saved_tensors
         radius, proximal, tolerance = ctx.constants
-        grad_A = _polar_vjp(_reduced(grad).mul_(radius), V, Q, s, tolerance)
+        grad_A = _polar_vjp(grad.double(), V, Q, s, tolerance).mul_(radius)
         if anchor is not None:
             # The polar factor does not see the scale of A, but the pull fixes it: the norm of the means counts.
             means = (Q * s.unsqueeze(-2)) @ Q.mT @ V - proximal * anchor
             share = (anchor * grad_A).sum(dim=(-2, -1), keepdim=True) * (proximal / s.shape[-1])
             grad_A += share * means
-        return helmert_product(grad_A.mul_(scale).mT).mT.to(grad.dtype), None, None, None
+        return grad_A.mul_(scale).to(grad.dtype), None, None, None
 
 
 def _polar_vjp(grad: Tensor, V: Tensor, Q: Tensor, s: Tensor, tolerance: float) -> Tensor:
-    """Return the derivative by A of the polar factor V of A = S V, S = Q diag(s) Qᵀ, applied to ``grad (…, n, d)``.
+    """Return the derivative by A of the polar factor V of A = S V, S = Q diag(s) Qᵀ, applied to ``grad (…, K, d)``.
 
     The rotation Ω within the rows of V solves ΩS + SΩ = dA Vᵀ - V dAᵀ, and what leaves their span is
     S⁻¹ dA (I - VᵀV). This is the transpose of dA -> dV, where directions that A leaves open do not follow it.
     """
     known = _determined(s, tolerance)
     pairs = known.unsqueeze(-1) | known.unsqueeze(-2)
-    inverse = (Q * (1 / s).where(known, 0.0).unsqueeze(-2)) @ Q.mT
-    turned = V @ grad.mT
-    rotation = Q.mT @ (turned - turned.mT) @ Q
-    rotation.mul_((1 / (s.unsqueeze(-1) + s.unsqueeze(-2))).where(pairs, 0.0))
-    return (inverse @ grad).sub_((inverse @ turned.mT + Q @ rotation @ Q.mT) @ V)
+    inverse = (1 / s).where(known, 0.0)
+    turned = Q.mT @ (V @ grad.mT) @ Q
+    sums = (1 / (s.unsqueeze(-1) + s.unsqueeze(-2))).where(pairs, 0.0)
+    within = (turned - turned.mT) * sums + turned.mT * inverse.unsqueeze(-1)
+    return ((Q * inverse.unsqueeze(-2)) @ Q.mT @ grad).sub_(Q @ within @ Q.mT @ V)
 
 
-def _polar(A: Tensor, anchor: Tensor | None, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return V ``(…, n, d)``, eigenvectors Q ``(…, n, n)`` of S and its eigenvalues ``(…, n)``, falling."""
+def _polar(A: Tensor, previous: Tensor | None, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the polar factor ``(…, K, d)`` of A = S V, whose columns sum to zero as those of A do.
+
+    Beside it, the eigenvectors Q ``(…, K, K - 1)`` of S that sum to zero and their eigenvalues, rising.
+    """
     eigenvalues, Q = torch.linalg.eigh(A @ A.mT)
-    if bool((eigenvalues[..., 0] > max(_CONDITION, tolerance) ** 2 * eigenvalues[..., -1]).all()):
-        V = (Q * eigenvalues.rsqrt().unsqueeze(-2)) @ Q.mT @ A
-        return _orthonormal(V), Q.flip(-1), eigenvalues.sqrt().flip(-1)
-    Q, s, R = torch.linalg.svd(A, full_matrices=False)
-    V = Q @ R
-    rank = _determined(s, tolerance).sum(dim=-1)
+    # The first is of the vector of ones, which is exactly 0.
+    eigenvalues, Q = eigenvalues[..., 1:], Q[..., 1:]
+    ratio = eigenvalues[..., 0] / eigenvalues[..., -1]  # nan where A is zero
+    if not bool((ratio > max(_CONDITION, tolerance) ** 2).all()):
+        return _polar_by_svd(A, previous, tolerance)
+    Q = Q - Q.mean(dim=-2, keepdim=True)
+    V = (Q * eigenvalues.rsqrt().unsqueeze(-2)) @ Q.mT @ A
+    # Squaring the condition number costs digits.
+    exact = bool((ratio > _EXACT**2).all())
+    return V if exact else _orthonormal(V), Q, eigenvalues.sqrt()
+
+
+def _polar_by_svd(A: Tensor, previous: Tensor | None, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    U, s, R = torch.linalg.svd(helmert_coordinates(A.mT).mT, full_matrices=False)
+    V = U @ R
+    rank = _determined(s.flip(-1), tolerance).sum(dim=-1)
     for index in (rank < s.shape[-1]).nonzero():
         i = tuple(index.tolist())
-        V[i] = _completed(Q[i], R[i], int(rank[i]), None if anchor is None else anchor[i])
-    return V, Q, s
+        anchor = None if previous is None else helmert_coordinates(previous[i].double().mT).mT
+        V[i] = _completed(U[i], R[i], int(rank[i]), anchor)
+    return helmert_product(V.mT).mT.contiguous(), helmert_product(U.mT).mT.flip(-1), s.flip(-1)
 
 
 def _orthonormal(V: Tensor) -> Tensor:
@@ -216,12 +234,14 @@ def _completed(Q: Tensor, R: Tensor, rank: int, anchor: Tensor | None) -> Tensor
 
 
 def _determined(singular_values: Tensor, tolerance: float) -> Tensor:
-    return singular_values > tolerance * singular_values[..., :1]
+    return singular_values > tolerance * singular_values[..., -1:]
 
 
-def _reduced(vectors: Tensor) -> Tensor:
-    """Return ``Q.T @ vectors`` of shape ``(…, K - 1, d)``, in float64, for the Helmert basis Q."""
-    return helmert_coordinates(vectors.mT.double()).mT
+def _centered(vectors: Tensor) -> Tensor:
+    """Return ``(…, K, d)`` less the mean over K, as a float64 copy; exactly zero where all K are equal."""
+    vectors = vectors.to(torch.float64, copy=True)
+    vectors.sub_(vectors[..., -1:, :].clone())
+    return vectors.sub_(vectors.mean(dim=-2, keepdim=True))
 
 
 def _check_means(name: str, means: Tensor) -> None:

@@ -9,7 +9,14 @@ from typing import Literal, final, overload
 import torch
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, DtypeError, ShapeError, check_label_range, check_positive
+from tightframe._checks import (
+    ArgumentError,
+    DtypeError,
+    ShapeError,
+    check_label_range,
+    check_last_dimension,
+    check_positive,
+)
 from tightframe.linalg import at_least_float32, outside_autocast
 
 
@@ -48,10 +55,7 @@ class Frame(ABC):
             DtypeError: if the features are not floating point.
             ShapeError: if their last dimension is not d.
         """
-        if not features.is_floating_point():
-            raise DtypeError(f"features must be floating point, got {features.dtype}; convert with features.float()")
-        if features.ndim == 0 or features.shape[-1] != self.dim:
-            raise ShapeError(f"features must have shape (…, d = {self.dim}), got {tuple(features.shape)}")
+        check_last_dimension(features, self.dim)
         with outside_autocast(features.device):
             return self._logits(at_least_float32(features)).to(features.dtype)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe._checks import check_choice, check_positive
+from tightframe._checks import check_choice, check_last_dimension, check_positive
 from tightframe.frames.nearest import GRADIENTS, check_proximal, nearest_simplex_etf
 from tightframe.frames.operator import MatrixFrame
 from tightframe.frames.simplex import SimplexETF
@@ -137,6 +137,7 @@ class NearestETFClassifier(Classifier):
             DtypeError, ShapeError, DeviceError, LabelError, NonFiniteError, EmptyDataError: as
                 :class:`ClassMeanTracker`, which is then as it was, and so is W.
         """
+        check_last_dimension(features, self.in_features)
         with outside_autocast(features.device):
             prepared = self.prepare(features)
             weight, bias = self.weight, self.bias

@@ -22,6 +22,7 @@ from tightframe._checks import (
 )
 
 SMALLEST_SHARE = 1e-4
+CHUNK = 256
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -132,16 +133,20 @@ class ClassMeanTracker(nn.Module):
     def _totals(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums ``(K, d)`` and counts ``(K,)`` over the ranks, in float64."""
         num_classes, dim = self.class_means.shape
-        packed = torch.cat([features.double(), features.new_ones(len(features), 1, dtype=torch.float64)], dim=1)
-        totals = packed.new_zeros(num_classes, dim + 1).index_add(0, labels, packed)
+        sums = features.new_zeros(num_classes, dim, dtype=torch.float64)
+        # In pieces that stay in the cache when they are widened.
+        for some, chosen in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
+            sums = sums.index_add_(0, chosen, some.double())
+        counts = labels.bincount(minlength=num_classes).double()
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            totals = _SumOverRanks.apply(totals)
-        if not math.isfinite(totals.sum().item()):
+            totals = _SumOverRanks.apply(torch.cat([sums, counts.unsqueeze(1)], dim=1))
+            sums, counts = totals[:, :-1], totals[:, -1].detach()
+        if not math.isfinite(sums.sum().item()):
             check_finite(features)
             raise NonFiniteError("features must be finite, got NaN or infinite values on another rank")
-        if not totals[:, -1].any():
+        if not counts.any():
             raise EmptyDataError("features must hold at least one sample, got none")
-        return totals[:, :-1], totals[:, -1].detach()
+        return sums, counts
 
     def _share(self, seen: Tensor) -> Tensor:
         if self.momentum is None:
