@@ -129,50 +129,50 @@ class _Nearest(torch.autograd.Function):
         largest = largest.where(largest > 0, 1.0)
         norm = torch.linalg.matrix_norm(A.div_(largest), keepdim=True)
         scale = (math.sqrt(num_classes - 1) / norm).where(norm > 0, 0.0)
-        A.mul_(scale)
+        pulled = A.mul_(scale)
         anchor = _centered(previous).div_(radius) if proximal and previous is not None else None
         if anchor is not None:
-            A.add_(anchor, alpha=proximal)
-        V, Q, s = _polar(A, previous, tolerance)
+            pulled = A.add(anchor, alpha=proximal)
+        V, Q, s = _polar(pulled, previous, tolerance)
         total = s.sum(dim=-1)
         if anchor is not None:
             total = total - proximal * (anchor * V).sum(dim=(-2, -1))
         alignment = (total / (num_classes - 1)).clamp(max=1).where(norm[..., 0, 0] > 0, torch.nan)
-        rank = _determined(s, tolerance).sum(dim=-1)
+        known = _determined(s, tolerance)
 
-        ctx.save_for_backward(V, Q, s, scale / largest, anchor)
-        ctx.constants = radius, proximal, tolerance
+        ctx.save_for_backward(V, Q, s, scale.mul_(radius).div_(largest), anchor, None if anchor is None else A)
+        ctx.proximal = proximal
+        ctx.known = None if bool(known.all()) else known
         frame = (V * radius).to(means.dtype)
-        results = frame, alignment.to(means.dtype), s[..., 0].clone(), rank
+        results = frame, alignment.to(means.dtype), s[..., 0].clone(), known.sum(dim=-1)
         ctx.mark_non_differentiable(*results[1:])
         return results
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
-        V, Q, s, scale, anchor = ctx.saved_tensors
-        radius, proximal, tolerance = ctx.constants
-        grad_A = _polar_vjp(grad.double(), V, Q, s, tolerance).mul_(radius)
+        V, Q, s, scale, anchor, A = ctx.saved_tensors
+        grad_A = _polar_vjp(grad.double(), V, Q, s, ctx.known)
         if anchor is not None:
             # The polar factor does not see the scale of A, but the pull fixes it: the norm of the means counts.
-            means = (Q * s.unsqueeze(-2)) @ Q.mT @ V - proximal * anchor
-            share = (anchor * grad_A).sum(dim=(-2, -1), keepdim=True) * (proximal / s.shape[-1])
-            grad_A += share * means
+            share = (anchor * grad_A).sum(dim=(-2, -1), keepdim=True).mul_(ctx.proximal / s.shape[-1])
+            grad_A.addcmul_(A, share)
         return grad_A.mul_(scale).to(grad.dtype), None, None, None
 
 
-def _polar_vjp(grad: Tensor, V: Tensor, Q: Tensor, s: Tensor, tolerance: float) -> Tensor:
+def _polar_vjp(grad: Tensor, V: Tensor, Q: Tensor, s: Tensor, known: Tensor | None) -> Tensor:
     """Return the derivative by A of the polar factor V of A = S V, S = Q diag(s) Qᵀ, applied to ``grad (…, K, d)``.
 
     The rotation Ω within the rows of V solves ΩS + SΩ = dA Vᵀ - V dAᵀ, and what leaves their span is
-    S⁻¹ dA (I - VᵀV). This is the transpose of dA -> dV, where directions that A leaves open do not follow it.
+    S⁻¹ dA (I - VᵀV). This is the transpose of dA -> dV. Of the eigenvectors that are not known, if any is not, none
+    follows A.
     """
-    known = _determined(s, tolerance)
-    pairs = known.unsqueeze(-1) | known.unsqueeze(-2)
-    inverse = (1 / s).where(known, 0.0)
+    inverse, sums = 1 / s, s.unsqueeze(-1) + s.unsqueeze(-2)
+    if known is not None:
+        inverse = inverse.where(known, 0.0)
+        sums = sums.where(known.unsqueeze(-1) | known.unsqueeze(-2), torch.inf)
     turned = Q.mT @ (V @ grad.mT) @ Q
-    sums = (1 / (s.unsqueeze(-1) + s.unsqueeze(-2))).where(pairs, 0.0)
-    within = (turned - turned.mT) * sums + turned.mT * inverse.unsqueeze(-1)
+    within = torch.addcdiv(turned.mT * inverse.unsqueeze(-1), turned - turned.mT, sums)
     return ((Q * inverse.unsqueeze(-2)) @ Q.mT @ grad).sub_(Q @ within @ Q.mT @ V)
 
 
