@@ -125,7 +125,7 @@ class _Nearest(torch.autograd.Function):
         radius = math.sqrt(num_classes / (num_classes - 1))
         A = _centered(means)
         # Divided by the largest entry, so that no square over- or underflows.
-        largest = torch.linalg.vector_norm(A, math.inf, dim=(-2, -1), keepdim=True)
+        largest = torch.maximum(A.amax(dim=(-2, -1), keepdim=True), -A.amin(dim=(-2, -1), keepdim=True))
         largest = largest.where(largest > 0, 1.0)
         norm = torch.linalg.matrix_norm(A.div_(largest), keepdim=True)
         scale = (math.sqrt(num_classes - 1) / norm).where(norm > 0, 0.0)
@@ -136,7 +136,7 @@ class _Nearest(torch.autograd.Function):
         V, Q, s = _polar(pulled, previous, tolerance)
         total = s.sum(dim=-1)
         if anchor is not None:
-            total = total - proximal * (anchor * V).sum(dim=(-2, -1))
+            total = total - proximal * torch.linalg.vecdot(anchor.flatten(-2), V.flatten(-2))
         alignment = (total / (num_classes - 1)).clamp(max=1).where(norm[..., 0, 0] > 0, torch.nan)
         known = _determined(s, tolerance)
 
@@ -155,8 +155,8 @@ class _Nearest(torch.autograd.Function):
         grad_A = _polar_vjp(grad.double(), V, Q, s, ctx.known)
         if anchor is not None:
             # The polar factor does not see the scale of A, but the pull fixes it: the norm of the means counts.
-            share = (anchor * grad_A).sum(dim=(-2, -1), keepdim=True).mul_(ctx.proximal / s.shape[-1])
-            grad_A.addcmul_(A, share)
+            share = torch.linalg.vecdot(anchor.flatten(-2), grad_A.flatten(-2)).mul_(ctx.proximal / s.shape[-1])
+            grad_A.addcmul_(A, share[..., None, None])
         return grad_A.mul_(scale).to(grad.dtype), None, None, None
 
 
