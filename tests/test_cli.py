@@ -204,7 +204,7 @@ def refused(arguments, capsys):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["train", "nosuch"], "recipe must be a .yaml file or one of digits"),
+        (["train", "nosuch"], "recipe must be a .yaml file or one of cifar10-nearest, "),
         (["train", "nosuch.yaml"], "nosuch.yaml does not exist"),
         (["train", "digits", "--backbone.name", "MLQ"], "backbone.name: no class 'MLQ'"),
         (["train", "digits", "--backbone.name", "no.such.Net"], "no.such cannot be imported"),

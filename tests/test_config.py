@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from tests.training.models import quiet, trainer
-from tightframe._checks import ArgumentError, ConfigError, ResumeError
+from tightframe._checks import ArgumentError, ConfigError, ResumeError, ShapeError
 from tightframe.config import (
     AUTO,
     Method,
@@ -19,15 +19,16 @@ from tightframe.config import (
     bind,
     build_data,
     build_module,
+    check_bindings,
     check_directory,
     evaluation_parts,
     find_recipe,
     shipped_recipes,
     write_directory,
 )
-from tightframe.data import ClassificationData, Digits
+from tightframe.data import ClassificationData, Digits, FreeSamples
 from tightframe.nn import Classifier, DotRegressionLoss, LinearClassifier, SimplexETFClassifier
-from tightframe.training import MLP
+from tightframe.training import AGD, MLP, FreeFeatures, ImageTransform
 from tightframe.training.loaders import make_loader
 
 pytestmark = quiet
@@ -75,7 +76,7 @@ def test_a_file_is_a_recipe_too(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["digit", "", "recipes/digits", "."])
 def test_unknown_names_are_told_the_known_ones(name):
-    with pytest.raises(ConfigError, match=r"digits, .*stdlib, got"):
+    with pytest.raises(ConfigError, match=r"digits, .*stdlib, .*got"):
         find_recipe(name)
 
 
@@ -240,6 +241,14 @@ def test_one_seed_gives_one_module_whatever_was_drawn_before():
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), again.parameters(), strict=True))
 
 
+def test_the_number_of_samples_reaches_the_backbone():
+    part = TensorDataset(torch.arange(40), torch.arange(40) % K)
+    free = ClassificationData(part, None, part, K, tuple("abcde"), part.tensors[1].bincount())
+    module = build_module(recipe(backbone=Part("FreeFeatures", {"dim": 6})), "learned", free, seed=0)
+    assert isinstance(module.backbone, FreeFeatures)
+    assert module.backbone.weight.shape == (40, 6)
+
+
 def test_threads():
     before = torch.get_num_threads()
     try:
@@ -247,6 +256,100 @@ def test_threads():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+# --- transforms ---
+
+COLOURS = {"mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+def pictures(dtype=torch.uint8):
+    """White images, whose every crop is white."""
+    part = TensorDataset(torch.full((40, 3, 6, 8), 255).to(dtype), torch.arange(40) % K)
+    return ClassificationData(part, None, part, K, tuple("abcde"), part.tensors[1].bincount())
+
+
+def with_transform(**args):
+    return recipe(transform=Part("ImageTransform", {**COLOURS, **args}), backbone=Part("SmallCNN", {"widths": [6]}))
+
+
+def test_a_transform_stands_in_front_of_the_backbone_and_is_trained_with_it():
+    module = build_module(with_transform(crop=4, flip=False), "learned", pictures(), seed=0)
+    transform, backbone = module.backbone
+    assert isinstance(transform, ImageTransform)
+    assert module.classifier.in_features == backbone.out_features == 6
+    seen = []
+    backbone.register_forward_pre_hook(lambda layer, args: seen.append((transform.training, args[0])))
+    fitted = trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=1)
+    fitted.fit(module, make_loader(pictures().train, 16), make_loader(pictures().test, 16))
+    assert [training for training, _ in seen] == [True, False]
+    assert all(torch.equal(images, torch.ones(16, 3, 4, 4)) for _, images in seen)
+
+
+def test_a_transform_changes_no_weight():
+    plain, augmented = (
+        build_module(chosen, "learned", pictures(torch.float32), seed=3)
+        for chosen in (recipe(backbone=Part("SmallCNN", {"widths": [6]})), with_transform(padding=2))
+    )
+    pairs = zip(plain.parameters(), augmented.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+
+
+def test_sizes_are_those_after_the_transform():
+    chosen = replace(with_transform(crop=4), backbone=Part("MLP", {"widths": [5]}))
+    assert build_module(chosen, "learned", pictures(), seed=0).backbone[1][1].in_features == 3 * 4 * 4
+
+
+def test_a_transform_of_other_images_is_found_before_training():
+    with pytest.raises(ShapeError, match=r"images must have shape .*C = 3, .* got \(1, 1, 8, 8\)"):
+        check_bindings(with_transform(), Digits(flatten=False).load(), ["learned"])
+    with pytest.raises(ShapeError, match="at least crop = 9"):
+        check_bindings(with_transform(crop=9), pictures(), ["learned"])
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        (Part("ImageTransform", {"mean": [0.5]}), r"transform\.args must set std"),
+        (Part("ImageTransform", {"mean": "grey", "std": [1.0]}), r"transform\.args: .*mean"),
+        (Part("Transform"), r"transform\.name: no class 'Transform' in tightframe\.training, torch\.nn"),
+        (Part("torch.optim.SGD"), r"transform\.name must be a Module"),
+    ],
+)
+def test_a_transform_that_cannot_be_bound(part, text):
+    with pytest.raises(ConfigError, match=text):
+        build_module(recipe(transform=part), "learned", pictures(), seed=0)
+
+
+def test_integers_cannot_be_mixed_whatever_the_transform_makes_of_them():
+    chosen = replace(with_transform(), mixup_alpha=0.5)
+    with pytest.raises(ConfigError, match=r"mixup_alpha must be 0: inputs of type torch\.uint8 cannot be mixed"):
+        check_bindings(chosen, pictures(), ["learned"])
+    check_bindings(chosen, pictures(torch.float32), ["learned"])
+
+
+# --- optimisers ---
+
+
+def test_automatic_gradient_descent_starts_from_scaled_orthogonal_weights():
+    plain = {"backbone": Part("MLP", {"widths": [6, 5], "batch_norm": False, "relu_last": False})}
+    bias_free = {"classifier": Part("NormalizedLinear", {"projected": True})}
+    chosen = recipe(optimizer=Part("AGD"), methods={"learned": Method(**bias_free)}, **plain)
+    with pytest.raises(ArgumentError, match=r"got \(6,\).*bias=False"):
+        build_module(chosen, "learned", data(), seed=0)
+    chosen = recipe(
+        optimizer=Part("AGD"), methods={"learned": Method(**bias_free)}, backbone=Part("FreeFeatures", {"dim": 6})
+    )
+    free = FreeSamples(num_classes=3, samples_per_class=4).load()
+    modules = [build_module(chosen, "learned", free, seed=seed) for seed in (1, 1, 2)]
+    tables = [module.backbone.weight.detach() for module in modules]
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])
+    torch.testing.assert_close(torch.linalg.svdvals(tables[0]), torch.full((6,), (12 / 6) ** 0.5))
+    torch.testing.assert_close(modules[0].classifier.vectors.norm(dim=1), torch.ones(3))
+    optimizer = modules[0]._optimizer(modules[0].parameters())
+    assert isinstance(optimizer, AGD)
+    assert torch.equal(modules[0].backbone.weight, tables[0])
 
 
 @pytest.mark.parametrize(
@@ -299,9 +402,12 @@ def test_parts_that_cannot_be_bound(changes, text):
     ],
 )
 def test_an_optimizer_that_cannot_be_bound(changes, text):
-    module = build_module(recipe(**changes), "learned", data(), seed=0)
-    with pytest.raises(ConfigError, match=text):
+    def train():
+        module = build_module(recipe(**changes), "learned", data(), seed=0)
         trainer(max_epochs=1).fit(module, make_loader(data().train, 16), make_loader(data().test, 16))
+
+    with pytest.raises(ConfigError, match=text):
+        train()
 
 
 # --- directories of runs ---

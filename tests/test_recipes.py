@@ -1,17 +1,28 @@
-"""Every recipe that ships is parsed, bound and trained two steps with each of its methods."""
+"""Every recipe that ships is parsed, bound and trained two steps with each of its methods.
+
+Where the data is not on every machine, small files in its format stand in for it, and networks are narrower.
+"""
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
+from tests.data import published
 from tests.training.models import quiet, trainer
-from tightframe.cli import build_parser
+from tightframe.cli import build_parser, main
 from tightframe.config import Recipe, build_data, build_module, evaluation_parts, shipped_recipes
-from tightframe.training import NeuralCollapseCallback, make_loader
+from tightframe.training import NeuralCollapseCallback, convnets, make_loader
 
 pytestmark = quiet
+WRITERS = {
+    "CIFAR10": published.cifar10,
+    "CIFAR100": published.cifar100,
+    "STL10": published.stl10,
+    "ImageFolder": published.image_folder,
+}
 
 
 @cache
@@ -24,8 +35,20 @@ def parsed(name):
 
 
 @pytest.fixture(scope="module")
-def data():
-    return cache(lambda name: build_data(parsed(name)))
+def small(tmp_path_factory):
+    """Return recipe and data by name, such as any machine has and can train in a moment."""
+
+    @cache
+    def prepare(name):
+        recipe = parsed(name)
+        if recipe.data.name in WRITERS:
+            root = tmp_path_factory.mktemp(name)
+            WRITERS[recipe.data.name](root)
+            args = {**recipe.data.args, "root": str(root)}
+            recipe = replace(recipe, data=replace(recipe.data, args=args), batch_size=4)
+        return recipe, build_data(recipe)
+
+    return prepare
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -40,17 +63,20 @@ METHODS = [(name, method) for name in shipped_recipes() for method in parsed(nam
 
 
 @pytest.mark.parametrize(("name", "method"), METHODS)
-def test_a_method_trains_two_steps(name, method, data):
-    recipe = parsed(name)
-    module = build_module(recipe, method, data(name), seed=0)
+def test_a_method_trains_two_steps(name, method, small, monkeypatch):
+    recipe, data = small(name)
+    if recipe.data.name in WRITERS:
+        monkeypatch.setattr(convnets, "WIDTH", 8)
+    module = build_module(recipe, method, data, seed=0)
     before = [p.detach().clone() for p in module.backbone.parameters()]
     losses = []
     original = module.training_step
     module.training_step = lambda *args: losses.append(original(*args)) or losses[-1]
     options = {key: value for key, value in recipe.trainer.items() if key not in ("devices", "accelerator")}
-    fitted = trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=1, **options)
-    evaluation = [make_loader(part, 512) for part in evaluation_parts(data(name)).values()]
-    fitted.fit(module, make_loader(data(name).train, recipe.batch_size, seed=0), evaluation)
+    loader = make_loader(data.train, recipe.batch_size, seed=0)
+    fitted = trainer(max_epochs=2 // min(len(loader), 2), limit_train_batches=2, limit_val_batches=1, **options)
+    evaluation = [make_loader(part, 512) for part in evaluation_parts(data).values()]
+    fitted.fit(module, loader, evaluation)
     assert len(losses) == fitted.global_step == 2
     assert all(math.isfinite(loss.item()) for loss in losses)
     assert all(math.isfinite(value) for value in fitted.callback_metrics.values())
@@ -62,3 +88,28 @@ def test_a_method_trains_two_steps(name, method, data):
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_options_of_the_collapse_callback_are_known(name):
     assert NeuralCollapseCallback(**parsed(name).collapse).every_n_epochs <= parsed(name).epochs
+
+
+MISSING = [name for name in shipped_recipes() if parsed(name).data.name in WRITERS]
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_data_that_is_missing_is_one_clear_line(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", name])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tightframe: error: {parsed(name).data.args['root']}")
+    assert "root" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_the_published_runs_share(name):
+    recipe = parsed(name)
+    assert (recipe.epochs, recipe.batch_size, recipe.optimizer.args["gain"]) == (200, 256, 10)
+    assert all(method.classifier.args["scale"] == 5 for method in recipe.methods.values())
+    num_classes = {"CIFAR10": 10, "CIFAR100": 100, "STL10": 10, "ImageFolder": 1000}[recipe.data.name]
+    for method in ("nearest", "nearest-frozen"):
+        assert recipe.methods[method].classifier.args["proximal"] == pytest.approx(1e-3 * (num_classes - 1) / 2)

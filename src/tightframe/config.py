@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 AUTO = "auto"
+OPTIMIZERS = ("tightframe.training", "torch.optim")
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Recipe:
         batch_size: samples a step, over all processes together.
         scheduler: of the learning rate, stepped every step; its horizon is filled in.
         mixup_alpha: inputs are mixed in pairs with a share from Beta(alpha, alpha); 0 is off.
+        transform: of a batch of inputs, in front of the backbone: normalisation and augmentation.
         collapse: arguments of ``NeuralCollapseCallback``: what to measure, and when.
         trainer: arguments of Lightning's ``Trainer``, such as precision or accelerator.
         num_threads: CPU threads of a tensor operation; small networks are fastest, and their results steadiest, on one.
@@ -80,6 +82,7 @@ class Recipe:
     batch_size: int
     scheduler: Part | None = None
     mixup_alpha: float = 0.0
+    transform: Part | None = None
     collapse: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     num_threads: int | None = None
@@ -199,14 +202,24 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
     from torch import nn
 
     from tightframe.nn import Classifier
-    from tightframe.training import ClassifierModule
+    from tightframe.training import AGD, ClassifierModule, scaled_orthogonal_
 
     if recipe.num_threads is not None:
         torch.set_num_threads(recipe.num_threads)
     torch.manual_seed(seed)
     given: dict[str, Any] = {"num_classes": data.num_classes, "class_counts": data.class_counts, "seed": seed}
     sample = torch.as_tensor(data.train[0][0])
-    sizes = {"in_features": sample.numel(), "in_channels": sample.shape[0], "dim": data.num_classes}
+    transform = None
+    if recipe.transform is not None:
+        transform = bind(recipe.transform, ("tightframe.training", "torch.nn"), nn.Module, "transform", given)
+        sample = transform.eval()(sample.unsqueeze(0)).squeeze(0)
+        transform.train()
+    sizes = {
+        "in_features": sample.numel(),
+        "in_channels": sample.shape[0] if sample.ndim else 1,
+        "dim": data.num_classes,
+        "num_samples": len(data.train),  # type: ignore[arg-type]  # it is sized
+    }
     backbone = bind(recipe.backbone, ("tightframe.training", "torch.nn"), nn.Module, "backbone", {**given, **sizes})
     dim = getattr(backbone, "out_features", None)
     if not isinstance(dim, int):
@@ -216,8 +229,11 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
     room = ("tightframe.nn",)
     classifier = bind(chosen.classifier, room, Classifier, f"{where}.classifier", {**given, "dim": dim})
     loss = bind(chosen.loss, ("tightframe.nn", "torch.nn"), nn.Module, f"{where}.loss", given)
+    if issubclass(_find_class(recipe.optimizer.name, OPTIMIZERS, "optimizer"), AGD):
+        scaled_orthogonal_([*backbone.parameters(), *classifier.parameters()], seed)
+        classifier.project_()
     return ClassifierModule(
-        backbone,
+        backbone if transform is None else nn.Sequential(transform, backbone),
         classifier,
         loss,
         _optimizer(recipe.optimizer),
@@ -238,7 +254,7 @@ def _optimizer(part: Part) -> Callable[[Any], Any]:
     import torch
 
     def build(parameters: Any) -> Any:
-        return bind(part, ("torch.optim",), torch.optim.Optimizer, "optimizer", {"params": parameters})
+        return bind(part, OPTIMIZERS, torch.optim.Optimizer, "optimizer", {"params": parameters})
 
     return build
 

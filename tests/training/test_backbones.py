@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from tightframe._checks import ArgumentError
-from tightframe.training import MLP, SmallCNN, TokenMean
+from tightframe.training import MLP, FreeFeatures, SmallCNN, TokenMean
 
 
 def kinds(model):
@@ -88,6 +88,33 @@ def test_token_dropout_leaves_tokens_out_of_the_mean_in_training_alone():
 def test_a_sample_that_loses_all_its_tokens_is_finite():
     model = TokenMean(10, 4, token_dropout=1.0)
     assert model(torch.ones(8, 3, dtype=torch.long)).isfinite().all()
+
+
+def test_free_features_are_looked_up_by_index_and_trained():
+    model = FreeFeatures(4, 3)
+    index = torch.tensor([2, 0])
+    assert torch.equal(model(index), model.weight[index])
+    model(index).sum().backward()
+    assert model.weight.grad.tolist() == [[1.0] * 3, [0.0] * 3, [1.0] * 3, [0.0] * 3]
+    assert model.out_features == 3
+    assert [name for name, _ in model.named_parameters()] == ["weight"]
+
+
+@pytest.mark.parametrize(("num_samples", "dim"), [(6, 4), (4, 6)])
+def test_free_features_start_orthogonal_and_by_the_seed(num_samples, dim):
+    tables = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        tables.append(FreeFeatures(num_samples, dim).weight.detach())
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])
+    torch.testing.assert_close(torch.linalg.svdvals(tables[0]), torch.ones(4))
+
+
+@pytest.mark.parametrize(("sizes", "name"), [((0, 4), "num_samples"), ((4, -1), "dim"), ((4, 2.5), "dim")])
+def test_sizes_of_free_features_must_be_positive(sizes, name):
+    with pytest.raises(ArgumentError, match=name):
+        FreeFeatures(*sizes)
 
 
 @pytest.mark.parametrize("make", [MLP, SmallCNN])

@@ -49,6 +49,15 @@ def test_without_a_collapse_callback(path):
     assert {r.layer for r in Records.read(path)} == {""}
 
 
+def test_an_epoch_without_evaluation_has_no_rows_of_one(path):
+    fitted = trainer(RecordWriter(path), max_epochs=5, check_val_every_n_epoch=2)
+    fitted.fit(module(seed=1), make_loader(TRAIN, 10, seed=0), ordered())
+    records = Records.read(path)
+    assert records.where(split="validation").unique("epoch") == [2, 4]
+    assert records.where(split="train").unique("epoch") == [1, 2, 3, 4, 5]
+    assert records.where(metric="loss", split="validation").unique("step") == [12, 24]
+
+
 def test_names_without_split(path):
     trainer(RecordWriter(path), max_epochs=1).fit(Plain(), shuffled(), ordered())
     assert [(r.split, r.metric) for r in Records.read(path)] == [("", "validation_loss")]

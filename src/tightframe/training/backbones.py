@@ -94,6 +94,30 @@ class TokenMean(nn.Module):
         return features
 
 
+class FreeFeatures(nn.Embedding):
+    """An unconstrained-feature model's features: one free vector a sample, looked up by the sample's index.
+
+    The table ``weight`` starts with orthonormal columns, or rows if N < d.
+
+    Args:
+        num_samples: N, the size of the training set.
+        dim: feature dimension d.
+
+    Raises:
+        ArgumentError: if an argument is not a positive integer.
+    """
+
+    def __init__(self, num_samples: int, dim: int) -> None:
+        check_positive("num_samples", num_samples)
+        check_positive("dim", dim)
+        super().__init__(num_samples, dim)
+        self.out_features = dim
+
+    def reset_parameters(self) -> None:
+        """Draw an orthogonal table."""
+        nn.init.orthogonal_(self.weight)
+
+
 def _half_block(dim: int) -> list[nn.Module]:
     return [nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.PReLU(dim)]
 

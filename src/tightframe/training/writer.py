@@ -31,6 +31,8 @@ class RecordWriter(Callback):
         self.seed = seed
         self._rows = 0
         self._taken: dict[int, int] = {}
+        self._evaluated = False
+        self._of_evaluation: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many rows the file has, and how many of each collapse callback are in it."""
@@ -57,12 +59,28 @@ class RecordWriter(Callback):
             )
         Records(written[: self._rows]).save(self.path)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget that there was an evaluation."""
+        self._evaluated = False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what was logged before an evaluation."""
+        self._before = dict(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what the evaluation logged: Lightning keeps it for epochs that have none."""
+        self._evaluated = True
+        new = trainer.callback_metrics.items() - self._before.items()
+        self._of_evaluation |= {key for key, _ in new}
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rows of this epoch."""
         if not trainer.is_global_zero:
             return
         rows = self._measured(trainer)
         for key, value in sorted(trainer.callback_metrics.items()):
+            if key in self._of_evaluation and not self._evaluated:
+                continue
             split, slash, metric = key.rpartition("/")
             if "/" not in split:
                 step, epoch = trainer.global_step, trainer.current_epoch + 1

@@ -1,0 +1,50 @@
+"""Free samples: no inputs but their own numbers, for models whose features are parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import TensorDataset
+
+from tightframe._checks import check_positive
+from tightframe.data.base import ClassificationData, DataSource
+
+
+class FreeSamples(DataSource):
+    """N = K n samples whose input is their own index: the data of an unconstrained-feature model.
+
+    A backbone such as :class:`tightframe.training.FreeFeatures` looks up a trained feature for each index. Samples of a
+    class are neighbours. There is nothing to generalise to: the test part is the training part, and none is set aside.
+
+    Args:
+        num_classes: K.
+        samples_per_class: n, the same for all classes.
+
+    Raises:
+        ArgumentError: if an argument is not a positive integer.
+
+    Example:
+        >>> data = FreeSamples(num_classes=3, samples_per_class=2).load()
+        >>> data.train[3]
+        (tensor(3), tensor(1))
+        >>> data.class_counts
+        tensor([2, 2, 2])
+    """
+
+    def __init__(self, num_classes: int, samples_per_class: int) -> None:
+        check_positive("num_classes", num_classes)
+        check_positive("samples_per_class", samples_per_class)
+        self.num_classes = num_classes
+        self.samples_per_class = samples_per_class
+
+    def load(self) -> ClassificationData:
+        """Return the samples as one TensorDataset of ``(0-d int64 index, int64 label)``."""
+        labels = torch.arange(self.num_classes).repeat_interleave(self.samples_per_class)
+        samples = TensorDataset(torch.arange(len(labels)), labels)
+        return ClassificationData(
+            train=samples,
+            validation=None,
+            test=samples,
+            num_classes=self.num_classes,
+            class_names=tuple(map(str, range(self.num_classes))),
+            class_counts=labels.bincount(),
+        )

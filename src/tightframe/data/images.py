@@ -1,0 +1,293 @@
+"""Images from disk: what the readers of whole sets share, STL-10, and folders of image files."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from tightframe._checks import ArgumentError, DataFileError, check_positive, require_extra
+from tightframe.data.base import ClassificationData, DataSource, check_fraction, stratified_split
+
+StrPath = str | os.PathLike[str]
+# Classes named in a message, of however many there are.
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Images:
+    """Uint8 images ``(N, C, H, W)`` and their int64 labels ``(N,)``."""
+
+    images: Tensor
+    labels: Tensor
+
+    def subset(self, indices: Tensor) -> Images:
+        """Return the samples at ``indices``."""
+        return Images(self.images[indices], self.labels[indices])
+
+    def dataset(self) -> TensorDataset:
+        """Return the samples as a dataset of ``(image, label)``."""
+        return TensorDataset(self.images, self.labels)
+
+
+class ImageSet(DataSource):
+    """A published set of images that fits into memory, read from the folder that its archive unpacks to.
+
+    Args:
+        root: that folder: the one the files themselves lie in.
+        validation_fraction: share of the training part that is set aside, the same of each class, in [0, 1).
+        seed: of that split; fixed by default so that all runs of a comparison share it.
+
+    Raises:
+        ArgumentError: if an argument lies outside its range, or (from :meth:`load`) a part would miss a class.
+        DataFileError: from :meth:`load`, if a file is missing, damaged, truncated, empty or of another format.
+    """
+
+    archive: str
+
+    def __init__(self, root: StrPath, validation_fraction: float = 0.0, seed: int = 0) -> None:
+        check_fraction("validation_fraction", validation_fraction)
+        check_positive("seed", seed, minimum=0)
+        self.root = Path(root)
+        self.validation_fraction = validation_fraction
+        self.seed = seed
+
+    @abstractmethod
+    def _classes(self) -> tuple[str, ...]:
+        """Return the names of the classes in label order."""
+
+    @abstractmethod
+    def _part(self, name: str, num_classes: int) -> Images:
+        """Read the part ``train`` or ``test``."""
+
+    def _paths(self, class_names: tuple[str, ...]) -> tuple[tuple[str, ...], ...] | None:
+        """Return where the classes lie in a hierarchy, if the set has one."""
+        return None
+
+    def load(self) -> ClassificationData:
+        """Return the parts as TensorDatasets of ``(uint8 image (C, H, W), int64 label)``."""
+        names = self._classes()
+        train, test = (self._part(part, len(names)) for part in ("train", "test"))
+        validation = None
+        if self.validation_fraction:
+            rest, held_out = stratified_split(train.labels, self.validation_fraction, self.seed)
+            train, validation = train.subset(rest), train.subset(held_out)
+        return ClassificationData(
+            train=train.dataset(),
+            validation=None if validation is None else validation.dataset(),
+            test=test.dataset(),
+            num_classes=len(names),
+            class_names=names,
+            class_counts=train.labels.bincount(minlength=len(names)),
+            paths=self._paths(names),
+        )
+
+    def _bytes(self, name: str) -> bytes:
+        """Read a file of the set."""
+        path = self.root / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+            raise DataFileError(f"{path} {reason}; root must be the folder that {self.archive} unpacks to") from error
+        if not content:
+            raise DataFileError(f"{path} is empty; unpack {self.archive} again")
+        return content
+
+
+def checked_labels(path: Path, labels: Any, num_images: int, num_classes: int, first: int = 0) -> Tensor:
+    """Return labels read from a file as int64 from 0.
+
+    Raises:
+        DataFileError: if they are no integers, not one an image, or outside ``first..first + num_classes - 1``.
+    """
+    try:
+        read = np.asarray(labels)
+    except ValueError:  # nested, and of several lengths
+        read = np.empty(0)
+    if read.ndim != 1 or not np.issubdtype(read.dtype, np.integer):
+        raise DataFileError(f"{path} must hold one integer label an image; get the published file again")
+    if len(read) != num_images:
+        raise DataFileError(
+            f"{path} has {len(read)} labels for {num_images} images; one of the files is truncated, unpack them again"
+        )
+    wrong = read[(read < first) | (read >= first + num_classes)]
+    if len(wrong):
+        raise DataFileError(
+            f"{path} has label {wrong[0]} but labels must lie in {first}..{first + num_classes - 1}, the {num_classes} "
+            "classes that the set names; get the published file again"
+        )
+    return torch.from_numpy(read.astype(np.int64) - first)
+
+
+@final
+class STL10(ImageSet):
+    """STL-10 (Coates, Lee & Ng, AISTATS 2011): 96x96 colour images of 10 classes, from the binary files.
+
+    Its 100,000 images without labels are not read.
+
+    Args:
+        root: the folder ``stl10_binary`` that ``stl10_binary.tar.gz`` unpacks to.
+        validation_fraction: share of the training part that is set aside, the same of each class, in [0, 1).
+        seed: of that split; fixed by default so that all runs of a comparison share it.
+
+    Raises:
+        ArgumentError: if an argument lies outside its range, or (from :meth:`load`) a part would miss a class.
+        DataFileError: from :meth:`load`, if a file is missing, truncated, empty or has labels out of range.
+    """
+
+    archive = "stl10_binary.tar.gz"
+    shape = (3, 96, 96)
+
+    def _classes(self) -> tuple[str, ...]:
+        return tuple(self._bytes("class_names.txt").decode("utf-8", "replace").split())
+
+    def _part(self, name: str, num_classes: int) -> Images:
+        path = self.root / f"{name}_X.bin"
+        pixels = np.frombuffer(self._bytes(path.name), np.uint8)
+        size = int(np.prod(self.shape))
+        if len(pixels) % size:
+            raise DataFileError(
+                f"{path} has {len(pixels)} bytes, no multiple of the {size} of an image; it is truncated or of another "
+                f"format, unpack {self.archive} again"
+            )
+        # The files hold each channel column by column.
+        images = np.ascontiguousarray(pixels.reshape(-1, *self.shape).transpose(0, 1, 3, 2))
+        labels = np.frombuffer(self._bytes(f"{name}_y.bin"), np.uint8)
+        where = self.root / f"{name}_y.bin"
+        return Images(torch.from_numpy(images), checked_labels(where, labels, len(images), num_classes, first=1))
+
+
+@final
+class ImageFolder(DataSource):
+    """Image files in one folder a class, decoded when they are read: ``train/<class>/*`` and ``test/`` or ``val/``.
+
+    Classes are the names of the folders, sorted. ``val/`` is the test part where there is no ``test/``, as for
+    ImageNet, and the validation part where there is. Names that begin with a dot are passed over. Every image becomes
+    RGB, its shorter side is resized to ``resize`` pixels (bilinear) and the middle square is kept, so that a batch has
+    one shape. A batch is decoded by several threads.
+
+    Args:
+        root: the folder that holds ``train/``.
+        resize: height and width of the images, in pixels.
+        validation_fraction: share of ``train/`` that is set aside, the same of each class, in [0, 1).
+        seed: of that split; fixed by default so that all runs of a comparison share it.
+
+    Raises:
+        ArgumentError: if an argument lies outside its range, or (from :meth:`load`) a part would miss a class or there
+            is a validation part already.
+        DataFileError: from :meth:`load`, if a folder is missing or empty or parts have different classes; from reading
+            a sample, if its file is no image.
+        MissingExtraError: from :meth:`load`, if Pillow is not installed.
+    """
+
+    def __init__(self, root: StrPath, resize: int, validation_fraction: float = 0.0, seed: int = 0) -> None:
+        check_positive("resize", resize)
+        check_fraction("validation_fraction", validation_fraction)
+        check_positive("seed", seed, minimum=0)
+        self.root = Path(root)
+        self.resize = resize
+        self.validation_fraction = validation_fraction
+        self.seed = seed
+
+    def load(self) -> ClassificationData:
+        """Return the parts as map-style datasets of ``(uint8 image (3, resize, resize), int64 label)``."""
+        require_extra("PIL.Image", "cli")
+        names, train = self._part("train")
+        test_name = "test" if (self.root / "test").is_dir() else "val"
+        test = self._part(test_name, names)[1]
+        validation = None
+        if test_name == "test" and (self.root / "val").is_dir():
+            if self.validation_fraction:
+                raise ArgumentError(
+                    f"validation_fraction must be 0 where {self.root / 'val'} is the validation part, got "
+                    f"{self.validation_fraction}"
+                )
+            validation = self._part("val", names)[1]
+        elif self.validation_fraction:
+            rest, held_out = stratified_split(train.labels, self.validation_fraction, self.seed)
+            train, validation = train.subset(rest), train.subset(held_out)
+        return ClassificationData(
+            train=train,
+            validation=validation,
+            test=test,
+            num_classes=len(names),
+            class_names=tuple(names),
+            class_counts=train.labels.bincount(minlength=len(names)),
+        )
+
+    def _part(self, name: str, expected: list[str] | None = None) -> tuple[list[str], _ImageFiles]:
+        """Return the classes and the samples of a part, whose classes must be the ``expected`` ones."""
+        folder = self.root / name
+        names = [entry.name for entry in _entries(folder, self.root) if entry.is_dir()]
+        if not names:
+            raise DataFileError(f"{folder} holds no class folder; root must hold train/<class>/ and val/<class>/")
+        if expected is not None and names != expected:
+            differing = sorted(set(names) ^ set(expected))
+            raise DataFileError(
+                f"{folder} and {self.root / 'train'} must have the same class folders, but {len(differing)} are in one "
+                f"alone: {', '.join(differing[:SHOWN])}{', ...' if len(differing) > SHOWN else ''}"
+            )
+        paths, counts = [], []
+        for class_name in names:
+            files = [entry.path for entry in _entries(folder / class_name, self.root) if entry.is_file()]
+            if not files:
+                raise DataFileError(f"{folder / class_name} holds no file; add its images or remove the folder")
+            paths += files
+            counts.append(len(files))
+        return names, _ImageFiles(paths, torch.repeat_interleave(torch.tensor(counts)), self.resize)
+
+
+class _ImageFiles(Dataset[tuple[Tensor, Tensor]]):
+    """Image files and their labels."""
+
+    def __init__(self, paths: list[str], labels: Tensor, size: int) -> None:
+        self.paths = paths
+        self.labels = labels
+        self.size = size
+
+    def subset(self, indices: Tensor) -> _ImageFiles:
+        return _ImageFiles([self.paths[i] for i in indices.tolist()], self.labels[indices], self.size)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return _decoded(self.paths[index], self.size), self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """Return a batch: Pillow decodes outside Python's lock."""
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(self.__getitem__, indices))
+
+
+def _decoded(path: str, size: int) -> Tensor:
+    """Return the middle square of an image as ``(3, size, size)`` uint8."""
+    image, operations = require_extra("PIL.Image", "cli"), require_extra("PIL.ImageOps", "cli")
+    try:
+        with image.open(path) as opened:
+            square = operations.fit(opened.convert("RGB"), (size, size), image.Resampling.BILINEAR)
+    except Exception as error:  # Pillow's decoders raise exceptions of many kinds
+        raise DataFileError(
+            f"{path} cannot be decoded as an image ({type(error).__name__}: {error}); replace or remove it"
+        ) from error
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def _entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder, hidden entries left out, by name."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataFileError(
+            f"{folder} is no folder that can be read; root = {root} must hold train/<class>/ and test/ or val/<class>/"
+        ) from error
