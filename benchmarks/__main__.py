@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("nc1_accuracy", "moments", "nc1_time", "cdnv", "etf_logits", "callback", "sync")
+NAMES = (
+    *("nc1_accuracy", "moments", "nc1_time", "cdnv", "etf_logits", "callback", "sync"),
+    *("nearest_solve", "nearest_gradient", "nearest_step"),
+)
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import _timing, callback, cdnv, etf_logits, moments, nc1_accuracy, nc1_time, sync
+from benchmarks import _timing, callback, cdnv, etf_logits, moments, nc1_accuracy, nc1_time, nearest_step, sync
 from benchmarks.__main__ import NAMES
 from benchmarks._timing import Race, Row
 
@@ -26,7 +26,9 @@ def test_every_benchmark_is_run_by_the_command():
     assert all(callable(importlib.import_module(f"benchmarks.{name}").main) for name in NAMES)
 
 
-@pytest.mark.parametrize("module", [nc1_accuracy, moments, nc1_time, etf_logits, callback], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [nc1_accuracy, moments, nc1_time, etf_logits, callback, nearest_step], ids=lambda m: m.__name__
+)
 def test_a_tiny_run_fills_its_table(module, capsys):
     rows = module.run(**module.TINY)
     assert rows
@@ -118,12 +120,13 @@ def test_seconds_average_over_calls():
     assert called == ["a"] * 4
 
 
+def ones(size):
+    return lambda: torch.ones(size, dtype=torch.float32).sum().item()  # 4 bytes each, freed on return
+
+
 @pytest.mark.skipif(not _timing.STATUS.exists(), reason="the account of memory is Linux's")
 def test_peak_memory_counts_what_a_call_frees_again():
-    def call() -> float:
-        return torch.ones(10 * 2**20, dtype=torch.float32).sum().item()  # 40 MiB, freed on return
-
-    assert _timing.peak_of_call(call) / 2**20 == pytest.approx(40, abs=4)
+    assert _timing.extra_memory(ones, (8,), (10 * 2**20,)) / 2**20 == pytest.approx(40, abs=4)
     differences_and_squares = 2 * 4 * 400 * 400 * 32
     assert _timing.extra_memory(cdnv.untiled, (8, 8), (400, 32)) == pytest.approx(differences_and_squares, rel=0.25)
 

@@ -1,0 +1,213 @@
+"""Tables of the study of nearest simplex ETFs, from directories that ``tightframe compare`` wrote.
+
+    python -m studies.nearest_etf runs/ufm-10 runs/nearest-digits
+    python -m studies.nearest_etf runs                              # every comparison in a folder
+
+All numbers come from these directories. Where an epoch is one step (full batches), the tables tell how many steps a
+method needs, else which accuracy it has after some epochs. ``10 % excess loss`` is a training loss whose distance from
+its floor, that of collapsed features, is a tenth of what the loss of a uniform guess, log K, is above it. Steps,
+accuracies and costs are ``median [range]`` over seeds, the geometry at the end is ``mean ± 95 % interval``; quantiles
+of the cosine margin are those of the samples that the last snapshot keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from tightframe._checks import DataFileError, TightframeError
+from tightframe.functional import ClassMoments, cosine_margins
+from tightframe.report import RunDirectory, Training, read_runs
+from tightframe.report.history import estimate
+from tightframe.report.names import FEATURES
+from tightframe.report.tables import format_estimate
+from tightframe.snapshots import Snapshot
+
+EXCESSES = (0.5, 0.1, 0.01, 0.001)
+EPOCHS = (1, 5)
+GEOMETRY = {
+    "NC1": "nc1.pinv",
+    "NC2 of W": "nc2.gram.classifier",
+    "NC2 of means": "nc2.gram.means",
+    "NC3": "nc3.gram",
+    "margin": "cosine_margin",
+}
+Series = list[tuple[int, float]]
+
+
+def run_directories(paths: Iterable[Path]) -> list[RunDirectory]:
+    """Read comparisons, or folders of comparisons."""
+    found: list[Path] = []
+    for path in paths:
+        children = sorted(child for child in path.glob("*/") if any(child.glob("*/seed-*")))
+        found += [path] if any(path.glob("*/seed-*")) or not children else children
+    if not found:
+        raise DataFileError("RUNS must name at least one directory that tightframe compare wrote, got none")
+    return [read_runs(path) for path in found]
+
+
+def series(training: Training, split: str, metric: str) -> Series:
+    """Return ``(step, value)`` after every epoch."""
+    return [(row.step, row.value) for row in training.records.where(split=split, layer="", metric=metric)]
+
+
+def full_batch(directory: RunDirectory) -> bool:
+    """Tell whether every epoch was one step."""
+    return all(row.step == row.epoch for row in directory.records.where(split="train", layer="", metric="loss"))
+
+
+def floor(num_classes: int, scale: float) -> float:
+    """Least cross-entropy of unit features times ``scale`` on unit class vectors, for balanced classes."""
+    return math.log1p((num_classes - 1) * math.exp(-scale * num_classes / (num_classes - 1)))
+
+
+def scale_of(directory: RunDirectory, run: str) -> float:
+    """Return the scale that the configuration gives to a method's classifier; nan if it gives none."""
+    config: Any = yaml.safe_load(directory.config_text) or {}
+    arguments = config.get("methods", {}).get(run, {}).get("classifier", {}).get("args", {})
+    return float(arguments.get("scale", math.nan))
+
+
+def steps_until(values: Series, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return how many steps had been made when a training batch was first inside the bounds; infinity if never."""
+    before = 0
+    for step, value in values:
+        if low <= value <= high:
+            return before
+        before = step  # what is logged of a step was computed before it
+    return math.inf
+
+
+def steps_to_excess(training: Training, num_classes: int, scale: float, share: float) -> float:
+    """Return the steps until the loss is above its floor by a share of what the chance level is above it."""
+    least = floor(num_classes, scale)
+    return steps_until(series(training, "train", "loss"), high=least + share * (math.log(num_classes) - least))
+
+
+def margins(training: Training) -> tuple[float, float]:
+    """Return median and 5 % quantile of the cosine margins of the features in the last snapshot."""
+    if not training.snapshots:
+        return math.nan, math.nan
+    snapshot = Snapshot.load(training.snapshots[-1])
+    num_classes = len(snapshot.class_means)
+    moments = ClassMoments.from_samples(snapshot.class_means, torch.arange(num_classes), num_classes)
+    found = cosine_margins(snapshot.features, snapshot.labels, moments, snapshot.class_vectors)
+    return found.median().item(), found.quantile(0.05).item()
+
+
+def middle(values: Sequence[float], digits: int = 1, last: float = math.inf) -> str:
+    """Write ``median [least, greatest]``; what is infinite was not reached within ``last`` steps."""
+    known = sorted(v for v in values if not math.isnan(v))
+    if not known:
+        return "–"
+
+    def text(value: float) -> str:
+        return f"> {last:g}" if value == math.inf else f"{round(value, digits):g}"
+
+    low, high = text(known[0]), text(known[-1])
+    return low if low == high else f"{text(statistics.median(known))} [{low}, {high}]"
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table whose columns are aligned in the source too."""
+    lines = [list(columns), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def seeds_of(directory: RunDirectory, run: str) -> list[Training]:
+    return [training for training in directory.trainings if training.run == run]
+
+
+def speed(directory: RunDirectory) -> str:
+    """Steps that each method needs, for full batches."""
+    num_classes = len(directory.class_names)
+    rows = []
+    for run in directory.runs:
+        trainings = seeds_of(directory, run)
+        last = max(row.step for training in trainings for row in training.records)
+        scale = scale_of(directory, run)
+        accuracies = [series(training, "train", "accuracy") for training in trainings]
+        cells = [middle([100 * values[0][1] for values in accuracies if values])]
+        cells.append(middle([steps_until(values, low=1.0) for values in accuracies], last=last))
+        for share in EXCESSES:
+            steps = [steps_to_excess(training, num_classes, scale, share) for training in trainings]
+            cells.append("–" if math.isnan(scale) else middle(steps, last=last))
+        rows.append([run, *cells])
+    excesses = [f"to {100 * share:g} % excess loss" for share in EXCESSES]
+    return markdown(["method", "accuracy % at step 0", "steps to 100 % accuracy", *excesses], rows)
+
+
+def accuracy(directory: RunDirectory) -> str:
+    """Test accuracy of each method after some epochs."""
+    tested = directory.records.where(split="test", layer="", metric="accuracy")
+    epochs = sorted({*EPOCHS, *tested.unique("epoch")[-1:]})
+    rows = []
+    for run in directory.runs:
+        values = [[100 * row.value for row in tested.where(run=run, epoch=epoch)] for epoch in epochs]
+        rows.append([run, *(middle(of_epoch) for of_epoch in values)])
+    return markdown(["method", *(f"test accuracy % after epoch {epoch}" for epoch in epochs)], rows)
+
+
+def geometry(directory: RunDirectory) -> str:
+    """Collapse of each method's training features at the end, and what its training cost."""
+    rows = []
+    reference = {training.seed: training.timing for training in seeds_of(directory, directory.runs[0])}
+    for run in directory.runs:
+        trainings = seeds_of(directory, run)
+        cells = []
+        for metric in GEOMETRY.values():
+            found = [t.records.where(split="train", layer=FEATURES, metric=metric) for t in trainings]
+            cells.append(format_estimate(estimate([list(values)[-1].value for values in found if len(values)])))
+        cells += [format_estimate(estimate(values)) for values in zip(*map(margins, trainings), strict=True)]
+        costs = [_seconds(t.timing) / _seconds(reference.get(t.seed, {})) for t in trainings]
+        rows.append([run, *cells, middle(costs, digits=2)])
+    names = [*GEOMETRY, "margin, median", "margin, 5 % quantile", f"time / {directory.runs[0]}"]
+    return markdown(["method", *names], rows)
+
+
+def _seconds(timing: Any) -> float:
+    return float(timing.get("fit_seconds", math.nan))
+
+
+def report(directory: RunDirectory) -> None:
+    # What an unfinished training has not reached, it may yet reach.
+    complete = replace(directory, trainings=tuple(t for t in directory.trainings if not t.problem))
+    print(f"\n## {directory.path.name}, {len({t.seed for t in complete.trainings})} seeds\n")
+    if complete.runs:
+        print(speed(complete) if full_batch(complete) else accuracy(complete))
+        print(f"\n{geometry(complete)}\n")
+    for training in directory.problems:
+        print(f"left out: {training.run}, seed {training.seed}, {training.problem}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m studies.nearest_etf", description="Tables of the nearest-ETF study."
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="output directory of tightframe compare, or a folder of them"
+    )
+    try:
+        for directory in run_directories(parser.parse_args(argv).runs):
+            report(directory)
+    except TightframeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""What the nearest ETF is raced against finds the same: the published trust region and the published derivative."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tightframe.frames import nearest_simplex_etf
+from tightframe.nn import NearestETFClassifier
+
+nearest_solve = pytest.importorskip("benchmarks.nearest_solve", reason="needs pymanopt")
+nearest_gradient = pytest.importorskip("benchmarks.nearest_gradient", reason="needs pymanopt")
+peers = nearest_solve.peers
+
+
+def frames(d, K, delta, **options):
+    """Return the ETF in closed form and that of the trust region."""
+    task = peers.problem(d, K, **options)
+    previous, proximal = peers.frame_of(task.previous), delta * (K - 1) / 2
+    found = nearest_simplex_etf(task.means, previous=previous, proximal=proximal, gradient="none").frame
+    U = peers.trust_region(peers.normalized(task.means).numpy(), task.previous.numpy(), delta)
+    return found, torch.from_numpy(U), task
+
+
+@pytest.mark.parametrize("delta", [1e-3, 0.3])
+def test_trust_region_reaches_the_closed_form(delta):
+    found, U, task = frames(12, 5, delta, apart=True)
+    torch.testing.assert_close(U.T @ U, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(peers.frame_of(U), found, rtol=0, atol=1e-6)
+    assert (found - peers.frame_of(task.previous)).norm() > 0.01  # there was something to find
+
+
+def test_without_the_pull_any_mean_of_the_rows_gives_the_same_etf():
+    found, U, _ = frames(12, 5, delta=0.0)
+    torch.testing.assert_close(peers.frame_of(U), found, rtol=0, atol=1e-6)
+
+
+def test_a_mean_of_the_rows_in_the_way_moves_what_is_nearest_by_a_trifle():
+    found, U, _ = frames(12, 5, delta=1e-3)
+    off = (peers.frame_of(U) - found).abs().max()
+    assert 1e-6 < off < 1e-3
+
+
+def test_trust_region_keeps_float32():
+    found, U, _ = frames(12, 5, delta=1e-3, apart=True, dtype=torch.float32)
+    assert U.dtype == torch.float32
+    torch.testing.assert_close(peers.frame_of(U), found, rtol=0, atol=1e-5)
+
+
+def test_objective_is_that_of_the_paper():
+    d, K, delta = 6, 4, 0.25
+    generator = torch.Generator().manual_seed(0)
+    H, U, U0 = torch.randn(3, d, K, dtype=torch.float64, generator=generator)
+    M = (torch.eye(K, dtype=torch.float64) - 1 / K) / math.sqrt(K - 1)
+    expected = (H - U @ M).square().sum() + delta / 2 * (U - U0).square().sum()
+    assert peers.objective(H.numpy(), U.numpy(), U0.numpy(), delta) == pytest.approx(expected.item(), rel=1e-14)
+
+
+def test_problem_apart_leaves_the_last_dimension_to_the_mean_of_the_rows():
+    task = peers.problem(9, 4, apart=True)
+    assert not task.means[:, -1].any()
+    torch.testing.assert_close(task.previous[-1], torch.full((4,), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(task.previous.mean(dim=1)[:-1], torch.zeros(8, dtype=torch.float64))
+    assert task.proximal == pytest.approx(1.5e-3)
+
+
+def test_constraint_jacobian_is_the_derivative():
+    U, step = torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    i, j = np.triu_indices(4)
+    expected = (U.T @ step + step.T @ U)[i, j]
+    torch.testing.assert_close(peers.constraint_jacobian(U).flatten(1) @ step.flatten(), expected)
+
+
+@pytest.mark.parametrize(("d", "K"), [(10, 3), (30, 12)])
+def test_derivative_of_the_declarative_node_is_ours(d, K):
+    ours, theirs = (call() for call in nearest_gradient.backwards(d, K, torch.float64))
+    assert ours.abs().max() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10 * theirs.abs().max().item())
+    assert nearest_gradient.difference(d, K).met
+
+
+def test_derivative_of_the_declarative_node_is_that_of_the_closed_form_by_differences():
+    task = peers.problem(8, 3, apart=True)
+    H, previous = peers.normalized(task.means), peers.frame_of(task.previous)
+    grad, step = nearest_gradient.cotangent(8, 3, torch.float64), 1e-6 * nearest_gradient.cotangent(8, 3, torch.float64)
+    _, theirs = nearest_gradient.backwards(8, 3, torch.float64)
+
+    def value(means):
+        return (nearest_simplex_etf(means, previous=previous, proximal=task.proximal).frame * grad).sum()
+
+    expected = (value(H.T + step) - value(H.T - step)) / 2
+    torch.testing.assert_close((theirs() * step).sum(), expected, rtol=1e-6, atol=0)
+
+
+def test_memory_is_that_of_both_passes_in_float32():
+    assert nearest_gradient.whole(12, 4)().shape == (4, 12)
+    assert nearest_gradient.published(12, 4)().dtype == torch.float32
+
+
+def test_both_train_free_features_alike():
+    N, d, K, steps = 24, 12, 4, 4
+    ours = NearestETFClassifier(d, K, proximal=1e-3 * (K - 1) / 2, dtype=torch.float64)
+    losses, etfs = nearest_solve.trajectory(ours, N, d, K, steps)
+    their_losses, their_etfs = nearest_solve.trajectory(peers.TrustRegionClassifier(d, K), N, d, K, steps)
+    assert losses.shape == (steps,)
+    assert losses[-1] < losses[0] - 0.1
+    torch.testing.assert_close(their_losses, losses, rtol=0, atol=1e-6)
+    torch.testing.assert_close(their_etfs, etfs, rtol=0, atol=1e-4)
+    assert (etfs[-1] - etfs[0]).norm() > 0.01
+
+
+def test_objectives_agree():
+    objective, apart = nearest_solve.agreement(12, 5)
+    assert objective.met
+    assert objective.ours == objective.peer
+    assert float(apart.ratio) < 1e-6
+
+
+@pytest.mark.parametrize("kappa", [1e1, 1e5])
+@pytest.mark.parametrize(
+    "way",
+    [
+        nearest_solve.eigenvectors,
+        nearest_solve.eigenvectors_turned,
+        nearest_solve.thin_svd,
+        nearest_solve.qr_then_svd,
+        lambda A: nearest_solve.newton_schulz(A, 1 / torch.linalg.cond(A).item()),
+    ],
+    ids=["eigenvectors", "turned", "svd", "qr-svd", "newton-schulz"],
+)
+def test_every_way_leads_to_the_polar_factor(way, kappa):
+    A, truth = nearest_solve.factorised(6, 10, kappa)
+    assert torch.linalg.cond(A).item() == pytest.approx(kappa, rel=1e-4)
+    squared = way is nearest_solve.eigenvectors
+    torch.testing.assert_close(way(A), truth, rtol=0, atol=1e-13 * (kappa**2 if squared else 10 * kappa))
+
+
+def test_rows_of_the_ways():
+    rows = nearest_solve.run_ways([(8, 4, 1e1, 1)])
+    names = [row.name.partition(": ")[2] for row in rows[:6]]
+    assert names[0] == "eigenvectors of the Gram matrix"
+    assert len(set(names)) == 6
+    assert all(float(row.peer) < 1e-12 for row in rows)
+
+
+@pytest.mark.parametrize("module", [nearest_solve, nearest_gradient], ids=lambda m: m.__name__)
+def test_a_tiny_run_fills_its_table(module):
+    rows = module.run(**module.TINY)
+    assert rows
+    assert all(cell for row in rows for cell in (row.name, row.ours, row.peer, row.ratio, row.target))
+    assert all((row.met is None) == (row.target == "-") for row in rows)

@@ -1,0 +1,143 @@
+"""The studies turn directories of runs into tables; here the runs are written by hand, so every cell is known."""
+
+import json
+import math
+
+import pytest
+import torch
+from studies import nearest_etf
+
+from tightframe import simplex_etf
+from tightframe.records import CLASSES_FILE, CONFIG_FILE, RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE, Records
+from tightframe.snapshots import Snapshot
+
+K, SCALE = 3, 5.0
+FLOOR = math.log(1 + 2 * math.exp(-7.5))
+GAP = math.log(3) - FLOOR
+
+
+def write(out, run, seed, records, seconds, features=None):
+    """One finished training."""
+    directory = out / run / f"seed-{seed}"
+    directory.mkdir(parents=True)
+    records.save(directory / RECORDS_FILE)
+    (directory / TIMING_FILE).write_text(json.dumps({"fit_seconds": seconds, "epochs": 4}))
+    if features is not None:
+        vectors = simplex_etf(K, 4, orientation="canonical")
+        Snapshot(4, vectors, vectors, features, torch.arange(len(features)) % K).save(directory / SNAPSHOT_DIR)
+    (out / CLASSES_FILE).write_text(json.dumps(list("abc")))
+    methods = {name: {"classifier": {"name": "Some", "args": {"scale": SCALE}}} for name in ("learned", "nearest")}
+    (out / CONFIG_FILE).write_text(json.dumps({"methods": methods}))
+
+
+def full_batch(shares, accuracies, nc1):
+    """Records of an epoch a step whose losses exceed the floor by shares of the gap."""
+    records = Records()
+    for epoch, (share, accuracy) in enumerate(zip(shares, accuracies, strict=True), start=1):
+        here = {"epoch": epoch, "step": epoch, "split": "train"}
+        records.add("loss", FLOOR + share * GAP, **here)
+        records.add("accuracy", accuracy, **here)
+        records.add("nc1.pinv", nc1 * (1 + len(shares) - epoch), **here, layer="features")
+    return records
+
+
+def mini_batch(accuracies):
+    records = Records()
+    for epoch, accuracy in accuracies.items():
+        here = {"epoch": epoch, "step": 11 * epoch}
+        records.add("loss", 1.0, **here, split="train")
+        records.add("accuracy", accuracy, **here, split="test")
+    return records
+
+
+@pytest.fixture
+def ufm(tmp_path):
+    out = tmp_path / "ufm"
+    vectors = simplex_etf(K, 4, orientation="canonical")
+    write(out, "learned", 0, full_batch([1.0, 0.6, 0.3, 0.2], [0.3, 0.9, 1.0, 1.0], 0.02), 4.0, vectors)
+    write(out, "learned", 1, full_batch([1.0, 0.5, 0.09, 0.05], [0.5, 1.0, 1.0, 1.0], 0.04), 2.0, vectors)
+    write(out, "nearest", 0, full_batch([0.4, 0.1, 0.009, 0.0009], [0.9, 1.0, 1.0, 1.0], 0.01), 6.0, vectors)
+    write(out, "nearest", 1, full_batch([0.4, 0.1, 0.009, 0.0009], [0.9, 0.9, 1.0, 1.0], 0.01), 4.0, vectors)
+    return out
+
+
+def cells(capsys, *paths):
+    """The rows of all tables that the command prints, by their first cell."""
+    assert nearest_etf.main(list(map(str, paths))) == 0
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    tables: list[dict[str, list[str]]] = []
+    for name, *values in rows:
+        if name == "method":
+            tables.append({})
+        tables[-1][name] = values
+    return printed, tables
+
+
+def test_steps_are_those_before_the_loss_was_computed(ufm, capsys):
+    printed, (speed, _) = cells(capsys, ufm)
+    assert "## ufm, 2 seeds" in printed
+    assert speed["method"][1:4] == ["steps to 100 % accuracy", "to 50 % excess loss", "to 10 % excess loss"]
+    assert speed["learned"] == ["40 [30, 50]", "1.5 [1, 2]", "1.5 [1, 2]", "> 4 [2, > 4]", "> 4", "> 4"]
+    assert speed["nearest"] == ["90", "1.5 [1, 2]", "0", "1", "2", "3"]
+
+
+def test_geometry_is_of_the_last_epoch_and_cost_is_paired_by_seed(ufm, capsys):
+    _, (_, geometry) = cells(capsys, ufm)
+    columns = dict(zip(geometry["method"], zip(geometry["learned"], geometry["nearest"], strict=True), strict=True))
+    # t(0.975, 1) / sqrt(2) times the deviation is 12.706 * 0.01
+    assert columns["NC1"] == ("0.0300 ± 0.1271", "0.0100 ± 0.0000")
+    assert columns["NC3"] == ("–", "–")
+    assert columns["margin, median"][0].startswith("1.50")
+    assert columns["time / learned"] == ("1", "1.75 [1.5, 2]")
+
+
+def test_margins_are_quantiles_over_the_samples_of_the_last_snapshot(tmp_path):
+    vectors = simplex_etf(K, 4, orientation="canonical")
+    features = vectors.repeat(40, 1)
+    features[:9] = -features[:9]  # cosine -1 against the largest other, 1/2
+    write(tmp_path / "out", "learned", 0, mini_batch({1: 0.5}), 1.0, features)
+    ((median, low),) = map(nearest_etf.margins, nearest_etf.run_directories([tmp_path / "out"])[0].trainings)
+    assert median == pytest.approx(1.5, abs=1e-6)
+    assert low == pytest.approx(-1.5, abs=1e-6)
+
+
+def test_mini_batches_are_told_by_accuracy_after_epochs(tmp_path, capsys):
+    for seed, last in enumerate([0.95, 0.96, 0.99]):
+        write(tmp_path / "digits", "learned", seed, mini_batch({1: 0.5, 2: 0.6, 5: 0.9, 7: last}), 1.0)
+    write(tmp_path / "digits", "nearest", 0, mini_batch({1: 0.25}), 3.0)
+    _, (accuracy, geometry) = cells(capsys, tmp_path)  # a folder of comparisons
+    assert [name.split()[-1] for name in accuracy["method"]] == ["1", "5", "7"]
+    assert accuracy["learned"] == ["50", "90", "96 [95, 99]"]
+    assert accuracy["nearest"] == ["25", "–", "–"]
+    assert geometry["nearest"][-3:] == ["nan", "nan", "3"]
+
+
+def test_what_is_unfinished_is_left_out_and_named(ufm, capsys):
+    (ufm / "nearest" / "seed-0" / TIMING_FILE).unlink()
+    printed, (speed, geometry) = cells(capsys, ufm)
+    assert "left out: nearest, seed 0, unfinished: last epoch measured is 4" in printed
+    assert speed["nearest"][1] == "2"
+    assert geometry["nearest"][-1] == "2"
+
+
+def test_a_comparison_without_a_finished_training_has_no_tables(tmp_path, capsys):
+    write(tmp_path / "out", "learned", 0, mini_batch({1: 0.5}), 1.0)
+    (tmp_path / "out" / "learned" / "seed-0" / TIMING_FILE).unlink()
+    printed, tables = cells(capsys, tmp_path)
+    assert tables == []
+    assert "left out: learned, seed 0" in printed
+
+
+def test_a_folder_without_runs_is_one_line_and_exit_code_2(tmp_path, capsys):
+    assert nearest_etf.main([str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in line
+
+
+@pytest.mark.parametrize(("num_classes", "expected"), [(10, 0.03420), (100, 0.49116), (200, 0.83620), (1000, 2.04091)])
+def test_the_floor_of_the_loss(num_classes, expected):
+    assert nearest_etf.floor(num_classes, 5.0) == pytest.approx(expected, abs=5e-6)
+    vectors = simplex_etf(10, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    loss = torch.nn.functional.cross_entropy(5 * vectors @ vectors.T, torch.arange(10))
+    assert nearest_etf.floor(10, 5.0) == pytest.approx(loss.item(), rel=1e-12)
