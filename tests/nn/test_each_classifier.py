@@ -2,12 +2,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from tightframe._checks import ArgumentError, DimensionError, DtypeError, ShapeError
 from tightframe.frames import MatrixFrame, SimplexETF, is_simplex_etf, is_unit_norm, simplex_etf
-from tightframe.nn import FrameClassifier, LinearClassifier, NormalizedLinear, SimplexETFClassifier
+from tightframe.nn import (
+    FrameClassifier,
+    LinearClassifier,
+    NearestETFClassifier,
+    NormalizedLinear,
+    SimplexETFClassifier,
+)
 
+from . import test_classifiers as laws
 from .test_classifiers import MATRIX, D, K, features
 
 
@@ -154,6 +162,51 @@ class TestNormalizedLinear:
             NormalizedLinear(0, K)
         with pytest.raises(ArgumentError, match="num_classes"):
             NormalizedLinear(D, 0)
+
+
+class TestNearestETFClassifier:
+    """Of the laws of every classifier those that hold with a bias and labels: its own are in test_nearest.py."""
+
+    @staticmethod
+    def made(**options):
+        classifier = NearestETFClassifier(D, K, **options)
+        classifier(features(2 * K, D), torch.arange(2 * K) % K)
+        return classifier
+
+    @pytest.mark.parametrize(
+        "law",
+        [
+            laws.test_interface,
+            laws.test_class_vectors_are_rows_of_the_weight,
+            laws.test_prepared_features_are_what_the_class_vectors_meet,
+            laws.test_gradient,
+            laws.test_autocast_lowers_nothing,
+            laws.test_copies_pickles_and_saves,
+            laws.test_module_casts_and_moves,
+            laws.test_wrong_features,
+        ],
+        ids=lambda law: law.__name__,
+    )
+    def test_keeps_the_laws_of_all_classifiers(self, law):
+        law(self.made)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_features_are_computed_in_float32(self, dtype):
+        laws.test_half_features_are_computed_in_float32(self.made, dtype)
+
+    @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+    def test_compiles_to_one_graph_without_labels(self, backend):
+        laws.test_compiles_to_one_graph(self.made, backend)
+
+    def test_trains_under_ddp_without_parameters(self):
+        classifier = self.made()
+        weight = classifier.weight.clone()
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            assert laws.step_under_ddp(classifier).abs().max() > 0
+        finally:
+            dist.destroy_process_group()
+        assert torch.equal(classifier.weight, weight)
 
 
 class TestLinearClassifier:

@@ -16,6 +16,8 @@ from tightframe.linalg import at_least_float32, outside_autocast, reciprocal_nor
 from tightframe.nn.classifiers import Classifier, check_scale, like_linear, linear_of
 from tightframe.nn.tracking import ClassMeanTracker
 
+_DIAGNOSTICS = ("etf.drift", "etf.alignment", "etf.smallest_singular_value", "etf.rank")
+
 
 @final
 class NearestETFClassifier(Classifier):
@@ -105,7 +107,7 @@ class NearestETFClassifier(Classifier):
     @property
     def frozen(self) -> bool:
         """Whether W and b stay as they are."""
-        return self._frozen or self.batches == self.freeze_after
+        return self._frozen or (self.freeze_after is not None and self.batches >= self.freeze_after)
 
     def freeze(self) -> None:
         """Keep W and b from now on; the state remembers it."""
@@ -134,21 +136,27 @@ class NearestETFClassifier(Classifier):
             labels: ``(B,)`` integers in 0..K-1 of a training batch; None leaves W as it is.
 
         Raises:
-            DtypeError, ShapeError, DeviceError, LabelError, NonFiniteError, EmptyDataError: as
-                :class:`ClassMeanTracker`, which is then as it was, and so is W.
+            DtypeError, ShapeError: if the features are not as above.
+            DeviceError, LabelError, NonFiniteError, EmptyDataError: as :class:`ClassMeanTracker`, which is then as it
+                was, and so is W.
         """
         check_last_dimension(features, self.in_features)
         with outside_autocast(features.device):
             prepared = self.prepare(features)
             weight, bias = self.weight, self.bias
             if labels is not None and self.training:
-                weight, bias = self._rest() if self.frozen else self._follow(prepared, labels)
+                weight, bias = self._follow(prepared, labels)
             logits = F.linear(prepared, weight.to(prepared.dtype), bias.to(prepared.dtype))
         return logits.to(features.dtype)
 
     @torch.compiler.disable
     def _follow(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a batch in and return W and b, with their gradients if these are exact."""
+        """Take a batch in unless frozen, and return W and b, with their gradients if these are exact.
+
+        Nothing of this is compiled: a guard on the number of batches would recompile at each.
+        """
+        if self.frozen:
+            return self._rest()
         exact = self.gradient == "exact" and torch.is_grad_enabled()
         with torch.set_grad_enabled(exact):
             class_means, global_mean = self.tracker(features, labels)
@@ -172,18 +180,13 @@ class NearestETFClassifier(Classifier):
         weight = nearest.frame.to(self.weight.dtype)
         bias = -(nearest.frame @ global_mean).to(self.weight.dtype)
         moved = torch.linalg.vector_norm(weight.detach() - self.weight) / torch.linalg.vector_norm(self.weight)
-        self._diagnostics = {
-            "etf.drift": moved,
-            "etf.alignment": nearest.alignment,
-            "etf.smallest_singular_value": nearest.smallest_singular_value,
-            "etf.rank": nearest.rank,
-        }
+        self._diagnostics = dict(zip(_DIAGNOSTICS, (moved, *nearest[1:]), strict=True))
         # New tensors rather than new values: a graph may still need the old ones.
         self.weight, self.bias = weight.detach(), bias.detach()
         return weight, bias
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Return what the last solve found, empty before the first; nothing of it is in the state.
+        """Return what the last solve found, empty before the first.
 
         ``etf.drift`` is how far W moved with the last batch, divided by its norm; the others are those of
         :class:`~tightframe.frames.nearest.NearestETF`.
@@ -191,12 +194,14 @@ class NearestETFClassifier(Classifier):
         return dict(self._diagnostics)
 
     def get_extra_state(self) -> Tensor:
-        """Return the number of batches and whether it is frozen, for the state."""
-        return torch.tensor([self.batches, int(self._frozen)])
+        """Return the number of batches, whether it is frozen and the diagnostics, for the state."""
+        found = [value.item() for value in self._diagnostics.values()]
+        return torch.tensor([self.batches, self._frozen, *found], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take both back from a state."""
+        """Take them back from a state."""
         self.batches, self._frozen = int(state[0]), bool(state[1])
+        self._diagnostics = dict(zip(_DIAGNOSTICS, state[2:].to(self.weight.device).unbind(), strict=False))
 
     def class_vectors(self, labels: Tensor) -> Tensor:
         """Return the rows ``(B, d)`` of W for labels ``(B,)``, as constants; errors as in :meth:`Frame.rows`."""

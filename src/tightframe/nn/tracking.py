@@ -107,14 +107,12 @@ class ClassMeanTracker(nn.Module):
 
         Raises:
             DtypeError, ShapeError, DeviceError: if features and labels do not fit.
-            LabelError: if a label is out of range.
-            NonFiniteError: if a feature is, on any rank; nothing has changed then.
+            LabelError: if a label is out of range; nothing has changed then.
+            NonFiniteError: if a feature is not, or on another rank a feature or a label; nothing has changed then.
             EmptyDataError: if there is no sample, on all ranks together; nothing has changed then.
         """
-        num_classes, dim = self.class_means.shape
-        check_features(features, dim)
+        check_features(features, self.global_mean.numel())
         check_labels(labels, features)
-        check_label_range(labels, num_classes)
         sums, counts = self._totals(features, labels.long())
         total = counts.sum()
         center = sums.sum(dim=0) / total
@@ -133,17 +131,22 @@ class ClassMeanTracker(nn.Module):
     def _totals(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums ``(K, d)`` and counts ``(K,)`` over the ranks, in float64."""
         num_classes, dim = self.class_means.shape
+        known = (labels >= 0) & (labels < num_classes)
+        chosen = labels.where(known, 0)
         sums = features.new_zeros(num_classes, dim, dtype=torch.float64)
         # In pieces that stay in the cache when they are widened.
-        for some, chosen in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
-            sums = sums.index_add_(0, chosen, some.double())
-        counts = labels.bincount(minlength=num_classes).double()
+        for some, index in zip(features.split(CHUNK), chosen.split(CHUNK), strict=True):
+            sums = sums.index_add_(0, index, some.double())
+        # A bad label must stop every rank as a bad feature does, so it travels with the sums.
+        sums = sums.where(known.all(), torch.nan)
+        counts = chosen.bincount(minlength=num_classes).double()
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             totals = _SumOverRanks.apply(torch.cat([sums, counts.unsqueeze(1)], dim=1))
             sums, counts = totals[:, :-1], totals[:, -1].detach()
         if not math.isfinite(sums.sum().item()):
+            check_label_range(labels, num_classes)
             check_finite(features)
-            raise NonFiniteError("features must be finite, got NaN or infinite values on another rank")
+            raise NonFiniteError("features must be finite and labels in range, got others on another rank")
         if not counts.any():
             raise EmptyDataError("features must hold at least one sample, got none")
         return sums, counts
