@@ -130,18 +130,20 @@ class _Nearest(torch.autograd.Function):
         norm = torch.linalg.matrix_norm(A.div_(largest), keepdim=True)
         scale = (math.sqrt(num_classes - 1) / norm).where(norm > 0, 0.0)
         pulled = A.mul_(scale)
-        anchor = _centered(previous).div_(radius) if proximal and previous is not None else None
+        anchor = previous.double() if proximal and previous is not None else None
+        pull = proximal / radius
         if anchor is not None:
-            pulled = A.add(anchor, alpha=proximal)
+            pulled = A.add(anchor, alpha=pull)
+            pulled.sub_(pulled.mean(dim=-2, keepdim=True))
         V, Q, s = _polar(pulled, previous, tolerance)
         total = s.sum(dim=-1)
         if anchor is not None:
-            total = total - proximal * torch.linalg.vecdot(anchor.flatten(-2), V.flatten(-2))
+            total = total - pull * torch.linalg.vecdot(anchor.flatten(-2), V.flatten(-2))
         alignment = (total / (num_classes - 1)).clamp(max=1).where(norm[..., 0, 0] > 0, torch.nan)
         known = _determined(s, tolerance)
 
         ctx.save_for_backward(V, Q, s, scale.mul_(radius).div_(largest), anchor, None if anchor is None else A)
-        ctx.proximal = proximal
+        ctx.pull = pull
         ctx.known = None if bool(known.all()) else known
         frame = (V * radius).to(means.dtype)
         results = frame, alignment.to(means.dtype), s[..., 0].clone(), known.sum(dim=-1)
@@ -155,7 +157,7 @@ class _Nearest(torch.autograd.Function):
         grad_A = _polar_vjp(grad.double(), V, Q, s, ctx.known)
         if anchor is not None:
             # The polar factor does not see the scale of A, but the pull fixes it: the norm of the means counts.
-            share = torch.linalg.vecdot(anchor.flatten(-2), grad_A.flatten(-2)).mul_(ctx.proximal / s.shape[-1])
+            share = torch.linalg.vecdot(anchor.flatten(-2), grad_A.flatten(-2)).mul_(ctx.pull / s.shape[-1])
             grad_A.addcmul_(A, share[..., None, None])
         return grad_A.mul_(scale).to(grad.dtype), None, None, None
 
