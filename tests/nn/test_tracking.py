@@ -70,6 +70,19 @@ def test_the_first_batch_enters_whole(momentum, dtype):
     assert torch.equal(center, tracker.global_mean)
 
 
+@pytest.mark.parametrize("n", [256, 257, 700])
+def test_large_batches(n):
+    features, labels = batch(0, counts=(n // 2, 1, 0, n - n // 2 - 1))
+    means, center = ClassMeanTracker(K, d)(features.requires_grad_(), labels)
+    wanted = means_by_hand(features.detach(), labels)
+    close(means, wanted[0])
+    close(center, wanted[1])
+    weight = draw(K, d, seed=1)
+    (means * weight).sum().backward()
+    counts = labels.bincount(minlength=K).double().clamp(min=1)
+    close(features.grad, weight[labels] / counts[labels, None] - weight[[0, 1, 3]].sum(dim=0) / n)
+
+
 def test_means_less_their_center_sum_to_zero_by_counts_alone():
     features, labels = batch(0)
     means, _ = ClassMeanTracker(K, d)(features, labels)

@@ -36,7 +36,8 @@ class NearestETFClassifier(Classifier):
         proximal: pull towards the W before, as in :func:`~tightframe.frames.nearest.nearest_simplex_etf`; not used
             for the first W. The paper's absolute :math:`\delta = 10^{-3}` is ``proximal = 1e-3 * (K - 1) / 2``.
         momentum: of the tracked means, see :class:`ClassMeanTracker`; None is the paper's growing window.
-        gradient: ``"none"``, or ``"exact"`` to differentiate W and b by the features of the batch too.
+        gradient: ``"none"``, or ``"exact"`` to differentiate W and b by the features of the batch too, in the logits;
+            a :class:`~tightframe.nn.FeatureLoss` takes W as constant.
         update_every: solve at every so many batches; the means are tracked at each.
         freeze_after: stop following after so many batches; 1 keeps the W of the first one. None follows to the end.
         seed: of the first W, >= 0.

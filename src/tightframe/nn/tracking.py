@@ -117,8 +117,7 @@ class ClassMeanTracker(nn.Module):
         total = counts.sum()
         center = sums.sum(dim=0) / total
         present = (counts > 0).unsqueeze(1)
-        centered = (sums / counts.clamp(min=1).unsqueeze(1) - center).where(present, 0.0)
-
+        centered = sums / counts.clamp(min=1).unsqueeze(1) - center
         share = self._share(self.updates).unsqueeze(1).where(present, 0.0)
         class_means = self.class_means.lerp(centered, share)
         global_mean = self.global_mean.lerp(center, self._share(self.steps))
