@@ -83,7 +83,7 @@ class Interrupted:
 
         def on_after_backward(module):
             if module.global_step == self.step:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)  # to this thread, so that it is raised here
             original(module)
 
         ClassifierModule.on_after_backward = on_after_backward
