@@ -189,7 +189,7 @@ def _polar(A: Tensor, previous: Tensor | None, tolerance: float) -> tuple[Tensor
     ratio = eigenvalues[..., 0] / eigenvalues[..., -1]  # nan where A is zero
     if not bool((ratio > max(_CONDITION, tolerance) ** 2).all()):
         return _polar_by_svd(A, previous, tolerance)
-    Q = Q - Q.mean(dim=-2, keepdim=True)
+    Q.sub_(Q.mean(dim=-2, keepdim=True))
     V = (Q * eigenvalues.rsqrt().unsqueeze(-2)) @ Q.mT @ A
     # Squaring the condition number costs digits.
     exact = bool((ratio > _EXACT**2).all())
