@@ -79,11 +79,13 @@ class Interrupted:
     def __call__(self):
         from tightframe.training import ClassifierModule
 
+        # Tests run in the background of a shell inherit that it is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         original = ClassifierModule.on_after_backward
 
         def on_after_backward(module):
             if module.global_step == self.step:
-                signal.raise_signal(signal.SIGINT)  # to this thread, so that it is raised here
+                signal.raise_signal(signal.SIGINT)
             original(module)
 
         ClassifierModule.on_after_backward = on_after_backward
