@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import _timing, callback, cdnv, etf_logits, moments, nc1_accuracy, nc1_time, nearest_step, sync
+from benchmarks import (
+    _timing,
+    callback,
+    cdnv,
+    cosine_gram,
+    etf_logits,
+    hierarchical_frame,
+    moments,
+    nc1_accuracy,
+    nc1_time,
+    nearest_step,
+    sync,
+)
 from benchmarks.__main__ import NAMES
 from benchmarks._timing import Race, Row
 
@@ -27,7 +39,9 @@ def test_every_benchmark_is_run_by_the_command():
 
 
 @pytest.mark.parametrize(
-    "module", [nc1_accuracy, moments, nc1_time, etf_logits, callback, nearest_step], ids=lambda m: m.__name__
+    "module",
+    [nc1_accuracy, moments, nc1_time, etf_logits, callback, nearest_step, hierarchical_frame, cosine_gram],
+    ids=lambda m: m.__name__,
 )
 def test_a_tiny_run_fills_its_table(module, capsys):
     rows = module.run(**module.TINY)

@@ -1,5 +1,13 @@
 """Geometry that needs no data: frames of class vectors."""
 
+from tightframe.frames.gram import GramFrame, frame_of_gram
+from tightframe.frames.hierarchical import (
+    HierarchyAwareFrame,
+    hierarchy_aware_frame,
+    max_separation_asymptote,
+    suggest_gamma,
+    tree_max_separation,
+)
 from tightframe.frames.nearest import NearestETF, nearest_simplex_etf
 from tightframe.frames.operator import (
     Frame,
@@ -15,15 +23,22 @@ from tightframe.frames.simplex import SimplexETF, simplex_etf
 
 __all__ = [
     "Frame",
+    "GramFrame",
+    "HierarchyAwareFrame",
     "MatrixFrame",
     "NearestETF",
     "SimplexETF",
     "coherence",
+    "frame_of_gram",
+    "hierarchy_aware_frame",
     "is_equiangular",
     "is_simplex_etf",
     "is_tight",
     "is_unit_norm",
+    "max_separation_asymptote",
     "nearest_simplex_etf",
     "simplex_etf",
+    "suggest_gamma",
+    "tree_max_separation",
     "welch_bound",
 ]

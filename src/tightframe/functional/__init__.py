@@ -19,6 +19,17 @@ from tightframe.functional.collapse import (
     nc5,
     vci,
 )
+from tightframe.functional.decisions import (
+    conditional_risk,
+    tree_order,
+)
+from tightframe.functional.frame_collapse import (
+    frame_alignment,
+    frame_cosine_error,
+    frame_duality,
+    frame_metrics,
+    outside_span,
+)
 from tightframe.functional.moments import ClassMoments
 from tightframe.functional.presets import PRESETS, collapse_metrics
 from tightframe.functional.samples import (
@@ -28,16 +39,42 @@ from tightframe.functional.samples import (
     nearest_class_center,
     numerical_rank,
 )
+from tightframe.functional.severity import (
+    best_of_k,
+    hierarchical_distance,
+    hierarchical_precision,
+    hierarchical_recall,
+    hops,
+    ideal_hierarchical_distance,
+    mistake_severity,
+    mistake_shares,
+    pair_concordance,
+    severity_metrics,
+    top1_error,
+)
 
 __all__ = [
     "PRESETS",
     "ClassMoments",
+    "best_of_k",
     "between_class_rank",
     "bias_collapse",
     "cdnv",
     "collapse_metrics",
+    "conditional_risk",
     "cosine_margins",
+    "frame_alignment",
+    "frame_cosine_error",
+    "frame_duality",
+    "frame_metrics",
     "gnc2",
+    "hierarchical_distance",
+    "hierarchical_precision",
+    "hierarchical_recall",
+    "hops",
+    "ideal_hierarchical_distance",
+    "mistake_severity",
+    "mistake_shares",
     "nc0",
     "nc1",
     "nc2_equiangularity",
@@ -54,5 +91,10 @@ __all__ = [
     "ncc_accuracy",
     "nearest_class_center",
     "numerical_rank",
+    "outside_span",
+    "pair_concordance",
+    "severity_metrics",
+    "top1_error",
+    "tree_order",
     "vci",
 ]

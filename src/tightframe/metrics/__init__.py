@@ -1,6 +1,21 @@
 """torchmetrics classes over the functions of ``tightframe.functional``."""
 
 from tightframe.metrics.collapse import CDNV, NC1, NC2, NC3, MomentsMetric, NeuralCollapse
+from tightframe.metrics.frame_collapse import FrameCollapse
 from tightframe.metrics.samples import NC4Agreement, NCCAccuracy
+from tightframe.metrics.severity import HierarchicalDistance, HierarchicalMetrics, MistakeSeverity
 
-__all__ = ["CDNV", "NC1", "NC2", "NC3", "MomentsMetric", "NC4Agreement", "NCCAccuracy", "NeuralCollapse"]
+__all__ = [
+    "CDNV",
+    "NC1",
+    "NC2",
+    "NC3",
+    "FrameCollapse",
+    "HierarchicalDistance",
+    "HierarchicalMetrics",
+    "MistakeSeverity",
+    "MomentsMetric",
+    "NC4Agreement",
+    "NCCAccuracy",
+    "NeuralCollapse",
+]

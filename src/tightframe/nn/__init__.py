@@ -7,19 +7,43 @@ from tightframe.nn.classifiers import (
     NormalizedLinear,
     SimplexETFClassifier,
 )
+from tightframe.nn.hierarchical_classifiers import ConditionalSoftmaxClassifier, HierCOSClassifier, NodeClassifier
+from tightframe.nn.hierarchical_frames import BarzDenzlerClassifier, HierarchyAwareClassifier
+from tightframe.nn.hierarchical_losses import (
+    CorrelationLoss,
+    CosineGramLoss,
+    HACELoss,
+    HierCOSLoss,
+    HXELoss,
+    SoftLabelLoss,
+)
 from tightframe.nn.losses import DotRegressionLoss, FeatureLoss, LogitAdjustedCrossEntropy
 from tightframe.nn.nearest import NearestETFClassifier
 from tightframe.nn.tracking import ClassMeanTracker
+from tightframe.nn.transform import FeatureTransform, ResidualBlock
 
 __all__ = [
+    "BarzDenzlerClassifier",
     "ClassMeanTracker",
     "Classifier",
+    "ConditionalSoftmaxClassifier",
+    "CorrelationLoss",
+    "CosineGramLoss",
     "DotRegressionLoss",
     "FeatureLoss",
+    "FeatureTransform",
     "FrameClassifier",
+    "HACELoss",
+    "HXELoss",
+    "HierCOSClassifier",
+    "HierCOSLoss",
+    "HierarchyAwareClassifier",
     "LinearClassifier",
     "LogitAdjustedCrossEntropy",
     "NearestETFClassifier",
+    "NodeClassifier",
     "NormalizedLinear",
+    "ResidualBlock",
     "SimplexETFClassifier",
+    "SoftLabelLoss",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tightframe._checks import ArgumentError, check_positive
+from tightframe.nn.transform import ResidualBlock
 
 
 class MLP(nn.Sequential):
@@ -79,7 +80,7 @@ class TokenMean(nn.Module):
         self.project = nn.Sequential(
             nn.BatchNorm1d(embedding), nn.Dropout(dropout), nn.Linear(embedding, dim, bias=False), nn.BatchNorm1d(dim)
         )
-        self.blocks = nn.ModuleList(nn.Sequential(*_half_block(dim), *_half_block(dim)) for _ in range(2))
+        self.blocks = nn.Sequential(ResidualBlock(dim), ResidualBlock(dim))
         self.out_features = dim
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -88,10 +89,7 @@ class TokenMean(nn.Module):
         if self.training and self.token_dropout:
             keep = (torch.rand(tokens.shape, device=tokens.device) >= self.token_dropout).float()
         kept = keep.sum(dim=1, keepdim=True).clamp(min=1)
-        features = self.project(self.embedding(tokens, per_sample_weights=keep / kept))
-        for block in self.blocks:
-            features = features + block(features)
-        return features
+        return self.blocks(self.project(self.embedding(tokens, per_sample_weights=keep / kept)))
 
 
 class FreeFeatures(nn.Embedding):
@@ -116,10 +114,6 @@ class FreeFeatures(nn.Embedding):
     def reset_parameters(self) -> None:
         """Draw an orthogonal table."""
         nn.init.orthogonal_(self.weight)
-
-
-def _half_block(dim: int) -> list[nn.Module]:
-    return [nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.PReLU(dim)]
 
 
 def _check_widths(widths: Sequence[int]) -> None:

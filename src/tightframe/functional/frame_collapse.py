@@ -1,0 +1,175 @@
+r"""Collapse of class means onto a given frame, such as a hierarchy-aware one.
+
+Conventions of every function here:
+
+- nothing is centred: the rows of such a frame need not sum to zero, so class means :math:`\mu_c` are taken as they are;
+- absent classes are left out, of the means and of the frame's rows alike;
+- ``in_span=True`` first projects the means onto the span of the frame's rows. Where the frame's rank is below d (a
+  frame of largest separation in d = K has rank K - 1), features can hide in directions that no logit sees, and
+  their raw angles then tell of these and not of the classes;
+- the span holds the frame's singular directions above 1e-6 of the largest, and above what the rounding of its entries
+  can make;
+- where a limit 0/0 is met, or fewer than two classes are present, the answer is nan.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tightframe._checks import check_choice
+from tightframe.functional.collapse import rows_of_present
+from tightframe.functional.moments import ClassMoments
+
+
+def frame_cosine_error(
+    moments: ClassMoments, frame: Tensor, statistic: str = "mean", *, in_span: bool = False
+) -> Tensor:
+    r"""Error of the cosines of class means, over all pairs :math:`i<j` of classes.
+
+    .. math:: \delta_{ij}=\cos(\mu_i,\mu_j)-\cos(w_i,w_j)
+
+    Args:
+        moments: of the classifier's input.
+        frame: ``(K, d)`` rows :math:`w_c`.
+        statistic: ``"mean"`` of :math:`|\delta|`, or ``"std"`` of :math:`\delta` (population).
+        in_span: see the module.
+
+    Returns:
+        A 0-d float64 tensor in [0, 2]; 0 at collapse; nan if a mean is zero.
+
+    Example:
+        >>> moments = ClassMoments.from_samples(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1]), 2)
+        >>> frame_cosine_error(moments, torch.tensor([[0.6, 0.8], [-0.8, 0.6]])).item() < 1e-7
+        True
+    """
+    check_choice("statistic", statistic, ("mean", "std"))
+    rows, means = _rows_and_means(moments, frame, in_span)
+    rows, means = _unit(rows), _unit(means)
+    pairs = torch.ones(len(rows), len(rows), dtype=torch.bool, device=rows.device).triu_(diagonal=1)
+    errors = (means @ means.T - rows @ rows.T)[pairs]
+    return errors.abs().mean() if statistic == "mean" or not errors.numel() else errors.std(correction=0)
+
+
+def frame_duality(moments: ClassMoments, frame: Tensor, *, in_span: bool = False) -> Tensor:
+    r"""Distance of the normalised frame from the normalised raw class means.
+
+    .. math:: \Bigl\lVert\frac{W}{\lVert W\rVert_F}-\frac{M}{\lVert M\rVert_F}\Bigr\rVert_F^2
+
+    Args:
+        moments: of the classifier's input.
+        frame: ``(K, d)``.
+        in_span: see the module.
+
+    Returns:
+        A 0-d float64 tensor in [0, 4]; 0 at collapse; nan if all means are zero.
+    """
+    rows, means = _rows_and_means(moments, frame, in_span)
+    difference = rows / torch.linalg.matrix_norm(rows) - means / torch.linalg.matrix_norm(means)
+    return difference.square().sum() if len(rows) > 1 else _nan(rows)
+
+
+def frame_alignment(moments: ClassMoments, frame: Tensor, *, in_span: bool = False) -> Tensor:
+    r"""Cosine :math:`\cos(\mu_c,w_c)` of every present class.
+
+    Args:
+        moments: of the classifier's input.
+        frame: ``(K, d)``.
+        in_span: see the module.
+
+    Returns:
+        ``(K',)`` float64 in [-1, 1]; 1 at collapse; nan where a mean is zero.
+
+    Example:
+        >>> moments = ClassMoments.from_samples(torch.tensor([[3.0, 4.0], [-3.0, 4.0]]), torch.tensor([0, 1]), 2)
+        >>> frame = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])  # of rank 1
+        >>> frame_alignment(moments, frame)
+        tensor([0.6000, 0.6000], dtype=torch.float64)
+        >>> frame_alignment(moments, frame, in_span=True)
+        tensor([1., 1.], dtype=torch.float64)
+    """
+    rows, means = _rows_and_means(moments, frame, in_span)
+    return torch.linalg.vecdot(_unit(rows), _unit(means))
+
+
+def outside_span(moments: ClassMoments, frame: Tensor, variant: str = "means") -> Tensor:
+    r"""Share of squared norm that lies outside the span of the frame's rows, where no logit sees it.
+
+    Args:
+        moments: of the classifier's input; with ``scatter=True`` for the features.
+        frame: ``(K, d)``.
+        variant: ``"means"``: of the class means, :math:`\sum_c\lVert\mu_c-P\mu_c\rVert^2/\sum_c\lVert\mu_c\rVert^2`;
+            ``"features"``: of all samples.
+
+    Returns:
+        A 0-d float64 tensor in [0, 1]; nan if all is zero.
+
+    Raises:
+        ArgumentError: if the variant is unknown, or needs a scatter that is not there.
+
+    Example:
+        >>> moments = ClassMoments.from_samples(torch.tensor([[3.0, 4.0], [-3.0, 4.0]]), torch.tensor([0, 1]), 2)
+        >>> outside_span(moments, torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+        tensor(0.6400, dtype=torch.float64)
+    """
+    check_choice("variant", variant, ("means", "features"))
+    rows_of_present(moments, frame)
+    basis, means = _span(frame), moments.mean[moments.present]
+    outside = (means - means @ basis.T @ basis).square().sum(dim=1)
+    total = means.square().sum(dim=1)
+    if variant == "means":
+        return outside.sum() / total.sum()
+    count, scatter = moments.count[moments.present], moments.scatter
+    # Rounding alone makes a trace outside negative.
+    within = (scatter.trace() - torch.linalg.vecdot(basis, basis @ scatter).sum()).clamp(min=0)
+    return (count @ outside + within) / (count @ total + scatter.trace())
+
+
+def frame_metrics(moments: ClassMoments, frame: Tensor) -> dict[str, Tensor]:
+    """Compute the metrics of this module by id; alignments are averaged over classes.
+
+    Args:
+        moments: of the classifier's input; with a scatter, ``frame.outside.features`` is computed too.
+        frame: ``(K, d)``.
+
+    Returns:
+        From metric id to a 0-d float64 tensor; ids that end in ``.span`` are of the projected means.
+    """
+    values = {}
+    for suffix, in_span in (("", False), (".span", True)):
+        values[f"frame.cosine_error{suffix}"] = frame_cosine_error(moments, frame, in_span=in_span)
+        values[f"frame.cosine_spread{suffix}"] = frame_cosine_error(moments, frame, "std", in_span=in_span)
+        values[f"frame.duality{suffix}"] = frame_duality(moments, frame, in_span=in_span)
+        values[f"frame.alignment{suffix}"] = frame_alignment(moments, frame, in_span=in_span).mean()
+    values["frame.outside.means"] = outside_span(moments, frame)
+    if moments.has_scatter:
+        values["frame.outside.features"] = outside_span(moments, frame, "features")
+    return values
+
+
+def _rows_and_means(moments: ClassMoments, frame: Tensor, in_span: bool) -> tuple[Tensor, Tensor]:
+    """Return the frame's rows and the raw means of the present classes, both ``(K', d)``."""
+    rows, means = rows_of_present(moments, frame), moments.mean[moments.present]
+    if not in_span:
+        return rows, means
+    basis = _span(frame)
+    inside = means @ basis.T @ basis
+    # What is left of a mean at right angles to the span is rounding, whose direction means nothing.
+    rounding = moments.dim * torch.finfo(torch.float64).eps * torch.linalg.vector_norm(means, dim=1, keepdim=True)
+    return rows, torch.where(torch.linalg.vector_norm(inside, dim=1, keepdim=True) > rounding, inside, 0.0)
+
+
+def _span(frame: Tensor) -> Tensor:
+    """Return orthonormal rows ``(r, d)`` that span the rows of the whole frame, absent classes included."""
+    rows = frame.detach().double()
+    _, singular_values, directions = torch.linalg.svd(rows, full_matrices=False)
+    rounding = torch.finfo(frame.dtype).eps / 2 * torch.linalg.matrix_norm(rows)
+    return directions[singular_values > torch.maximum(1e-6 * singular_values[:1].sum(), rounding)]
+
+
+def _unit(matrix: Tensor) -> Tensor:
+    return matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+
+
+def _nan(like: Tensor) -> Tensor:
+    return torch.full((), torch.nan, dtype=torch.float64, device=like.device)

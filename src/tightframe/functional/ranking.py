@@ -1,0 +1,244 @@
+"""Ranking: distances of the classes in the order in which each sample ranks them, sorted once for every metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tightframe._checks import (
+    ArgumentError,
+    DeviceError,
+    DtypeError,
+    ShapeError,
+    check_finite,
+    check_label_range,
+    check_labels,
+    check_positive,
+)
+
+
+@final
+class Ranking:
+    """What the severity metrics see of a batch; :mod:`tightframe.functional.severity` defines each of them.
+
+    Of equal scores the lower class index ranks first.
+
+    Args:
+        scores: ``(B, K)`` floating point and finite, higher is more likely; logits, probabilities or what a decision
+            rule of :mod:`tightframe.functional.decisions` returns.
+        labels: ``(B,)`` in 0..K-1.
+        distances: ``(K, K)``, taken to be what ``hierarchy.check_distances`` lets pass: looking at K² values for every
+            batch would cost as much as the ranking.
+        extent: smallest and largest of them, as :func:`extent` returns; None looks them up when they are needed.
+
+    Attributes:
+        distances: ``(B, K)`` float64 distance from the label to the first class ranked, the second, ...
+
+    Example:
+        >>> flat = 1 - torch.eye(3, dtype=torch.float64)
+        >>> Ranking(torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([2]), flat).distances
+        tensor([[1., 0., 1.]], dtype=torch.float64)
+    """
+
+    def __init__(
+        self, scores: Tensor, labels: Tensor, distances: Tensor, extent: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        num_classes = distances.shape[0]
+        check_scores(scores, num_classes)
+        check_labels(labels, scores)
+        check_label_range(labels, num_classes)
+        check_finite(scores, "scores")
+        check_device(distances, scores)
+        order = scores.detach().sort(dim=1, descending=True, stable=True).indices
+        self._table = distances.detach()
+        self._given_extent = extent
+        self.distances = self._table[labels.long()].gather(1, order).double()
+
+    @cached_property
+    def _extent(self) -> tuple[Tensor, Tensor]:
+        return extent(self._table) if self._given_extent is None else self._given_extent
+
+    @cached_property
+    def ideal(self) -> Tensor:
+        """Distances in the best order ``(B, K)``: ascending."""
+        return self._sorted[0]
+
+    @cached_property
+    def ideal_ranks(self) -> Tensor:
+        """Dense ranks of :attr:`ideal` ``(B, K)`` int64: 0 for the label, 1 for its nearest classes, ..."""
+        steps = torch.zeros_like(self.ideal, dtype=torch.int64)
+        steps[:, 1:] = self.ideal.diff(dim=1) > 0
+        return steps.cumsum(dim=1)
+
+    @cached_property
+    def ranks(self) -> Tensor:
+        """Dense ranks of :attr:`distances` ``(B, K)`` int64."""
+        return torch.empty_like(self.ideal_ranks).scatter_(1, self._sorted[1], self.ideal_ranks)
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        values, order = self.distances.sort(dim=1)
+        return values, order
+
+    # ------------------------------------------------------------------ one number a sample; (B, n) for n values of k
+
+    def error(self) -> Tensor:
+        """1 for a mistake, 0 else."""
+        return (self.distances[:, 0] > 0).double()
+
+    def near_mistake(self) -> Tensor:
+        """1 for a mistake at the smallest distance that two classes have, 0 else."""
+        return (self.distances[:, 0] == self._extent[0]).double()
+
+    def far_mistake(self) -> Tensor:
+        """1 for a mistake at the largest distance that two classes have, 0 else."""
+        return (self.distances[:, 0] == self._extent[1]).double() * self.error()
+
+    def hierarchical_distance(self, top_k: int | Sequence[int] = 1) -> Tensor:
+        """Mean distance of the first k classes."""
+        return mean_of_first(self.distances, top_k)
+
+    def best_of_k(self, top_k: int | Sequence[int] = 1) -> Tensor:
+        """Smallest distance of the first k classes."""
+        return self.distances.cummin(dim=1).values[:, places(top_k, self.distances.shape[1])]
+
+    def hierarchical_precision(self, top_k: int | Sequence[int] = 1) -> Tensor:
+        """Similarity of the first k classes over that of the k nearest."""
+        return mean_of_first(self._similarity(self.distances), top_k) / mean_of_first(
+            self._similarity(self.ideal), top_k
+        )
+
+    def hierarchical_recall(self, top_k: int | Sequence[int] = 1) -> Tensor:
+        """Similarity of the first k classes over that of all."""
+        gained = self._similarity(self.distances).cumsum(dim=1)
+        return gained[:, places(top_k, gained.shape[1])] / (gained[:, -1] if isinstance(top_k, int) else gained[:, -1:])
+
+    def _similarity(self, distances: Tensor) -> Tensor:
+        return 1 - distances / self._extent[1]
+
+    def hops(self, top_k: int | Sequence[int] | None = None, *, clip: bool = True) -> Tensor:
+        """Weighted agreement of the ranks with the ideal ones; None is k = K."""
+        num_classes = self.distances.shape[1]
+        top_k = num_classes if top_k is None else top_k
+        index = places(top_k, num_classes)
+        penalty = self._weighted((self.ideal_ranks - self.ranks).abs())
+        if not isinstance(index, int):
+            columns = [self._hops(penalty[:, : i + 1]) for i in index]
+            values = torch.stack(columns, dim=1) if columns else penalty[:, :0]
+        else:
+            values = self._hops(penalty[:, : index + 1])
+        return values.clamp(0, 1) if clip else values
+
+    def _hops(self, penalty: Tensor) -> Tensor:
+        size = penalty.shape[1]
+        if size == 1:  # the reversed list of one is the list itself
+            return 1 - self.error()
+        ideal = self.ideal_ranks[:, :size]
+        return 1 - penalty.sum(dim=1) / self._weighted((ideal - ideal.flip(1)).abs()).sum(dim=1)
+
+    def _weighted(self, differences: Tensor) -> Tensor:
+        return differences * self._weights[:, : differences.shape[1]]
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        """Weights of the slots ``(B, K)``, which fall linearly within the slots of one ideal rank."""
+        ranks = self.ideal_ranks
+        size = torch.zeros_like(ranks).scatter_add_(1, ranks, torch.ones_like(ranks))
+        start = size.cumsum(dim=1) - size
+        place = torch.arange(ranks.shape[1], device=ranks.device) - start.gather(1, ranks)
+        high = torch.exp2(-ranks.double())
+        low = torch.where(ranks == ranks[:, -1:], 0.0, high / 2)
+        return high - (high - low) * place / size.gather(1, ranks)
+
+    def concordance(self) -> Tensor:
+        """Share of the class pairs at different distances that are in the right order."""
+        num_classes = self.ranks.shape[1]
+        size = torch.zeros_like(self.ranks).scatter_add_(1, self.ranks, torch.ones_like(self.ranks))
+        comparable = num_classes**2 - size.square().sum(dim=1)
+        return 1 - 2 * inversions(self.ranks).double() / comparable.double()
+
+
+def inversions(ranks: Tensor) -> Tensor:
+    """Return for each row of ``(B, K)`` integers >= 0 how many pairs have the greater one first: O(B K log² K).
+
+    A pair is counted at the highest bit in which its two numbers differ. Rows are brought by stable sorts into the
+    order of the bits above, so that numbers which agree there stand side by side.
+
+    Example:
+        >>> inversions(torch.tensor([[0, 1, 2], [2, 1, 0], [1, 1, 0]]))
+        tensor([0, 3, 2])
+    """
+    total = ranks.new_zeros(ranks.shape[0])
+    highest = int(ranks.max()).bit_length() if ranks.numel() else 0
+    for bit in reversed(range(highest)):
+        ones = ranks >> bit & 1
+        before = ones.cumsum(dim=1)
+        above = ranks >> bit + 1
+        begins = above.diff(dim=1, prepend=above[:, :1] - 1) != 0
+        # As `before` never falls, its largest value at a beginning so far is that at the beginning of the group.
+        of_group = before - ((before - ones) * begins).cummax(dim=1).values
+        total += (of_group * (1 - ones)).sum(dim=1)
+        if bit:
+            ranks = ranks.gather(1, (ranks >> bit).argsort(dim=1, stable=True))
+    return total
+
+
+def mean_of_first(values: Tensor, top_k: int | Sequence[int]) -> Tensor:
+    """Return the mean of the first k columns of ``(B, K)``: ``(B,)``, or ``(B, n)`` for n values of k."""
+    counts = torch.arange(1, values.shape[1] + 1, device=values.device)
+    return (values.cumsum(dim=1) / counts)[:, places(top_k, values.shape[1])]
+
+
+def places(top_k: int | Sequence[int], num_classes: int) -> int | list[int]:
+    """Check one or several numbers of classes and return where they end, counted from 0.
+
+    Raises:
+        ArgumentError: if one is no integer in 1..K.
+    """
+    for k in several(top_k):
+        if k > num_classes:
+            raise ArgumentError(f"top_k must be at most K = {num_classes}, got {k}; leave it out for so few classes")
+    return top_k - 1 if isinstance(top_k, int) else [k - 1 for k in top_k]
+
+
+def several(top_k: int | Sequence[int]) -> tuple[int, ...]:
+    """Return one or several numbers of classes as a tuple.
+
+    Raises:
+        ArgumentError: if one is no integer >= 1.
+    """
+    numbers = tuple(top_k) if isinstance(top_k, Sequence) and not isinstance(top_k, str) else (top_k,)
+    for k in numbers:
+        check_positive("top_k", k)
+    return numbers
+
+
+def extent(distances: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest distance of two classes, 0-d float64; without a second class inf and 0."""
+    return distances.masked_fill(distances == 0, torch.inf).min().double(), distances.max().double()
+
+
+def check_scores(scores: Tensor, num_classes: int, name: str = "scores") -> None:
+    """Check dtype and shape of scores ``(B, K)``; their values are not read.
+
+    Raises:
+        DtypeError: if they are not a floating-point tensor.
+        ShapeError: if they have another shape.
+    """
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        seen = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise DtypeError(f"{name} must be a floating-point tensor, got {seen}; convert with {name}.float()")
+    if scores.ndim != 2 or scores.shape[1] != num_classes:
+        raise ShapeError(f"{name} must have shape (B, K = {num_classes}), got {tuple(scores.shape)}")
+
+
+def check_device(distances: Tensor, scores: Tensor) -> None:
+    """Raise :class:`DeviceError` unless distances and scores lie on one device."""
+    if distances.device != scores.device:
+        raise DeviceError(
+            f"distances are on {distances.device} and scores on {scores.device}; move one with .to(device)"
+        )

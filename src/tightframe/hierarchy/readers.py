@@ -1,0 +1,176 @@
+"""Readers: what a person, a file or WordNet says of a hierarchy, as plain edges or as a graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tightframe._checks import ArgumentError, DataFileError, require_extra
+from tightframe.hierarchy.graph import Graph
+
+EDGE_SUFFIXES = (".tsv", ".txt")
+NESTED_SUFFIXES = (".json", ".yaml", ".yml")
+
+
+def paths_graph(paths: Iterable[Sequence[str] | str], separator: str) -> tuple[Graph, list[int]]:
+    """Return the graph of paths below an added root, and the node at the end of each."""
+    if isinstance(paths, str):
+        raise ArgumentError(f"paths must be a sequence of paths, one a class, got the string {paths!r}")
+    numbers: dict[tuple[int, str], int] = {}
+    graph, ends, taken = Graph(["root"], [[]]), [], set()
+    for path in paths:
+        parts = path.split(separator) if isinstance(path, str) else list(path)
+        if not parts or any(part is None or str(part) == "" for part in parts):
+            raise ArgumentError(f"paths must hold names, none of them empty, got {path!r}; leave missing levels out")
+        node = 0
+        for name in map(str, parts):
+            below = numbers.setdefault((node, name), len(graph.names))
+            if below == len(graph.names):
+                graph.names.append(name)
+                graph.above.append([node])
+            node = below
+        if node in taken:
+            raise ArgumentError(f"paths must be different, got {path!r} more than once; each class has one path")
+        taken.add(node)
+        ends.append(node)
+    return graph, ends
+
+
+def nested_graph(nested: Any) -> Graph:
+    """Return the graph of nested mappings, under their only key or an added root."""
+    if isinstance(nested, Mapping) and len(nested) == 1:
+        ((top, nested),) = nested.items()
+        graph = Graph([_name(top)], [[]])
+    elif isinstance(nested, Mapping | list | tuple) and nested:
+        graph = Graph(["root"], [[]])
+    else:
+        raise ArgumentError(f"nested must be a mapping or list with something in it, got {nested!r}")
+    try:
+        _hang(nested, 0, graph)
+    except RecursionError:
+        raise ArgumentError("nested must not hold itself or go hundreds of levels deep; use edges instead") from None
+    return graph
+
+
+def _hang(nested: Any, parent: int, graph: Graph) -> None:
+    """Put what is nested under a node of the graph."""
+    taken = set()
+    for key, below in _pairs(nested):
+        name = _name(key)
+        if name in taken:
+            raise ArgumentError(
+                f"nested must hold a name once under each node, got {name!r} twice under {graph.names[parent]!r}"
+            )
+        taken.add(name)
+        graph.names.append(name)
+        graph.above.append([parent])
+        _hang(below, len(graph.names) - 1, graph)
+
+
+def _pairs(nested: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(nested, Mapping):
+        yield from nested.items()
+    elif isinstance(nested, list | tuple):
+        for item in nested:
+            if isinstance(item, Mapping):
+                yield from item.items()
+            else:
+                yield item, None
+    elif nested is not None:
+        yield nested, None
+
+
+def _name(value: Any) -> str:
+    # YAML reads the bare words no, on and null as other things than words.
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise ArgumentError(
+            f"nested must hold names, got {value!r} of type {type(value).__name__}; quote names in YAML"
+        )
+    return str(value)
+
+
+def wordnet_edges(synsets: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return every hypernym edge above WordNet synsets, and the synsets' names."""
+    wordnet = require_extra("nltk.corpus", "hierarchy").wordnet
+    try:
+        found = [_synset(wordnet, synset) for synset in synsets]
+    except LookupError as error:  # nltk's own message is a screen long
+        raise DataFileError("nltk has no WordNet corpus here; run: python -m nltk.downloader wordnet") from error
+    names = [synset.name() for synset in found]
+    edges, pending, seen = [], found, set(names)
+    for synset in pending:  # grows while it is walked
+        for hypernym in synset.hypernyms() + synset.instance_hypernyms():
+            edges.append((hypernym.name(), synset.name()))
+            if hypernym.name() not in seen:
+                seen.add(hypernym.name())
+                pending.append(hypernym)
+    return edges, names
+
+
+def _synset(wordnet: Any, name: str) -> Any:
+    """Return the synset of an identifier such as n02084071 or a name such as dog.n.01."""
+    try:
+        if name[:1] in "nvars" and name[1:].isdigit():
+            synset = wordnet.synset_from_pos_and_offset(name[0], int(name[1:]))
+        else:
+            synset = wordnet.synset(name)
+    except Exception as error:  # WordNetError, ValueError, KeyError, by what is wrong
+        if type(error) is LookupError:  # without the corpus nltk raises this very class
+            raise
+        raise ArgumentError(f"synsets must be such as 'dog.n.01' or 'n02084071', got {name!r}: {error}") from error
+    if synset is None:
+        raise ArgumentError(f"synsets must be in nltk's WordNet, got {name!r}; identifiers differ between its versions")
+    return synset
+
+
+def read_edges(path: Path) -> list[tuple[str, str]]:
+    """Read ``parent<TAB>child`` lines; blanks separate where a line has no tab."""
+    edges = []
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        fields = [field.strip() for field in line.split("\t")] if "\t" in line.strip() else line.split()
+        if len(fields) != 2 or "" in fields:
+            raise DataFileError(
+                f"{path}, line {number} must be parent<TAB>child, got {line!r}; names that hold blanks need the tab"
+            )
+        edges.append((fields[0], fields[1]))
+    return edges
+
+
+def read_nested(path: Path) -> Any:
+    """Read nested mappings from JSON or YAML, refusing a key that comes twice, which both parsers would drop."""
+    text = _text(path)
+    if path.suffix == ".json":
+        try:
+            return json.loads(text, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+            raise DataFileError(f"{path} cannot be read as JSON: {error}") from error
+    yaml = require_extra("yaml", "cli")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[name-defined]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            _unique([(self.construct_object(key, deep=True), None) for key, _ in node.value])
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise DataFileError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ArgumentError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} comes twice in one mapping")
+    return mapping
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # editors on Windows begin files with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataFileError(f"{path} cannot be read as text: {error}") from error

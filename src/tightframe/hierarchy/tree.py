@@ -1,0 +1,394 @@
+"""Tree: a hierarchy whose leaves are the classes, and the distances of classes in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tightframe._checks import ArgumentError, DataFileError, ShapeError, check_choice
+from tightframe.hierarchy import readers
+from tightframe.hierarchy.graph import Graph, class_graph
+
+MODES = ("depth", "height")
+
+Ints = NDArray[np.int64]
+
+
+@final
+class Tree:
+    """A rooted tree whose leaves are the K classes.
+
+    Nodes are numbered so that each follows its parent and the descendants of a node are the numbers right after it;
+    node 0 is the root. A class that has nodes below it gets a leaf of its own under its node, of the same name, so that
+    it is as far from its descendants as they are from each other there. A unary node keeps its place.
+
+    Args:
+        parents: ``(N,)`` number of each node's parent, -1 for the root, in any order.
+        names: N names, unique or not; None is the numbers.
+        classes: numbers of the nodes of the K classes in label order; None is the leaves, in the order of ``parents``.
+
+    Attributes:
+        parents: ``(N,)`` int64, numbered anew.
+        names: N names in that order.
+        classes: ``(K,)`` int64 leaf of each class.
+        depth: ``(N,)`` int64 edges from the root.
+        height: ``(N,)`` int64 edges to the farthest leaf below.
+
+    Raises:
+        ArgumentError: if there is not one root, a cycle, a leaf that is no class, or a class twice.
+        ShapeError: if the numbers of parents and names differ.
+
+    Example:
+        >>> tree = Tree.from_nested({"E": ["A", "B"], "F": ["C", "D"]})
+        >>> tree.class_names
+        ('A', 'B', 'C', 'D')
+        >>> tree.distances()[0]
+        tensor([0., 1., 2., 2.], dtype=torch.float64)
+        >>> print(tree)
+        root
+        ├── E
+        │   ├── A
+        │   └── B
+        └── F
+            ├── C
+            └── D
+    """
+
+    def __init__(
+        self,
+        parents: Sequence[int] | Ints,
+        names: Sequence[str] | None = None,
+        classes: Sequence[int] | Ints | None = None,
+    ) -> None:
+        above = _numbers("parents", parents)
+        labels = [str(i) for i in range(len(above))] if names is None else [str(name) for name in names]
+        if len(labels) != len(above):
+            raise ShapeError(f"names must have one name for each of the {len(above)} nodes, got {len(labels)}")
+        for node, parent in enumerate(above):
+            if parent == node or not -1 <= parent < len(above):
+                raise ArgumentError(
+                    f"parents must be numbers of other nodes, 0..{len(above) - 1}, or -1 for the root, "
+                    f"got {parent} for node {node} ({labels[node]!r})"
+                )
+        graph = Graph(labels, [[parent] if parent >= 0 else [] for parent in above])
+        graph.order()
+        chosen = graph.leaves() if classes is None else _numbers("classes", classes)
+        wrong = [node for node in chosen if not 0 <= node < len(above)]
+        if wrong:
+            raise ArgumentError(f"classes must be numbers of nodes, 0..{len(above) - 1}, got {wrong[0]}")
+        graph.check_classes(chosen)
+        self._number(*graph.with_own_leaves(chosen))
+
+    def _number(self, graph: Graph, classes: list[int]) -> None:
+        below, order = graph.below(), []
+        pending = [node for node, above in enumerate(graph.above) if not above]
+        while pending:
+            order.append(pending.pop())
+            pending += reversed(below[order[-1]])
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+        parents = [int(place[graph.above[node][0]]) if graph.above[node] else -1 for node in order]
+        depth, height = [0] * len(order), [0] * len(order)
+        for node in range(1, len(order)):
+            depth[node] = depth[parents[node]] + 1
+        for node in range(len(order) - 1, 0, -1):
+            height[parents[node]] = max(height[parents[node]], height[node] + 1)
+        self.parents: Ints = np.array(parents, dtype=np.int64)
+        self.names = tuple(graph.names[node] for node in order)
+        self.classes: Ints = place[classes]
+        self.depth: Ints = np.array(depth, dtype=np.int64)
+        self.height: Ints = np.array(height, dtype=np.int64)
+
+    @classmethod
+    def _of(cls, graph: Graph, classes: list[int]) -> Tree:
+        return cls([above[0] if above else -1 for above in graph.above], graph.names, classes)
+
+    @classmethod
+    def from_parents(
+        cls,
+        parents: Sequence[int] | Ints,
+        names: Sequence[str] | None = None,
+        classes: Sequence[int] | Ints | None = None,
+    ) -> Tree:
+        """Return the tree of an array of parents; the arguments are those of the class."""
+        return cls(parents, names, classes)
+
+    @classmethod
+    def from_edges(
+        cls,
+        edges: Iterable[tuple[str, str]],
+        classes: Sequence[str] | None = None,
+        *,
+        several_parents: str = "raise",
+        prune: bool = False,
+    ) -> Tree:
+        """Return the tree of ``(parent, child)`` pairs of unique names.
+
+        Args:
+            edges: in any order; the same pair may come again.
+            classes: K names in label order; None is the leaves in the order in which they first appear.
+            several_parents: what to do with a node of several parents, which makes the hierarchy no tree: refuse it
+                (``"raise"``), or keep the ``"first"`` one, the ``"shallowest"`` or the ``"deepest"``, by the longest
+                way from the root; of equals the first. A node that so loses all that was below it is left out, unless
+                it is a class. For distances in the whole graph see :func:`graph_distances`.
+            prune: leave out what has no class below it, before all else, instead of refusing leaves that are no class.
+
+        Raises:
+            ArgumentError: if an edge is no pair of two names, a node has several parents, a class is no node, or as
+                in the class.
+
+        Example:
+            >>> Tree.from_edges([("animal", "cat"), ("animal", "dog")], classes=["dog", "cat"]).class_names
+            ('dog', 'cat')
+        """
+        graph, chosen = class_graph(Graph.from_edges(edges), classes, prune)
+        return cls._of(*graph.one_parent(several_parents).restricted(chosen))
+
+    @classmethod
+    def from_paths(cls, paths: Sequence[Sequence[str] | str], *, separator: str = ".") -> Tree:
+        """Return the tree of one path a class, from below an added root down to the class, in label order.
+
+        Nodes are whole paths and bear the last name of theirs, so two may have the same name.
+
+        Args:
+            paths: K sequences of names, or strings such as ``"json.decoder"``. One may lead on from another.
+            separator: where strings are divided.
+
+        Raises:
+            ArgumentError: if there is none, a name is empty, or a path comes twice.
+
+        Example:
+            >>> Tree.from_paths(["json.decoder", "json.encoder", "re"]).distances()[0].tolist()
+            [0.0, 1.0, 2.0]
+        """
+        graph, ends = readers.paths_graph(paths, separator)
+        if not ends:
+            raise ArgumentError("paths must hold one path a class, got none")
+        return cls._of(graph, ends)
+
+    @classmethod
+    def from_levels(
+        cls, levels: Sequence[Sequence[Any]] | Tensor | NDArray[Any], class_names: Sequence[str] | None = None
+    ) -> Tree:
+        """Return the tree of labels at each level, ``levels[k]`` being those of class k from coarse to fine.
+
+        Args:
+            levels: K rows of ancestors, the class itself left out, rows of any length; equal labels under different
+                ancestors are different nodes.
+            class_names: K names; None is the numbers.
+
+        Raises:
+            ShapeError: if ``levels`` is not rows, or the numbers of rows and names differ.
+            ArgumentError: if a label is empty or None, or as in :meth:`from_paths`.
+
+        Example:
+            >>> Tree.from_levels([[0], [0], [1]]).distances()[0].tolist()
+            [0.0, 1.0, 2.0]
+        """
+        rows = levels.tolist() if isinstance(levels, Tensor | np.ndarray) else list(levels)
+        if any(isinstance(row, str) or not isinstance(row, Sequence) for row in rows):
+            raise ShapeError(
+                f"levels must be K rows of ancestors, got {rows[0]!r} as the first; wrap one label in a list"
+            )
+        names = [str(k) for k in range(len(rows))] if class_names is None else list(class_names)
+        if len(names) != len(rows):
+            raise ShapeError(f"class_names must have one name for each of the {len(rows)} rows, got {len(names)}")
+        return cls.from_paths([(*row, name) for row, name in zip(rows, names, strict=True)])
+
+    @classmethod
+    def from_nested(
+        cls, nested: Mapping[str, Any] | Sequence[Any], classes: Sequence[str] | None = None, *, prune: bool = False
+    ) -> Tree:
+        """Return the tree of nested mappings; leaves are list items, strings, or keys with nothing below.
+
+        A mapping of one key is that root; what else there is gets a root added. A list may hold mappings, too. A name
+        that stands in two places is two nodes.
+
+        Args:
+            nested: mappings and lists of names.
+            classes: K names in label order; None is the leaves in the order in which they stand. Of a leaf and an
+                inner node of one name, the leaf is meant.
+            prune: as in :meth:`from_edges`.
+
+        Raises:
+            ArgumentError: if there is anything else in it, or nothing, a name twice under one node, a class that is
+                no node or that several nodes are called, or as in the class.
+
+        Example:
+            >>> Tree.from_nested({"life": {"animal": ["cat", "dog"], "moss": None}}).class_names
+            ('cat', 'dog', 'moss')
+        """
+        return cls._of(*class_graph(readers.nested_graph(nested), classes, prune))
+
+    @classmethod
+    def from_networkx(
+        cls, graph: Any, classes: Sequence[str] | None = None, *, several_parents: str = "raise", prune: bool = False
+    ) -> Tree:
+        """Return the tree of a ``networkx.DiGraph`` with edges to children, for the rest as :meth:`from_edges`.
+
+        Raises:
+            ArgumentError: if it is undirected, two nodes are written alike, or as in :meth:`from_edges`.
+        """
+        if not getattr(graph, "is_directed", bool)():
+            raise ArgumentError(f"graph must be directed, with edges from parent to child, got {graph!r}")
+        names = [str(node) for node in graph.nodes]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ArgumentError(f"graph must have nodes that are written differently, got two written {twice!r}")
+        whole = Graph.from_edges([(str(parent), str(child)) for parent, child in graph.edges()], names)
+        kept, chosen = class_graph(whole, classes, prune)
+        return cls._of(*kept.one_parent(several_parents).restricted(chosen))
+
+    @classmethod
+    def from_wordnet(cls, synsets: Sequence[str], *, several_parents: str = "deepest") -> Tree:
+        """Return the tree of hypernyms above WordNet synsets, in label order.
+
+        Args:
+            synsets: K identifiers such as ``"n02084071"``, or names such as ``"dog.n.01"``.
+            several_parents: which hypernym to keep, see :meth:`from_edges`.
+
+        Raises:
+            MissingExtraError: if nltk is not installed.
+            DataFileError: if nltk's WordNet corpus is not.
+            ArgumentError: if a synset is unknown or comes twice, or they have no common root.
+        """
+        edges, names = readers.wordnet_edges(synsets)
+        return cls.from_edges(edges, names, several_parents=several_parents)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | os.PathLike[str],
+        classes: Sequence[str] | None = None,
+        *,
+        several_parents: str = "raise",
+        prune: bool = False,
+    ) -> Tree:
+        """Read a tree from a file that a person may have written.
+
+        ``.tsv`` and ``.txt`` hold one ``parent<TAB>child`` a line (blanks do where names have none); a line that begins
+        with ``#`` is a comment. ``.json``, ``.yaml`` and ``.yml`` hold nested mappings as in :meth:`from_nested`.
+
+        Args:
+            path: of the file.
+            classes: K names in label order; None is the leaves in the order in which they first appear.
+            several_parents: for lines of edges, see :meth:`from_edges`.
+            prune: as in :meth:`from_edges`.
+
+        Raises:
+            DataFileError: if the file is missing, of another format, or no tree; it names the file, and the line if
+                one line is wrong.
+            MissingExtraError: if a YAML file is read without PyYAML.
+        """
+        path = Path(path)
+        try:
+            if path.suffix in readers.EDGE_SUFFIXES:
+                return cls.from_edges(readers.read_edges(path), classes, several_parents=several_parents, prune=prune)
+            if path.suffix in readers.NESTED_SUFFIXES:
+                return cls.from_nested(readers.read_nested(path), classes, prune=prune)
+        except ArgumentError as error:
+            raise DataFileError(f"{path}: {error}") from error
+        raise DataFileError(f"{path} must end in .tsv, .txt, .json, .yaml or .yml")
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the K names in label order."""
+        return tuple(self.names[node] for node in self.classes)
+
+    def lca(self) -> NDArray[np.int32]:
+        """Return the lowest common ancestor of every two classes ``(K, K)``, the leaf itself on the diagonal.
+
+        Example:
+            >>> Tree.from_nested({"E": ["A", "B"], "F": ["C", "D"]}).lca()[0].tolist()
+            [2, 1, 0, 0]
+        """
+        leaves = np.sort(self.classes).astype(np.int32)
+        # Common ancestors of one leaf lie on its way to the root, where the lower number is the higher node.
+        return self._spread(self._between().astype(np.int32), leaves, np.minimum)
+
+    def distances(self, mode: str = "depth") -> Tensor:
+        """Return the distances of every two classes ``(K, K)`` float64: ultrametric, zero on the diagonal alone.
+
+        Args:
+            mode: ``"depth"``: depth of the deepest leaf minus depth of the lowest common ancestor, which is what the
+                published tables of tieredImageNet-H and the like hold; ``"height"``: height of the lowest common
+                ancestor, which is what papers write. They agree where all leaves have one depth.
+
+        Raises:
+            ArgumentError: if ``mode`` is another.
+        """
+        check_choice("mode", mode, MODES)
+        values = self.height if mode == "height" else self.depth.max() - self.depth
+        between = values[self._between()].astype(np.float64)
+        return torch.from_numpy(self._spread(between, np.zeros(self.num_classes), np.maximum))
+
+    def ancestors(self) -> Tensor:
+        """Return which nodes are on the way from the root to each class, both included: bool ``(K, N)``.
+
+        Example:
+            >>> Tree.from_nested({"E": ["A", "B"], "F": ["C", "D"]}).ancestors()[1].nonzero().flatten().tolist()
+            [0, 1, 3]
+        """
+        last = list(range(len(self.names)))
+        for node in range(len(last) - 1, 0, -1):
+            parent = self.parents[node]
+            last[parent] = max(last[parent], last[node])
+        leaves = self.classes[:, None]
+        return torch.from_numpy((np.arange(len(last)) <= leaves) & (leaves <= np.array(last)))
+
+    def _between(self) -> Ints:
+        """Return the lowest common ancestor of each two leaves that are neighbours in the numbering ``(K-1,)``."""
+        # Every leaf is a class: the node after a leaf leads down to the next leaf, and its parent up to both.
+        return self.parents[np.sort(self.classes)[:-1] + 1]
+
+    def _spread(self, between: NDArray[Any], own: NDArray[Any], join: np.ufunc) -> NDArray[Any]:
+        """Return what ``join`` makes of the values between each two classes ``(K, K)``, ``own`` on the diagonal."""
+        count = len(own)
+        table = np.empty((count, count), dtype=own.dtype)
+        np.fill_diagonal(table, own)
+        for row in range(1, count):
+            join(table[row - 1, :row], between[row - 1], out=table[row, :row])
+        for row in range(count - 2, -1, -1):
+            join(table[row + 1, row + 1 :], between[row], out=table[row, row + 1 :])
+        place = np.argsort(np.argsort(self.classes))
+        if not np.array_equal(place, np.arange(count)):
+            table = table[place]
+            for values in table:  # row by row, which stays in the cache
+                values[:] = values[place]
+        return table
+
+    def __str__(self) -> str:
+        below: list[list[int]] = [[] for _ in self.names]
+        for node in range(1, len(self.names)):
+            below[self.parents[node]].append(node)
+        lines, pending = [], [(0, "", "", "")]
+        while pending:
+            node, indent, branch, further = pending.pop()
+            lines.append(f"{indent}{branch}{self.names[node]}")
+            rest = [(child, indent + further, "├── ", "│   ") for child in below[node]]
+            rest[-1:] = [(child, before, "└── ", "    ") for child, before, _, _ in rest[-1:]]
+            pending += reversed(rest)
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Tree(num_classes={self.num_classes}, nodes={len(self.names)}, depth={int(self.depth.max())})"
+
+
+def _numbers(name: str, values: Sequence[int] | Ints) -> list[int]:
+    given = np.asarray(values)
+    if given.ndim != 1 or not given.size or not np.issubdtype(given.dtype, np.integer):
+        raise ArgumentError(f"{name} must be a sequence of integers, one or more, got {values!r}")
+    numbers: list[int] = given.tolist()
+    return numbers

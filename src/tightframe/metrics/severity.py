@@ -1,0 +1,208 @@
+"""torchmetrics classes over ``tightframe.functional.severity``: streaming, distributed, sums in float64."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from tightframe._checks import check_choice, check_finite
+from tightframe.functional.decisions import DECISIONS
+from tightframe.functional.ranking import Ranking, check_device, check_scores, extent, places, several
+from tightframe.functional.severity import ranking_metrics
+from tightframe.hierarchy import check_distances
+
+
+class _SeverityMetric(Metric):
+    """Sums over samples of numbers that a subclass draws from their ranking; its mean, or a ratio, is the metric.
+
+    Distances are checked once, here. Distances and sums are float64 and stay so when a parent module is cast.
+    """
+
+    is_differentiable = False
+    higher_is_better: bool | None = False
+    full_state_update = False
+    plot_lower_bound = 0.0
+    distances: Tensor
+    sums: Tensor
+
+    def __init__(self, distances: Tensor, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_distances(distances)
+        self.register_buffer("distances", distances.detach().double().clone(), persistent=False)
+
+    def _gather(self, num_sums: int) -> None:
+        self.add_state("sums", torch.zeros(num_sums, dtype=torch.float64), dist_reduce_fx="sum")
+        # torchmetrics lets metrics share a state if names and, after one batch, values agree; this name forbids it.
+        self.add_state(f"{type(self).__name__}_{id(self)}", torch.zeros(0), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def _numbers(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return what to sum ``(B, n)``, n as a subclass told :meth:`_gather`."""
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Fold in scores ``(B, K)``, higher for likelier classes, and labels ``(B,)``; B may be 0."""
+        self.sums += self._numbers(scores, labels).sum(dim=0)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot one value, or a list of values over time; see ``torchmetrics.Metric.plot``."""
+        return self._plot(val, ax)
+
+    def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> nn.Module:
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, exclude_state)
+
+
+class MistakeSeverity(_SeverityMetric):
+    """Mean distance of the mistakes; see :func:`tightframe.functional.mistake_severity`.
+
+    Args:
+        distances: ``(K, K)``, such as ``Tree.distances()``.
+        kwargs: passed to ``torchmetrics.Metric``.
+
+    Raises:
+        DtypeError, ShapeError, ArgumentError: if the distances are none, see ``hierarchy.check_distances``.
+
+    Example:
+        >>> from tightframe.hierarchy import Tree
+        >>> D = Tree.from_nested({"E": ["A", "B"], "F": ["C", "D"]}).distances()
+        >>> metric = MistakeSeverity(D)
+        >>> metric.update(torch.eye(4), torch.tensor([0, 0, 0, 0]))  # right, 1, 2 and 2 away
+        >>> metric.compute()
+        tensor(1.6667, dtype=torch.float64)
+    """
+
+    def __init__(self, distances: Tensor, **kwargs: Any) -> None:
+        super().__init__(distances, **kwargs)
+        self._gather(2)
+
+    def _numbers(self, scores: Tensor, labels: Tensor) -> Tensor:
+        ranking = Ranking(scores, labels, self.distances)
+        return torch.stack([ranking.distances[:, 0], ranking.error()], dim=1)
+
+    def compute(self) -> Tensor:
+        """Return a 0-d float64 tensor; nan before the first mistake."""
+        return self.sums[0] / self.sums[1]
+
+
+class HierarchicalDistance(_SeverityMetric):
+    """Mean distance of the first k classes; see :func:`tightframe.functional.hierarchical_distance`.
+
+    Args:
+        distances: ``(K, K)``, such as ``Tree.distances()``.
+        top_k: one or several k in 1..K.
+        kwargs: passed to ``torchmetrics.Metric``.
+
+    Raises:
+        ArgumentError: if a k is out of range.
+        DtypeError, ShapeError, ArgumentError: if the distances are none, see ``hierarchy.check_distances``.
+
+    Example:
+        >>> from tightframe.hierarchy import Tree
+        >>> D = Tree.from_nested({"E": ["A", "B"], "F": ["C", "D"]}).distances()
+        >>> metric = HierarchicalDistance(D, top_k=(1, 2))
+        >>> metric.update(torch.tensor([[0.1, 0.4, 0.3, 0.2]]), torch.tensor([0]))
+        >>> metric.compute()
+        {'hierarchical_distance@1': tensor(1., dtype=torch.float64), \
+'hierarchical_distance@2': tensor(1.5000, dtype=torch.float64)}
+    """
+
+    def __init__(self, distances: Tensor, top_k: int | Sequence[int] = 1, **kwargs: Any) -> None:
+        super().__init__(distances, **kwargs)
+        places(top_k, len(distances))
+        self.top_k = top_k
+        self._several = several(top_k)
+        self._gather(len(self._several) + 1)
+
+    def _numbers(self, scores: Tensor, labels: Tensor) -> Tensor:
+        values = Ranking(scores, labels, self.distances).hierarchical_distance(self._several)
+        return torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
+
+    def compute(self) -> Tensor | dict[str, Tensor]:
+        """Return a 0-d float64 tensor, or a dict of them for several k; nan before the first sample."""
+        means = self.sums[:-1] / self.sums[-1]
+        if isinstance(self.top_k, int):
+            return means[0]
+        return {f"hierarchical_distance@{k}": mean for k, mean in zip(self._several, means, strict=True)}
+
+
+class HierarchicalMetrics(_SeverityMetric):
+    """Error, severity and quality of the ranking, under one or several decision rules, as a dict by metric id.
+
+    The ids are those of :func:`tightframe.functional.severity_metrics` and ``mistake_severity``; a decision rule other
+    than argmax is appended to them, as in ``hops@5.crm``. Rules of no cost are there because a method that trains for
+    its ranking has to beat them.
+
+    Args:
+        distances: ``(K, K)``, such as ``Tree.distances()``.
+        top_k: values of k; those above K are left out.
+        decisions: of ``"argmax"``, ``"crm"`` (:func:`tightframe.functional.conditional_risk`) and ``"tree-order"``
+            (:func:`tightframe.functional.tree_order`).
+        kwargs: passed to ``torchmetrics.Metric``.
+
+    Raises:
+        ArgumentError: if a k is no integer >= 1 or a decision rule is unknown.
+        DtypeError, ShapeError, ArgumentError: if the distances are none, see ``hierarchy.check_distances``.
+
+    Example:
+        >>> from tightframe.hierarchy import Tree
+        >>> D = Tree.from_nested({"E": ["A", "B"], "F": ["C", "D"]}).distances()
+        >>> metric = HierarchicalMetrics(D, top_k=(2,))
+        >>> metric.update(torch.tensor([[4.0, 2.0, 3.0, 1.0]]), torch.tensor([0]))
+        >>> values = metric.compute()
+        >>> values["hops"], values["hops.tree-order"]
+        (tensor(0.7500, dtype=torch.float64), tensor(1., dtype=torch.float64))
+    """
+
+    higher_is_better = None
+    _nearest: Tensor
+    _farthest: Tensor
+
+    def __init__(
+        self,
+        distances: Tensor,
+        top_k: Sequence[int] = (1, 5, 20),
+        decisions: Sequence[str] = ("argmax", "crm", "tree-order"),
+        **kwargs: Any,
+    ) -> None:
+        for decision in decisions:
+            check_choice("decisions", decision, tuple(DECISIONS))
+        super().__init__(distances, **kwargs)
+        self.decisions = tuple(decisions)
+        self.top_k = tuple(k for k in several(top_k) if k <= len(distances))
+        nobody = torch.zeros(0, dtype=torch.int64, device=distances.device)
+        self._ids = tuple(ranking_metrics(Ranking(distances[:0], nobody, distances), self.top_k))
+        self._gather(len(self.decisions) * len(self._ids) + 1)
+        nearest, farthest = extent(self.distances)
+        self.register_buffer("_nearest", nearest, persistent=False)
+        self.register_buffer("_farthest", farthest, persistent=False)
+
+    def _numbers(self, scores: Tensor, labels: Tensor) -> Tensor:
+        check_scores(scores, len(self.distances))
+        check_device(self.distances, scores)
+        check_finite(scores, "scores")  # which a rule may hide
+        columns: list[Tensor] = []
+        for decision in self.decisions:
+            decided = DECISIONS[decision](scores.detach(), self.distances)
+            ranking = Ranking(decided, labels, self.distances, (self._nearest, self._farthest))
+            columns += ranking_metrics(ranking, self.top_k).values()
+        columns.append(torch.ones(len(scores), dtype=torch.float64, device=scores.device))
+        return torch.stack(columns, dim=1)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return 0-d float64 tensors by metric id; nan before the first sample, or mistake for the severity."""
+        values: dict[str, Tensor] = {}
+        of_rules = self.sums[:-1].view(len(self.decisions), len(self._ids))
+        for decision, sums in zip(self.decisions, of_rules, strict=True):
+            suffix = "" if decision == "argmax" else f".{decision}"
+            means = dict(zip(self._ids, sums / self.sums[-1], strict=True))
+            means["mistake_severity"] = means["hierarchical_distance@1"] / means["error"]
+            values |= {f"{name}{suffix}": mean for name, mean in means.items()}
+        return values
