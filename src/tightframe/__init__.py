@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tightframe import functional, metrics, nn
-    from tightframe.frames import SimplexETF, nearest_simplex_etf, simplex_etf
+    from tightframe.frames import SimplexETF, hierarchy_aware_frame, nearest_simplex_etf, simplex_etf
     from tightframe.functional import ClassMoments
+    from tightframe.hierarchy import Tree
     from tightframe.probing import Probe, find_classifier, measure
     from tightframe.records import Records
 
@@ -19,8 +20,10 @@ __all__ = [
     "Probe",
     "Records",
     "SimplexETF",
+    "Tree",
     "find_classifier",
     "functional",
+    "hierarchy_aware_frame",
     "measure",
     "metrics",
     "nearest_simplex_etf",
@@ -33,7 +36,9 @@ _HOMES = {
     "Probe": "probing",
     "Records": "records",
     "SimplexETF": "frames",
+    "Tree": "hierarchy",
     "find_classifier": "probing",
+    "hierarchy_aware_frame": "frames",
     "measure": "probing",
     "nearest_simplex_etf": "frames",
     "simplex_etf": "frames",

@@ -1,4 +1,4 @@
-"""The command line: ``tightframe compare | train | report | recipes``."""
+"""The command line: ``tightframe compare | train | report | recipes | frame``."""
 
 from __future__ import annotations
 
@@ -122,6 +122,43 @@ def recipes(action: str, name: str | None) -> None:
     print(target)  # noqa: T201
 
 
+def frame(hierarchy: Path, out: Path, **options: Any) -> None:
+    """Write the hierarchy-aware frame of a hierarchy file, and say how it came out."""
+    import torch
+    from safetensors.torch import save_file
+
+    from tightframe.frames import hierarchy_aware_frame, suggest_gamma
+    from tightframe.hierarchy import Tree
+
+    check_positive("--seed", options["seed"], 0)
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out must end in .safetensors, got {out}")
+    tree = Tree.read(hierarchy)
+    distances = tree.distances(options["mode"])
+    gamma = suggest_gamma(distances) if options["gamma"] is None else options["gamma"]
+    found = hierarchy_aware_frame(
+        distances,
+        options["dim"],
+        gamma=gamma,
+        asymptote=options["asymptote"],
+        generator=torch.Generator().manual_seed(options["seed"]),
+    )
+    facts = {"gamma": found.gamma, "asymptote": found.asymptote, "error": found.error, "violations": found.violations}
+    tensors = {"frame": found.frame.contiguous(), "gram": found.gram.contiguous(), "distances": distances}
+    metadata = {"classes": json.dumps(tree.class_names), **{name: repr(value) for name, value in facts.items()}}
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata=metadata)
+        partial.replace(out)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {error}") from error
+    print(tree)  # noqa: T201  # the command's result
+    num_classes, dim = found.frame.shape
+    print(f"\n{out}: {num_classes} classes in {dim} dimensions")  # noqa: T201
+    print(", ".join(f"{name} {value:.6g}" for name, value in facts.items()))  # noqa: T201
+
+
 def build_parser() -> ArgumentParser:
     """Return the parser of the whole command line; torch is not imported for it."""
     from jsonargparse import ArgumentParser
@@ -150,6 +187,22 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("action", choices=["list", "show", "copy"], help="what to do")
     sub.add_argument("name", nargs="?", help="name of a recipe")
     commands.add_subcommand("recipes", sub)
+
+    sub = ArgumentParser(
+        description="write the hierarchy-aware frame of a hierarchy as safetensors: frame, gram, distances and, as "
+        "metadata, the class names",
+        exit_on_error=False,
+    )
+    sub.add_argument("--hierarchy", type=Path, required=True, help="edge list (.tsv, .txt) or nested .json, .yaml")
+    sub.add_argument("--out", type=Path, required=True, help="file to write, *.safetensors")
+    sub.add_argument("--dim", type=int | None, default=None, help="dimension; the number of classes by default")
+    sub.add_argument("--gamma", type=float | None, default=None, help="how fast cosines fall; suggested by default")
+    sub.add_argument(
+        "--asymptote", type=str | float, default="max-separation", help="max-separation, grid or a number below 1"
+    )
+    sub.add_argument("--mode", choices=["depth", "height"], default="depth", help="distance in the tree")
+    sub.add_argument("--seed", type=int, default=0, help="of the orientation")
+    commands.add_subcommand("frame", sub)
     return parser
 
 
@@ -200,6 +253,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             compare(recipe, **extra) if command == "compare" else train(recipe, **extra)
         elif command == "report":
             report(options.out)
+        elif command == "frame":
+            frame(**vars(options))
         else:
             recipes(options.action, options.name)
     except TightframeError as error:

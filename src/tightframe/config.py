@@ -19,6 +19,7 @@ from tightframe.records import CLASSES_FILE, CONFIG_FILE, VERSIONS_FILE
 
 if TYPE_CHECKING:
     from tightframe.data import ClassificationData
+    from tightframe.hierarchy import Tree
     from tightframe.training import ClassifierModule
 
 
@@ -66,6 +67,8 @@ class Recipe:
         batch_size: samples a step, over all processes together.
         scheduler: of the learning rate, stepped every step; its horizon is filled in.
         mixup_alpha: inputs are mixed in pairs with a share from Beta(alpha, alpha); 0 is off.
+        hierarchy: file with a hierarchy of the classes, for :meth:`tightframe.hierarchy.Tree.read`; None takes that of
+            the data, if it has one. Classifiers and losses get its ``tree`` and ``distances``, evaluation its metrics.
         transform: of a batch of inputs, in front of the backbone: normalisation and augmentation.
         collapse: arguments of ``NeuralCollapseCallback``: what to measure, and when.
         trainer: arguments of Lightning's ``Trainer``, such as precision or accelerator.
@@ -82,6 +85,7 @@ class Recipe:
     batch_size: int
     scheduler: Part | None = None
     mixup_alpha: float = 0.0
+    hierarchy: str | None = None
     transform: Part | None = None
     collapse: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -207,7 +211,15 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
     if recipe.num_threads is not None:
         torch.set_num_threads(recipe.num_threads)
     torch.manual_seed(seed)
-    given: dict[str, Any] = {"num_classes": data.num_classes, "class_counts": data.class_counts, "seed": seed}
+    given: dict[str, Any] = {
+        "num_classes": data.num_classes,
+        "class_counts": data.class_counts,
+        "epochs": recipe.epochs,
+        "seed": seed,
+    }
+    tree = build_tree(recipe, data)
+    if tree is not None:
+        given |= {"tree": tree, "distances": tree.distances()}
     sample = torch.as_tensor(data.train[0][0])
     transform = None
     if recipe.transform is not None:
@@ -241,7 +253,21 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
         mixup_alpha=recipe.mixup_alpha,
         splits=list(evaluation_parts(data)),
         seed=seed,
+        distances=given.get("distances"),
     )
+
+
+def build_tree(recipe: Recipe, data: "ClassificationData") -> "Tree | None":
+    """Return the hierarchy of the classes, if the recipe or the data have one.
+
+    Raises:
+        DataFileError: if the recipe's file cannot be read, or is no tree over the classes of the data.
+    """
+    from tightframe.hierarchy import Tree
+
+    if recipe.hierarchy is not None:
+        return Tree.read(recipe.hierarchy, data.class_names)
+    return None if data.paths is None else Tree.from_paths(data.paths)
 
 
 def evaluation_parts(data: "ClassificationData") -> dict[str, Any]:

@@ -15,6 +15,9 @@ MAIN_METRICS = (
     "nc4.agreement",
 )
 
+# Of the many numbers that a hierarchy gives, those that a leaderboard has room for.
+MAIN_SEVERITY = ("mistake_severity", "hierarchical_distance@1", "hierarchical_distance@5", "hops")
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -67,8 +70,22 @@ KNOWN = {
     "etf.drift": Quantity("ETF drift", "how far the ETF moved in a step, relative", 0.0),
     "etf.rank": Quantity("ETF rank", "directions that the tracked class means determine"),
     "etf.smallest_singular_value": Quantity("ETF σ_min", "weakest direction of the tracked class means", 1.0),
-    "mistake_severity": Quantity("mistake severity", "mean tree distance over the mistakes"),
 }
+
+# Metrics of a hierarchy: an id may go on with "@k", and then with the decision rule, as in "hops@5.crm".
+SEVERITY = {
+    "mistake_severity": Quantity("mistake severity", "mean distance of the mistakes in the hierarchy"),
+    "near_mistakes": Quantity("near mistakes", "share of samples mistaken at the smallest distance", percent=True),
+    "far_mistakes": Quantity("far mistakes", "share of samples mistaken at the largest distance", 0.0, percent=True),
+    "hierarchical_distance": Quantity("HD", "mean distance of the first k classes"),
+    "best": Quantity("best of k", "mean distance of the nearest of the first k classes", 0.0),
+    "hierarchical_precision": Quantity("hierarchical precision", "similarity of the first k, of what is possible", 1.0),
+    "hierarchical_recall": Quantity("hierarchical recall", "similarity of the first k, of that of all classes"),
+    "hops": Quantity("HOPS", "agreement of the ranking with the hierarchy, clipped", 1.0),
+    "hops_raw": Quantity("HOPS, raw", "agreement of the ranking with the hierarchy", 1.0),
+    "concordance": Quantity("concordance", "pairs of classes in the order of the hierarchy", 1.0, percent=True),
+}
+RULES = {"crm": "CRM", "tree-order": "tree order"}
 
 
 def quantity(metric: str, num_classes: int | None = None) -> Quantity:
@@ -85,7 +102,7 @@ def quantity(metric: str, num_classes: int | None = None) -> Quantity:
         1.25
     """
     stem, _, part = metric.rpartition(".")
-    known = KNOWN.get(metric)
+    known = KNOWN.get(metric) or _severity(metric)
     if known is None and part in ("means", "classifier") and stem in KNOWN:
         known = KNOWN[stem]
         if part == "classifier":
@@ -95,6 +112,21 @@ def quantity(metric: str, num_classes: int | None = None) -> Quantity:
     if known.ideal is None and num_classes is not None and num_classes > 1:
         return replace(known, ideal=_ideal_for(num_classes).get(metric if metric in KNOWN else stem))
     return known
+
+
+def is_detail(metric: str) -> bool:
+    """Return whether a metric of a hierarchy has no place on a leaderboard."""
+    return _severity(metric) is not None and metric not in MAIN_SEVERITY
+
+
+def _severity(metric: str) -> Quantity | None:
+    base, _, rule = metric.partition(".")
+    name, _, k = base.partition("@")
+    if name not in (SEVERITY if not rule else {**SEVERITY, "error": KNOWN["error"]}) or (rule and rule not in RULES):
+        return None
+    found = SEVERITY.get(name, KNOWN["error"])
+    label = f"{found.label}@{k}" if k else found.label
+    return replace(found, label=f"{label}, {RULES[rule]}" if rule else label)
 
 
 def _ideal_for(num_classes: int) -> dict[str, float]:

@@ -12,7 +12,8 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from tightframe._checks import ArgumentError
-from tightframe.nn import Classifier, FeatureLoss, NearestETFClassifier
+from tightframe.metrics import HierarchicalMetrics
+from tightframe.nn import Classifier, CosineGramLoss, FeatureLoss, NearestETFClassifier
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]
@@ -34,6 +35,8 @@ class ClassifierModule(LightningModule):
         splits: names of the evaluation loaders, in their order.
         seed: if given, the random numbers of step t depend on ``(seed, t)`` alone, so a resumed run repeats the
             uninterrupted one; None leaves PyTorch's generator alone.
+        distances: ``(K, K)`` of the classes, to log :class:`~tightframe.metrics.HierarchicalMetrics` of each evaluation
+            split too; None for none.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class ClassifierModule(LightningModule):
         mixup_alpha: float = 0.0,
         splits: Sequence[str] = ("validation",),
         seed: int | None = None,
+        distances: Tensor | None = None,
     ) -> None:
         super().__init__()
         if mixup_alpha < 0:
@@ -79,6 +83,8 @@ class ClassifierModule(LightningModule):
             for split in splits
         )
         self.evaluation_loss = nn.ModuleList(MeanMetric() for _ in splits)
+        known = distances is not None
+        self.severity = nn.ModuleList(HierarchicalMetrics(cast("Tensor", distances)) for _ in splits if known)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits ``(B, K)``."""
@@ -89,6 +95,8 @@ class ClassifierModule(LightningModule):
         if self.seed is not None:
             # PyTorch's CPU generator looks at the low 32 bits alone.
             torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+        if isinstance(self.loss, CosineGramLoss):
+            self.loss.set_epoch(self.current_epoch)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch, mixed up if wanted."""
@@ -119,6 +127,15 @@ class ClassifierModule(LightningModule):
         mean_loss.update(loss, weight=labels.numel())
         values = {**dict(metrics.items()), f"{self.splits[dataloader_idx]}/loss": mean_loss}
         self.log_dict(values, on_epoch=True, add_dataloader_idx=False)
+        if self.severity:
+            cast("HierarchicalMetrics", self.severity[dataloader_idx]).update(logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what a hierarchy of the classes says of the evaluation."""
+        for split, module in zip(self.splits, self.severity, strict=False):
+            metrics = cast("HierarchicalMetrics", module)
+            self.log_dict({f"{split}/{name}": value for name, value in metrics.compute().items()})
+            metrics.reset()
 
     def configure_optimizers(self) -> Any:
         """Build optimiser and scheduler for the parameters that are trained."""
