@@ -198,7 +198,7 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--dim", type=int | None, default=None, help="dimension; the number of classes by default")
     sub.add_argument("--gamma", type=float | None, default=None, help="how fast cosines fall; suggested by default")
     sub.add_argument(
-        "--asymptote", type=str | float, default="max-separation", help="max-separation, grid or a number below 1"
+        "--asymptote", type=float | str, default="max-separation", help="max-separation, grid or a number below 1"
     )
     sub.add_argument("--mode", choices=["depth", "height"], default="depth", help="distance in the tree")
     sub.add_argument("--seed", type=int, default=0, help="of the orientation")

@@ -266,7 +266,7 @@ def build_tree(recipe: Recipe, data: "ClassificationData") -> "Tree | None":
     from tightframe.hierarchy import Tree
 
     if recipe.hierarchy is not None:
-        return Tree.read(recipe.hierarchy, data.class_names)
+        return Tree.read(recipe.hierarchy, data.class_names, prune=True)
     return None if data.paths is None else Tree.from_paths(data.paths)
 
 
