@@ -101,6 +101,24 @@ def test_without_a_hierarchy_they_cannot_be_bound():
         build_module(recipe(Part("HXELoss", {"alpha": 0.1})), "mine", data(paths=None), seed=0)
 
 
+@pytest.mark.parametrize(("dim", "width"), [(None, 4), ("classes", 4), ("classes-1", 3), ("nodes", 6), (5, 5)])
+def test_the_feature_dimension_of_a_method(dim, width):
+    chosen = recipe(backbone=Part("TokenMean", {"vocabulary": 9, "dim": "auto"}))
+    chosen.methods["mine"].dim = dim
+    module = build_module(chosen, "mine", data(), seed=0)
+    assert module.classifier.in_features == module.backbone.out_features == width
+
+
+@pytest.mark.parametrize(
+    ("dim", "text"), [("wide", "one of classes, classes-1, nodes, got 'wide'"), (0, ">= 1"), (7, "is 7")]
+)
+def test_a_feature_dimension_that_cannot_be(dim, text):
+    chosen = recipe()
+    chosen.methods["mine"].dim = dim
+    with pytest.raises(ConfigError, match=rf"methods\.mine\.dim .*{text}"):
+        build_module(chosen, "mine", data(), seed=0)
+
+
 # --- training ---
 
 

@@ -48,10 +48,13 @@ class Method:
     Args:
         classifier: from features to logits.
         loss: of logits and labels, or a ``FeatureLoss``.
+        dim: feature dimension for a backbone with ``dim: auto``: a number, ``classes`` (K, as without it),
+            ``classes-1``, or ``nodes`` of the hierarchy, the root left out.
     """
 
     classifier: Part
     loss: Part = field(default_factory=lambda: Part("CrossEntropyLoss"))
+    dim: int | str | None = None
 
 
 @dataclass
@@ -226,18 +229,20 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
         transform = bind(recipe.transform, ("tightframe.training", "torch.nn"), nn.Module, "transform", given)
         sample = transform.eval()(sample.unsqueeze(0)).squeeze(0)
         transform.train()
+    chosen = recipe.methods[method]
+    where = f"methods.{method}"
     sizes = {
         "in_features": sample.numel(),
         "in_channels": sample.shape[0] if sample.ndim else 1,
-        "dim": data.num_classes,
+        "dim": _dimension(chosen.dim, data.num_classes, tree, f"{where}.dim"),
         "num_samples": len(data.train),  # type: ignore[arg-type]  # it is sized
     }
     backbone = bind(recipe.backbone, ("tightframe.training", "torch.nn"), nn.Module, "backbone", {**given, **sizes})
     dim = getattr(backbone, "out_features", None)
     if not isinstance(dim, int):
         raise ConfigError(f"backbone.name: {recipe.backbone.name} has no integer out_features, the feature dimension d")
-    chosen = recipe.methods[method]
-    where = f"methods.{method}"
+    if chosen.dim is not None and dim != sizes["dim"]:
+        raise ConfigError(f"{where}.dim is {sizes['dim']} but the backbone gives {dim} features; let its dim be auto")
     room = ("tightframe.nn",)
     classifier = bind(chosen.classifier, room, Classifier, f"{where}.classifier", {**given, "dim": dim})
     loss = bind(chosen.loss, ("tightframe.nn", "torch.nn"), nn.Module, f"{where}.loss", given)
@@ -255,6 +260,18 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
         seed=seed,
         distances=given.get("distances"),
     )
+
+
+def _dimension(wanted: int | str | None, num_classes: int, tree: "Tree | None", where: str) -> int:
+    named = {None: num_classes, "classes": num_classes, "classes-1": num_classes - 1}
+    if tree is not None:
+        named["nodes"] = len(tree.names) - 1
+    if wanted in named:
+        return named[wanted]
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        names = ", ".join(map(str, list(named)[1:]))
+        raise ConfigError(f"{where} must be an integer >= 1 or one of {names}, got {wanted!r}")
+    return wanted
 
 
 def build_tree(recipe: Recipe, data: "ClassificationData") -> "Tree | None":

@@ -6,6 +6,7 @@ from tightframe.data.digits import Digits
 from tightframe.data.features import FeatureFile, FeatureFiles, write_features
 from tightframe.data.free import FreeSamples
 from tightframe.data.images import STL10, ImageFolder
+from tightframe.data.inaturalist import INaturalist
 from tightframe.data.stdlib import StdlibModules
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FeatureFile",
     "FeatureFiles",
     "FreeSamples",
+    "INaturalist",
     "ImageFolder",
     "StdlibModules",
     "long_tailed_counts",

@@ -224,7 +224,7 @@ class ImageFolder(DataSource):
             class_counts=train.labels.bincount(minlength=len(names)),
         )
 
-    def _part(self, name: str, expected: list[str] | None = None) -> tuple[list[str], _ImageFiles]:
+    def _part(self, name: str, expected: list[str] | None = None) -> tuple[list[str], ImageFiles]:
         """Return the classes and the samples of a part, whose classes must be the ``expected`` ones."""
         folder = self.root / name
         names = [entry.name for entry in _entries(folder, self.root) if entry.is_dir()]
@@ -243,19 +243,27 @@ class ImageFolder(DataSource):
                 raise DataFileError(f"{folder / class_name} holds no file; add its images or remove the folder")
             paths += files
             counts.append(len(files))
-        return names, _ImageFiles(paths, torch.repeat_interleave(torch.tensor(counts)), self.resize)
+        return names, ImageFiles(paths, torch.repeat_interleave(torch.tensor(counts)), self.resize)
 
 
-class _ImageFiles(Dataset[tuple[Tensor, Tensor]]):
-    """Image files and their labels."""
+@final
+class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
+    """Image files and their labels, decoded when they are read.
+
+    Args:
+        paths: N files.
+        labels: ``(N,)`` int64.
+        size: height and width of the images, in pixels.
+    """
 
     def __init__(self, paths: list[str], labels: Tensor, size: int) -> None:
         self.paths = paths
         self.labels = labels
         self.size = size
 
-    def subset(self, indices: Tensor) -> _ImageFiles:
-        return _ImageFiles([self.paths[i] for i in indices.tolist()], self.labels[indices], self.size)
+    def subset(self, indices: Tensor) -> ImageFiles:
+        """Return the samples at ``indices``."""
+        return ImageFiles([self.paths[i] for i in indices.tolist()], self.labels[indices], self.size)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -275,6 +283,8 @@ def _decoded(path: str, size: int) -> Tensor:
     try:
         with image.open(path) as opened:
             square = operations.fit(opened.convert("RGB"), (size, size), image.Resampling.BILINEAR)
+    except FileNotFoundError as error:
+        raise DataFileError(f"{path} does not exist; put the image there, or mend root") from error
     except Exception as error:  # Pillow's decoders raise exceptions of many kinds
         raise DataFileError(
             f"{path} cannot be decoded as an image ({type(error).__name__}: {error}); replace or remove it"
