@@ -10,16 +10,17 @@ from torch.utils.data import TensorDataset
 from tests.training.models import quiet, trainer
 from tightframe._checks import ConfigError, DataFileError
 from tightframe.cli import main
-from tightframe.config import Method, Part, Recipe, build_module, build_tree
+from tightframe.config import Method, Part, Recipe, build_module, build_tree, write_directory
 from tightframe.data import ClassificationData
 from tightframe.frames import hierarchy_aware_frame
 from tightframe.functional import severity_metrics
 from tightframe.hierarchy import Tree
 from tightframe.nn import CosineGramLoss
 from tightframe.records import Records
+from tightframe.report import build_report, read_runs
 from tightframe.report.names import is_detail, quantity
 from tightframe.report.tables import leaderboard
-from tightframe.training import RecordWriter, make_loader
+from tightframe.training import RecordWriter, fit, make_loader
 
 pytestmark = quiet
 
@@ -184,6 +185,28 @@ def test_a_leaderboard_shows_the_main_numbers_of_a_hierarchy():
     assert columns == ["test.accuracy", "test.error", *(f"test.{name}" for name in list(shown)[1:])]
     assert is_detail("hops.crm")
     assert not is_detail("class_mean_accuracy")
+
+
+def test_the_report_shows_the_tree(folder):
+    names = ("<b>", "B", "C", "D")
+    known = replace(data(paths=(("E", "<b>"), ("E", "B"), ("F", "sub", "C"), ("F", "D"))), class_names=names)
+    write_directory(folder / "runs", recipe(), known)
+    module = build_module(recipe(), "mine", known, seed=0)
+    fit(
+        module, known.train, {"test": known.test}, folder / "runs" / "mine" / "seed-0", run="mine", seed=0, epochs=1,
+        batch_size=16,
+    )  # fmt: skip
+    directory = read_runs(folder / "runs")
+    assert torch.equal(directory.tree.distances(), Tree.from_paths(known.paths).distances())
+    page = build_report(folder / "runs").read_text()
+    section = page[page.index('<section id="hierarchy">') : page.index('<section id="trainings">')]
+    assert [
+        section.index(text) for text in ("root <small>4", "E <small>2", "&lt;b&gt;, B", "F <small>2", "sub <small>1")
+    ]
+    assert "<b>" not in section
+    (folder / "runs" / "hierarchy.json").write_text('{"parents": [0')
+    assert read_runs(folder / "runs").tree is None
+    assert '<section id="hierarchy">' not in build_report(folder / "runs").read_text()
 
 
 # --- tightframe frame ---

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightframe._checks import ConfigError, ResumeError, TightframeError, check_positive
-from tightframe.records import CLASSES_FILE, CONFIG_FILE, VERSIONS_FILE
+from tightframe.records import CLASSES_FILE, CONFIG_FILE, HIERARCHY_FILE, VERSIONS_FILE
 
 if TYPE_CHECKING:
     from tightframe.data import ClassificationData
@@ -368,7 +368,7 @@ def check_directory(out: Path, recipe: Recipe) -> None:
 
 
 def write_directory(out: Path, recipe: Recipe, data: "ClassificationData") -> None:
-    """Create a directory for runs of a recipe: configuration, class names and versions.
+    """Create a directory for runs of a recipe: configuration, class names, their hierarchy and versions.
 
     Raises:
         ConfigError: if it cannot be written.
@@ -380,6 +380,10 @@ def write_directory(out: Path, recipe: Recipe, data: "ClassificationData") -> No
         CLASSES_FILE: json.dumps(data.class_names) + "\n",
         VERSIONS_FILE: json.dumps(_versions(), indent=2) + "\n",
     }
+    tree = build_tree(recipe, data)
+    if tree is not None:
+        parts = {"parents": tree.parents.tolist(), "names": tree.names, "classes": tree.classes.tolist()}
+        files[HIERARCHY_FILE] = json.dumps(parts) + "\n"
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():

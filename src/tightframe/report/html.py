@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tightframe._checks import require_extra
+from tightframe.hierarchy import Tree
 from tightframe.report.content import Content, RunGeometry
 from tightframe.report.figures import PALETTE
 from tightframe.report.geometry import Array, SimplexFrame
@@ -65,9 +66,28 @@ def _texts(content: Content) -> dict[str, Any]:
         "geometry": content.geometry,
         "views": [item for item in content.geometry if item.view is not None],
         "class_name": directory.class_name,
+        "tree": None if directory.tree is None else _nodes(directory.tree),
         "panels_left": sum(not panel.main for panel in content.panels),
         "directory": directory,
     }
+
+
+def _nodes(tree: Tree) -> dict[str, Any]:
+    """Return the root as a mapping of its name, the classes below it, its leaves' names and its other children."""
+    nodes: list[dict[str, Any]] = [{"name": name, "classes": 0, "leaves": [], "inner": []} for name in tree.names]
+    leaves = set(tree.classes.tolist())
+    for node in range(len(nodes) - 1, -1, -1):
+        nodes[node]["leaves"].reverse()
+        nodes[node]["inner"].reverse()
+        nodes[node]["classes"] += node in leaves
+        if node:
+            above = nodes[tree.parents[node]]
+            above["classes"] += nodes[node]["classes"]
+            if node in leaves:
+                above["leaves"].append(nodes[node]["name"])
+            else:
+                above["inner"].append(nodes[node])
+    return nodes[0]
 
 
 def _count(number: int, noun: str) -> str:

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tightframe._checks import DataFileError, EmptyDataError, require_extra
+from tightframe._checks import DataFileError, EmptyDataError, TightframeError, require_extra
+from tightframe.hierarchy import Tree
 from tightframe.records import (
     CLASSES_FILE,
     CONFIG_FILE,
+    HIERARCHY_FILE,
     RECORDS_FILE,
     SNAPSHOT_DIR,
     TIMING_FILE,
@@ -68,6 +70,7 @@ class RunDirectory:
         versions: package versions.
         class_names: by class number; empty if they were not recorded.
         trainings: all trainings found or expected, by run and seed.
+        tree: hierarchy of the classes; None if there is none, or none that can be read.
     """
 
     path: Path
@@ -75,6 +78,7 @@ class RunDirectory:
     versions: Mapping[str, Any]
     class_names: tuple[str, ...]
     trainings: tuple[Training, ...]
+    tree: Tree | None = None
 
     @property
     def records(self) -> Records:
@@ -133,7 +137,16 @@ def read_runs(out: Path) -> RunDirectory:
         for seed in sorted({seed for _, seed in found})
     )
     names = _read_json(out / CLASSES_FILE, list)
-    return RunDirectory(out, config_text, _read_json(out / VERSIONS_FILE, dict), tuple(map(str, names)), trainings)
+    versions, tree = _read_json(out / VERSIONS_FILE, dict), _read_tree(out / HIERARCHY_FILE)
+    return RunDirectory(out, config_text, versions, tuple(map(str, names)), trainings, tree)
+
+
+def _read_tree(path: Path) -> Tree | None:
+    parts = _read_json(path, dict)
+    try:
+        return Tree(parts["parents"], parts["names"], parts["classes"])
+    except (KeyError, TypeError, TightframeError):
+        return None
 
 
 def _read_training(path: Path) -> Training | None:
