@@ -284,7 +284,7 @@ def _decoded(path: str, size: int) -> Tensor:
         with image.open(path) as opened:
             square = operations.fit(opened.convert("RGB"), (size, size), image.Resampling.BILINEAR)
     except FileNotFoundError as error:
-        raise DataFileError(f"{path} does not exist; put the image there, or mend root") from error
+        raise DataFileError(f"{path} does not exist; unpack its images again, or mend root") from error
     except Exception as error:  # Pillow's decoders raise exceptions of many kinds
         raise DataFileError(
             f"{path} cannot be decoded as an image ({type(error).__name__}: {error}); replace or remove it"

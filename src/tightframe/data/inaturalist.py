@@ -8,16 +8,18 @@ from typing import Any, final
 
 import torch
 
-from tightframe._checks import ArgumentError, DataFileError, check_positive, require_extra
+from tightframe._checks import DataFileError, check_positive, require_extra
 from tightframe.data.base import ClassificationData, DataSource, check_fraction, stratified_split
 from tightframe.data.images import SHOWN, ImageFiles, StrPath
 
 # Above the species, from coarse to fine.
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")
 CATEGORIES_FILE = "categories.json"
-AGAIN = "get the published file again"
+# Characters of a wrong entry in a message.
+SHOWN_LENGTH = 200
 
 Entry = dict[str, Any]
+Paths = tuple[tuple[str, ...], ...]
 
 
 @final
@@ -62,8 +64,6 @@ class INaturalist(DataSource):
         check_positive("resize", resize)
         check_fraction("validation_fraction", validation_fraction)
         check_positive("seed", seed, minimum=0)
-        if train == test:
-            raise ArgumentError(f"train and test must be different files, got {train!r} for both")
         self.root = Path(root)
         self.resize = resize
         self.train = train
@@ -75,13 +75,12 @@ class INaturalist(DataSource):
     def load(self) -> ClassificationData:
         """Return the parts as map-style datasets of ``(uint8 image (3, resize, resize), int64 label)``."""
         require_extra("PIL.Image", "cli")
-        contents = [_read(self.root / name) for name in (self.train, self.test)]
-        own, others = (_categories(self.root / name, c) for name, c in zip((self.train, self.test), contents, strict=True))
-        ids = sorted(own)
-        _check_same(set(others), set(ids), self.root / self.test, self.train)
-        names, paths = self._taxonomy(ids, own)
+        train_file, test_file = (_AnnotationFile(self.root / name) for name in (self.train, self.test))
+        ids = sorted(train_file.by_id("categories"))
+        _check_same(ids, train_file, test_file)
+        names, paths = self._taxonomy(ids, train_file)
         labels = {category: k for k, category in enumerate(ids)}
-        train, test = (self._part(name, c, labels) for name, c in zip((self.train, self.test), contents, strict=True))
+        train, test = (self._part(file, labels) for file in (train_file, test_file))
         validation = None
         if self.validation_fraction:
             rest, held_out = stratified_split(train.labels, self.validation_fraction, self.seed)
@@ -94,4 +93,110 @@ class INaturalist(DataSource):
             class_names=names,
             class_counts=train.labels.bincount(minlength=len(ids)),
             paths=paths,
+        )
+
+    def _part(self, file: _AnnotationFile, labels: dict[int, int]) -> ImageFiles:
+        """Return the samples of a file, in the order of its images."""
+        images = file.by_id("images", file_name=str)
+        found: dict[int, int] = {}
+        for annotation in file.entries("annotations", image_id=int, category_id=int):
+            image, category = annotation["image_id"], annotation["category_id"]
+            if image not in images:
+                raise file.error(f"an annotation is of image {image}, which is not among the images")
+            if category not in labels:
+                raise file.error(f"image {image} has category {category}, which is not among the categories")
+            if image in found:
+                raise file.error(f"image {image} has two annotations, but must have one")
+            found[image] = labels[category]
+        bare = [image for image in images if image not in found]
+        if bare:
+            raise file.error(f"image {bare[0]} has no annotation ({len(bare)} of {len(images)} images have none)")
+        paths = [str(self.root / entry["file_name"]) for entry in images.values()]
+        return ImageFiles(paths, torch.tensor([found[image] for image in images]), self.resize)
+
+    def _taxonomy(self, ids: list[int], train: _AnnotationFile) -> tuple[tuple[str, ...], Paths | None]:
+        """Return names and paths of the categories, from the file that has them."""
+        file = train
+        if self.categories is not None or (self.root / CATEGORIES_FILE).exists():
+            file = _AnnotationFile(self.root / (self.categories or CATEGORIES_FILE))
+        named = file.by_id("categories", name=str)
+        missing = [category for category in ids if category not in named]
+        if missing:
+            raise file.error(f"there is no category {missing[0]}, which {train.path.name} has")
+        chosen = [named[category] for category in ids]
+        return tuple(entry["name"] for entry in chosen), _paths(chosen, file)
+
+
+def _paths(categories: list[Entry], file: _AnnotationFile) -> Paths | None:
+    """Return the way down the ranks to each category, or None if no rank is given."""
+    ranks = [rank for rank in RANKS if any(category.get(rank) for category in categories)]
+    if not ranks:
+        return None
+    first: dict[tuple[str, ...], int] = {}
+    for category in categories:
+        for rank in ranks:
+            if not isinstance(category.get(rank), str) or not category[rank]:
+                raise file.error(
+                    f"category {category['id']} ({category['name']}) must have a name for its {rank}, as others have, "
+                    f"got {category.get(rank)!r}"
+                )
+        path = (*(category[rank] for rank in ranks), category["name"])
+        if first.setdefault(path, category["id"]) != category["id"]:
+            raise file.error(f"categories {first[path]} and {category['id']} are both {' > '.join(path)}")
+    return tuple(first)
+
+
+class _AnnotationFile:
+    """A JSON object of lists of entries, or the list of categories alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError as error:
+            raise DataFileError(
+                f"{path} does not exist; root must be the folder with the annotation files, and train, test and "
+                "categories their names"
+            ) from error
+        except OSError as error:
+            raise DataFileError(f"{path} cannot be read ({error}); unpack it again") from error
+        except (ValueError, RecursionError) as error:
+            raise DataFileError(f"{path} is no JSON or is truncated ({error}); unpack it again") from error
+        self.content = {"categories": content} if isinstance(content, list) else content
+
+    def error(self, seen: str) -> DataFileError:
+        """Return what to raise about something in the file."""
+        return DataFileError(f"{self.path}: {seen}; mend the file or get the published one again")
+
+    def entries(self, section: str, **kinds: type) -> list[Entry]:
+        """Return the entries of a section, each of which must have values of these types."""
+        entries = self.content.get(section) if isinstance(self.content, dict) else None
+        if not isinstance(entries, list) or not entries:
+            held = sorted(self.content) if isinstance(self.content, dict) else type(self.content).__name__
+            raise self.error(f"there must be a list of {section} with something in it, got {held}")
+        for number, entry in enumerate(entries):
+            # Not isinstance, which takes true for a number; an empty name is none.
+            if not isinstance(entry, dict) or any(
+                type(entry.get(key)) is not kind or entry[key] == "" for key, kind in kinds.items()
+            ):
+                wanted = ", ".join(f"{key} ({kind.__name__})" for key, kind in kinds.items())
+                raise self.error(f"entry {number} of {section} must have {wanted}, got {repr(entry)[:SHOWN_LENGTH]}")
+        return entries
+
+    def by_id(self, section: str, **kinds: type) -> dict[int, Entry]:
+        """Return the entries of a section by their ids, in order."""
+        found: dict[int, Entry] = {}
+        for entry in self.entries(section, id=int, **kinds):
+            if found.setdefault(entry["id"], entry) is not entry:
+                raise self.error(f"id {entry['id']} comes twice among the {section}")
+        return found
+
+
+def _check_same(ids: list[int], train: _AnnotationFile, test: _AnnotationFile) -> None:
+    """Refuse parts of two releases, where the same id may mean different species."""
+    differing = sorted(set(ids) ^ set(test.by_id("categories")))
+    if differing:
+        raise test.error(
+            f"the categories must be those of {train.path.name}, but {len(differing)} are in one alone: "
+            f"{', '.join(map(str, differing[:SHOWN]))}{', ...' if len(differing) > SHOWN else ''}"
         )
