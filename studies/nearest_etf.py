@@ -12,21 +12,18 @@ of the cosine margin are those of the samples that the last snapshot keeps.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import yaml
 
-from tightframe._checks import DataFileError, TightframeError
+from studies._tables import complete, left_out, markdown, report_runs, seeds_of
 from tightframe.functional import ClassMoments, cosine_margins
-from tightframe.report import RunDirectory, Training, read_runs
+from tightframe.report import RunDirectory, Training
 from tightframe.report.history import estimate
 from tightframe.report.names import FEATURES
 from tightframe.report.tables import format_estimate
@@ -42,17 +39,6 @@ GEOMETRY = {
     "margin": "cosine_margin",
 }
 Series = list[tuple[int, float]]
-
-
-def run_directories(paths: Iterable[Path]) -> list[RunDirectory]:
-    """Read comparisons, or folders of comparisons."""
-    found: list[Path] = []
-    for path in paths:
-        children = sorted(child for child in path.glob("*/") if any(child.glob("*/seed-*")))
-        found += [path] if any(path.glob("*/seed-*")) or not children else children
-    if not found:
-        raise DataFileError("RUNS must name at least one directory that tightframe compare wrote, got none")
-    return [read_runs(path) for path in found]
 
 
 def series(training: Training, split: str, metric: str) -> Series:
@@ -117,20 +103,6 @@ def middle(values: Sequence[float], digits: int = 1, last: float = math.inf) -> 
     return low if low == high else f"{text(statistics.median(known))} [{low}, {high}]"
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose columns are aligned in the source too."""
-    lines = [list(columns), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
-
-
-def seeds_of(directory: RunDirectory, run: str) -> list[Training]:
-    return [training for training in directory.trainings if training.run == run]
-
-
 def speed(directory: RunDirectory) -> str:
     """Steps that each method needs, for full batches."""
     num_classes = len(directory.class_names)
@@ -183,30 +155,16 @@ def _seconds(timing: Any) -> float:
 
 
 def report(directory: RunDirectory) -> None:
-    # What an unfinished training has not reached, it may yet reach.
-    complete = replace(directory, trainings=tuple(t for t in directory.trainings if not t.problem))
-    print(f"\n## {directory.path.name}, {len({t.seed for t in complete.trainings})} seeds\n")
-    if complete.runs:
-        print(speed(complete) if full_batch(complete) else accuracy(complete))
-        print(f"\n{geometry(complete)}\n")
-    for training in directory.problems:
-        print(f"left out: {training.run}, seed {training.seed}, {training.problem}")
+    finished = complete(directory)
+    print(f"\n## {directory.path.name}, {len({t.seed for t in finished.trainings})} seeds\n")
+    if finished.runs:
+        print(speed(finished) if full_batch(finished) else accuracy(finished))
+        print(f"\n{geometry(finished)}\n")
+    left_out(directory)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.nearest_etf", description="Tables of the nearest-ETF study."
-    )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, help="output directory of tightframe compare, or a folder of them"
-    )
-    try:
-        for directory in run_directories(parser.parse_args(argv).runs):
-            report(directory)
-    except TightframeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return report_runs("nearest_etf", "Tables of the nearest-ETF study.", report, argv)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from studies import nearest_etf
+from studies import _tables, nearest_etf, severity
 
 from tightframe import simplex_etf
 from tightframe.records import CLASSES_FILE, CONFIG_FILE, RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE, Records
@@ -97,7 +97,7 @@ def test_margins_are_quantiles_over_the_samples_of_the_last_snapshot(tmp_path):
     features = vectors.repeat(40, 1)
     features[:9] = -features[:9]  # cosine -1 against the largest other, 1/2
     write(tmp_path / "out", "learned", 0, mini_batch({1: 0.5}), 1.0, features)
-    ((median, low),) = map(nearest_etf.margins, nearest_etf.run_directories([tmp_path / "out"])[0].trainings)
+    ((median, low),) = map(nearest_etf.margins, _tables.run_directories([tmp_path / "out"])[0].trainings)
     assert median == pytest.approx(1.5, abs=1e-6)
     assert low == pytest.approx(-1.5, abs=1e-6)
 
@@ -141,3 +141,29 @@ def test_the_floor_of_the_loss(num_classes, expected):
     vectors = simplex_etf(10, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     loss = torch.nn.functional.cross_entropy(5 * vectors @ vectors.T, torch.arange(10))
     assert nearest_etf.floor(10, 5.0) == pytest.approx(loss.item(), rel=1e-12)
+
+
+def test_severity_of_every_method_under_every_rule(tmp_path, capsys):
+    for run, shift in (("learned", 0.0), ("haframe", 0.1)):
+        for seed in (0, 1):
+            records = Records()
+            for epoch in (1, 2):
+                for rule, gain in (("", 0.0), (".crm", 0.05), (".tree-order", 0.02)):
+                    error = 0.5 - shift - gain + 0.02 * seed - 0.1 * epoch
+                    here = {"epoch": epoch, "step": epoch, "split": "test"}
+                    records.add(f"error{rule}", error, **here)
+                    records.add(f"mistake_severity{rule}", 2.0, **here)
+                    records.add(f"hierarchical_distance@1{rule}", 2 * error + 1e-3 * (rule == ".crm"), **here)
+            write(tmp_path / "runs", run, seed, records, 1.0)
+    assert severity.main([str(tmp_path / "runs")]) == 0
+    out = capsys.readouterr().out
+    assert "## runs, 2 seeds" in out
+    rows = {cells[1].strip(): cells[2:] for cells in (line.split("|") for line in out.splitlines()) if len(cells) > 2}
+    assert [rows[name][0].split(" ±")[0].strip() for name in ("learned", "learned, crm", "haframe, tree-order")] == [
+        "31.00",
+        "26.00",
+        "19.00",
+    ]
+    assert rows["haframe"][1].strip() == "2.00 ± 0.00"
+    assert rows["haframe"][3].strip() == "–"
+    assert "HD@1 = severity x error to 1.0e-03" in out
