@@ -144,7 +144,7 @@ def test_the_configuration_that_is_printed_is_the_recipe(capsys, folder):
 )
 def test_every_key_can_be_set_by_its_dotted_name(capsys, option, value, path, expected):
     shown = config(["train", "digits", option, value], capsys)
-    untouched = yaml.safe_load(RECIPE)["methods"]["etf-canonical"] | {"loss": PLAIN, "dim": None}
+    untouched = yaml.safe_load(RECIPE)["methods"]["etf-canonical"] | {"loss": PLAIN, "dim": None, "hierarchy": None}
     assert shown["methods"]["etf-canonical"] == untouched
     for key in path:
         shown = shown[key]

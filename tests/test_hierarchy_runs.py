@@ -97,6 +97,16 @@ def test_classifiers_and_losses_get_tree_and_distances(folder):
     assert hxe(torch.zeros(2, 4), torch.tensor([0, 3])).isfinite()
 
 
+def test_a_method_with_another_hierarchy_is_judged_by_the_same(folder):
+    chosen = recipe(classifier=Part("HierarchyAwareClassifier", {"gamma": 2.0}))
+    real = build_module(chosen, "mine", data(), seed=0)
+    chosen.methods["mine"].hierarchy = "other.txt"
+    swapped = build_module(chosen, "mine", data(), seed=0)
+    order = [0, 2, 1, 3]
+    torch.testing.assert_close(swapped.classifier.gram, real.classifier.gram[order][:, order])
+    assert torch.equal(swapped.severity[0].distances, REAL)
+
+
 def test_without_a_hierarchy_they_cannot_be_bound():
     with pytest.raises(ConfigError, match="HXELoss"):
         build_module(recipe(Part("HXELoss", {"alpha": 0.1})), "mine", data(paths=None), seed=0)

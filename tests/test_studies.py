@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
-from studies import _tables, nearest_etf, severity
+from studies import _tables, nearest_etf, severity, shuffled_tree
 
 from tightframe import simplex_etf
+from tightframe.data import StdlibModules
+from tightframe.hierarchy import Tree
 from tightframe.records import CLASSES_FILE, CONFIG_FILE, RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE, Records
 from tightframe.snapshots import Snapshot
 
@@ -167,3 +169,22 @@ def test_severity_of_every_method_under_every_rule(tmp_path, capsys):
     assert rows["haframe"][1].strip() == "2.00 ± 0.00"
     assert rows["haframe"][3].strip() == "–"
     assert "HD@1 = severity x error to 1.0e-03" in out
+
+
+def test_a_shuffled_tree_has_the_same_shape_and_other_neighbours():
+    names = [f"c{k}" for k in range(12)]
+    paths = [("T" if k < 6 else "U", f"p{k // 3}", name) for k, name in enumerate(names)]
+    real = Tree.from_paths(paths).distances()
+    found = Tree.from_nested(shuffled_tree.shuffled(paths, names, seed=0), names).distances()
+    assert sorted(found.flatten().tolist()) == sorted(real.flatten().tolist())
+    assert not torch.equal(found, real)
+    assert shuffled_tree.shuffled(paths, names, 0) == shuffled_tree.shuffled(paths, names, 0)
+    assert shuffled_tree.main(["digits", "unused.json"]) == 2
+
+
+def test_the_shuffled_tree_of_a_recipe_is_one_of_its_classes(tmp_path):
+    assert shuffled_tree.main(["stdlib-hierarchy", str(tmp_path / "tree.json"), "--seed", "1"]) == 0
+    data = StdlibModules().load()
+    tree = Tree.read(tmp_path / "tree.json", data.class_names)
+    assert tree.class_names == data.class_names
+    assert len(tree.names) == len(Tree.from_paths(data.paths).names)

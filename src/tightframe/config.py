@@ -50,11 +50,13 @@ class Method:
         loss: of logits and labels, or a ``FeatureLoss``.
         dim: feature dimension for a backbone with ``dim: auto``: a number, ``classes`` (K, as without it),
             ``classes-1``, or ``nodes`` of the hierarchy, the root left out.
+        hierarchy: file with another hierarchy for this classifier and loss, evaluation keeping that of the recipe.
     """
 
     classifier: Part
     loss: Part = field(default_factory=lambda: Part("CrossEntropyLoss"))
     dim: int | str | None = None
+    hierarchy: str | None = None
 
 
 @dataclass
@@ -220,7 +222,10 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
         "epochs": recipe.epochs,
         "seed": seed,
     }
-    tree = build_tree(recipe, data)
+    chosen = recipe.methods[method]
+    where = f"methods.{method}"
+    judge = build_tree(recipe, data)
+    tree = judge if chosen.hierarchy is None else _read_tree(chosen.hierarchy, data)
     if tree is not None:
         given |= {"tree": tree, "distances": tree.distances()}
     sample = torch.as_tensor(data.train[0][0])
@@ -229,8 +234,6 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
         transform = bind(recipe.transform, ("tightframe.training", "torch.nn"), nn.Module, "transform", given)
         sample = transform.eval()(sample.unsqueeze(0)).squeeze(0)
         transform.train()
-    chosen = recipe.methods[method]
-    where = f"methods.{method}"
     sizes = {
         "in_features": sample.numel(),
         "in_channels": sample.shape[0] if sample.ndim else 1,
@@ -258,7 +261,7 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
         mixup_alpha=recipe.mixup_alpha,
         splits=list(evaluation_parts(data)),
         seed=seed,
-        distances=given.get("distances"),
+        distances=None if judge is None else judge.distances(),
     )
 
 
@@ -283,8 +286,14 @@ def build_tree(recipe: Recipe, data: "ClassificationData") -> "Tree | None":
     from tightframe.hierarchy import Tree
 
     if recipe.hierarchy is not None:
-        return Tree.read(recipe.hierarchy, data.class_names, prune=True)
+        return _read_tree(recipe.hierarchy, data)
     return None if data.paths is None else Tree.from_paths(data.paths)
+
+
+def _read_tree(path: str, data: "ClassificationData") -> "Tree":
+    from tightframe.hierarchy import Tree
+
+    return Tree.read(path, data.class_names, prune=True)
 
 
 def evaluation_parts(data: "ClassificationData") -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""The hierarchy of a recipe's data with its classes dealt out anew: the same tree, and nothing that it says is true.
+
+python -m studies.shuffled_tree stdlib-hierarchy shuffled.json
+tightframe compare stdlib-hierarchy --methods.haframe-2.hierarchy shuffled.json --out runs/shuffled
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from tightframe._checks import ConfigError, TightframeError
+from tightframe.config import Part, bind, find_recipe
+from tightframe.data import DataSource
+from tightframe.hierarchy import Tree
+
+
+def shuffled(paths: Sequence[Sequence[str]], class_names: Sequence[str], seed: int) -> dict[str, Any]:
+    """Return nested mappings in which each class stands where another one was."""
+    order = torch.randperm(len(class_names), generator=torch.Generator().manual_seed(seed)).tolist()
+    root: dict[str, Any] = {}
+    for path, other in zip(paths, order, strict=True):
+        node = root
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[class_names[other]] = None
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m studies.shuffled_tree", description="A hierarchy, shuffled.")
+    parser.add_argument("recipe", help="name or YAML file, of data with a hierarchy")
+    parser.add_argument("out", type=Path, help="JSON file to write")
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle")
+    options = parser.parse_args(argv)
+    try:
+        described = yaml.safe_load(find_recipe(options.recipe).read_text(encoding="utf-8"))["data"]
+        data = bind(Part(**described), ("tightframe.data",), DataSource, "data").load()
+        if data.paths is None:
+            raise ConfigError(f"{options.recipe} must have data with a hierarchy of their own")
+        nested = shuffled(data.paths, data.class_names, options.seed)
+        Tree.from_nested(nested, data.class_names)
+    except TightframeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    options.out.write_text(json.dumps(nested, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
