@@ -396,3 +396,30 @@ def test_an_ignored_label_is_as_if_never_there():
     assert "nc4.agreement" in records.unique("metric")
     for r in records:
         assert r.value == pytest.approx(expected.value(r.metric), rel=1e-9, abs=1e-12, nan_ok=True), r.metric
+
+
+# --- collapse onto class vectors that nobody trains ---
+
+
+@pytest.mark.parametrize("learn_scale", [False, True])
+def test_means_are_measured_against_a_frame_that_stands_still(learn_scale):
+    classifier = SimplexETFClassifier(4, K, learn_scale=learn_scale)
+    records = measure(nn.Sequential(nn.Identity(), classifier), batches())
+    prepared = classifier.prepare(INPUTS).detach()
+    expected = F.frame_metrics(ClassMoments.from_samples(prepared, LABELS, K, scatter=True), classifier.weight)
+    assert len(expected) == 10
+    for metric, value in expected.items():
+        torch.testing.assert_close(records.value(metric), value.item(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("classifier", [LinearClassifier(4, K), NormalizedLinear(4, K), nn.Linear(4, K)])
+def test_class_vectors_that_are_trained_are_no_frame(classifier):
+    with torch.no_grad():  # where a weight made on demand tells nothing of being trained
+        records = measure(nn.Sequential(nn.Identity(), classifier), batches())
+    assert "nc3.distance" in records.unique("metric")
+    assert not [metric for metric in records.unique("metric") if metric.startswith("frame.")]
+
+
+def test_a_preset_measures_what_it_names_alone():
+    records = measure(nn.Sequential(nn.Identity(), SimplexETFClassifier(4, K)), batches(), preset="papyan2020")
+    assert not [metric for metric in records.unique("metric") if metric.startswith("frame.")]

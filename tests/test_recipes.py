@@ -105,7 +105,7 @@ def test_data_that_is_missing_is_one_clear_line(name, tmp_path, monkeypatch, cap
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", MISSING)
+@pytest.mark.parametrize("name", [name for name in MISSING if name.endswith("-nearest")])
 def test_what_the_published_runs_share(name):
     recipe = parsed(name)
     assert (recipe.epochs, recipe.batch_size, recipe.optimizer.args["gain"]) == (200, 256, 10)

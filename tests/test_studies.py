@@ -156,11 +156,17 @@ def test_severity_of_every_method_under_every_rule(tmp_path, capsys):
                     records.add(f"error{rule}", error, **here)
                     records.add(f"mistake_severity{rule}", 2.0, **here)
                     records.add(f"hierarchical_distance@1{rule}", 2 * error + 1e-3 * (rule == ".crm"), **here)
+            if run == "haframe":
+                records.add("frame.alignment.span", 0.5 + 0.1 * seed, epoch=2, split="train", layer="features")
             write(tmp_path / "runs", run, seed, records, 1.0)
     assert severity.main([str(tmp_path / "runs")]) == 0
     out = capsys.readouterr().out
     assert "## runs, 2 seeds" in out
-    rows = {cells[1].strip(): cells[2:] for cells in (line.split("|") for line in out.splitlines()) if len(cells) > 2}
+    tables = out.split("\n\n")
+    rows, differences, alignment = (
+        {cells[1].strip(): cells[2:] for cells in (line.split("|") for line in table.splitlines()) if len(cells) > 2}
+        for table in tables[1:4]
+    )
     assert [rows[name][0].split(" ±")[0].strip() for name in ("learned", "learned, crm", "haframe, tree-order")] == [
         "31.00",
         "26.00",
@@ -169,6 +175,24 @@ def test_severity_of_every_method_under_every_rule(tmp_path, capsys):
     assert rows["haframe"][1].strip() == "2.00 ± 0.00"
     assert rows["haframe"][3].strip() == "–"
     assert "HD@1 = severity x error to 1.0e-03" in out
+    # Paired by seed: the seeds' own spread is gone.
+    assert list(differences) == ["minus learned", "-" * 13, "haframe"]
+    assert [cell.strip() for cell in differences["haframe"][:3]] == ["-10.00 ± 0.00", "0.00 ± 0.00", "-0.200 ± 0.000"]
+    assert list(alignment)[2:] == ["haframe"]
+    assert [cell.strip() for cell in alignment["haframe"][:3]] == ["–", "0.550 ± 0.635", "–"]
+
+
+def test_parameters_are_chosen_without_a_look_at_the_test_part(tmp_path, capsys):
+    records = Records()
+    for split, error in (("validation", 0.25), ("test", 0.75)):
+        records.add("error", error, epoch=1, split=split)
+        records.add("error.crm", error, epoch=1, split=split)
+    write(tmp_path / "runs", "learned", 0, records, 1.0)
+    assert severity.main([str(tmp_path / "runs")]) == 0
+    out = capsys.readouterr().out
+    assert "| learned | 25.00" in out
+    assert "75.00" not in out
+    assert "crm" not in out
 
 
 def test_a_shuffled_tree_has_the_same_shape_and_other_neighbours():

@@ -253,10 +253,21 @@ def measure(
 def layer_metrics(
     moments: ClassMoments, classifier: nn.Module | None = None, *, preset: str | None = None
 ) -> dict[str, float]:
-    """Return the collapse metrics of one layer by id; with the classifier if the layer is its input."""
+    """Return the collapse metrics of one layer by id; with the classifier if the layer is its input.
+
+    Class vectors that nobody trains are a frame that the means should come to: with them there are those of
+    :func:`tightframe.functional.frame_metrics` too, unless a preset names others.
+    """
     weight, bias = getattr(classifier, "weight", None), getattr(classifier, "bias", None)
     values = F.collapse_metrics(moments, weight, None if bias is None else bias.detach(), preset=preset)
+    if classifier is not None and weight is not None and preset is None and not _trains_vectors(classifier):
+        values |= F.frame_metrics(moments, weight.detach())
     return {metric: value.item() for metric, value in values.items()}
+
+
+def _trains_vectors(classifier: nn.Module) -> bool:
+    """Return whether a matrix of it is trained; a bias or a scale may be, over a frame that stands still."""
+    return any(p.requires_grad and p.ndim > 1 for p in classifier.parameters())
 
 
 def sample_metrics(

@@ -117,6 +117,8 @@ def test_panels_are_ordered_main_first_and_hold_unknown_metrics_but_no_inner_lay
 def test_names_and_ideals() -> None:
     assert quantity("nc2.equinorm.means").label == "NC2 norms"
     assert quantity("nc2.equinorm.classifier").label == "NC2 norms, classifier"
+    assert quantity("frame.alignment.span").label == "frame alignment, in its span"
+    assert quantity("frame.alignment.span").ideal == 1.0
     assert quantity("brand.new").label == "brand.new"
     assert quantity("brand.new").ideal is None
     assert quantity("accuracy").ideal == 1.0

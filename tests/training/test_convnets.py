@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from tightframe._checks import ArgumentError, ShapeError
+from tightframe.nn import FeatureTransform
 from tightframe.training import AGD, VGG13, ResNet, convnets
 
 
@@ -177,3 +178,20 @@ def test_channels_that_are_none(make, in_channels):
 def test_images_too_small_for_vgg(size, narrow):
     with pytest.raises(ShapeError, match=r"at least 32 pixels high and wide, got \(1, 3, "):
         VGG13(3)(torch.zeros(1, 3, *size))
+
+
+def test_a_feature_transform_at_the_end(narrow):
+    images = torch.randn(4, 3, 32, 32)
+    plain, transformed = ResNet(18, 3), ResNet(18, 3, dim=7)
+    transformed.load_state_dict(plain.state_dict(), strict=False)
+    end = transformed[-1]
+    assert isinstance(end, FeatureTransform)
+    assert (end.in_features, end.out_features, transformed.out_features) == (plain.out_features, 7, 7)
+    torch.testing.assert_close(transformed.eval()(images), end(plain.eval()(images)))
+    assert (transformed.train()(images) < 0).any()
+
+
+@pytest.mark.parametrize("dim", [0, -1, 2.5])
+def test_no_width_for_a_feature_transform(dim):
+    with pytest.raises(ArgumentError, match="dim must be an integer >= 1"):
+        ResNet(18, 3, dim=dim)

@@ -44,11 +44,7 @@ def frame_cosine_error(
         True
     """
     check_choice("statistic", statistic, ("mean", "std"))
-    rows, means = _rows_and_means(moments, frame, in_span)
-    rows, means = _unit(rows), _unit(means)
-    pairs = torch.ones(len(rows), len(rows), dtype=torch.bool, device=rows.device).triu_(diagonal=1)
-    errors = (means @ means.T - rows @ rows.T)[pairs]
-    return errors.abs().mean() if statistic == "mean" or not errors.numel() else errors.std(correction=0)
+    return _cosine_error(*_rows_and_means(moments, frame, in_span), statistic)
 
 
 def frame_duality(moments: ClassMoments, frame: Tensor, *, in_span: bool = False) -> Tensor:
@@ -64,9 +60,7 @@ def frame_duality(moments: ClassMoments, frame: Tensor, *, in_span: bool = False
     Returns:
         A 0-d float64 tensor in [0, 4]; 0 at collapse; nan if all means are zero.
     """
-    rows, means = _rows_and_means(moments, frame, in_span)
-    difference = rows / torch.linalg.matrix_norm(rows) - means / torch.linalg.matrix_norm(means)
-    return difference.square().sum() if len(rows) > 1 else _nan(rows)
+    return _duality(*_rows_and_means(moments, frame, in_span))
 
 
 def frame_alignment(moments: ClassMoments, frame: Tensor, *, in_span: bool = False) -> Tensor:
@@ -88,8 +82,7 @@ def frame_alignment(moments: ClassMoments, frame: Tensor, *, in_span: bool = Fal
         >>> frame_alignment(moments, frame, in_span=True)
         tensor([1., 1.], dtype=torch.float64)
     """
-    rows, means = _rows_and_means(moments, frame, in_span)
-    return torch.linalg.vecdot(_unit(rows), _unit(means))
+    return _alignment(*_rows_and_means(moments, frame, in_span))
 
 
 def outside_span(moments: ClassMoments, frame: Tensor, variant: str = "means") -> Tensor:
@@ -114,15 +107,7 @@ def outside_span(moments: ClassMoments, frame: Tensor, variant: str = "means") -
     """
     check_choice("variant", variant, ("means", "features"))
     rows_of_present(moments, frame)
-    basis, means = _span(frame), moments.mean[moments.present]
-    outside = (means - means @ basis.T @ basis).square().sum(dim=1)
-    total = means.square().sum(dim=1)
-    if variant == "means":
-        return outside.sum() / total.sum()
-    count, scatter = moments.count[moments.present], moments.scatter
-    # Rounding alone makes a trace outside negative.
-    within = (scatter.trace() - torch.linalg.vecdot(basis, basis @ scatter).sum()).clamp(min=0)
-    return (count @ outside + within) / (count @ total + scatter.trace())
+    return _outside(moments, _span(frame), variant)
 
 
 def frame_metrics(moments: ClassMoments, frame: Tensor) -> dict[str, Tensor]:
@@ -136,27 +121,59 @@ def frame_metrics(moments: ClassMoments, frame: Tensor) -> dict[str, Tensor]:
         From metric id to a 0-d float64 tensor; ids that end in ``.span`` are of the projected means.
     """
     values = {}
-    for suffix, in_span in (("", False), (".span", True)):
-        values[f"frame.cosine_error{suffix}"] = frame_cosine_error(moments, frame, in_span=in_span)
-        values[f"frame.cosine_spread{suffix}"] = frame_cosine_error(moments, frame, "std", in_span=in_span)
-        values[f"frame.duality{suffix}"] = frame_duality(moments, frame, in_span=in_span)
-        values[f"frame.alignment{suffix}"] = frame_alignment(moments, frame, in_span=in_span).mean()
-    values["frame.outside.means"] = outside_span(moments, frame)
+    rows, basis = rows_of_present(moments, frame), _span(frame)
+    raw = moments.mean[moments.present]
+    for suffix, means in (("", raw), (".span", _inside(raw, basis))):
+        values[f"frame.cosine_error{suffix}"] = _cosine_error(rows, means, "mean")
+        values[f"frame.cosine_spread{suffix}"] = _cosine_error(rows, means, "std")
+        values[f"frame.duality{suffix}"] = _duality(rows, means)
+        values[f"frame.alignment{suffix}"] = _alignment(rows, means).mean()
+    values["frame.outside.means"] = _outside(moments, basis, "means")
     if moments.has_scatter:
-        values["frame.outside.features"] = outside_span(moments, frame, "features")
+        values["frame.outside.features"] = _outside(moments, basis, "features")
     return values
+
+
+def _cosine_error(rows: Tensor, means: Tensor, statistic: str) -> Tensor:
+    rows, means = _unit(rows), _unit(means)
+    pairs = torch.ones(len(rows), len(rows), dtype=torch.bool, device=rows.device).triu_(diagonal=1)
+    errors = (means @ means.T - rows @ rows.T)[pairs]
+    return errors.abs().mean() if statistic == "mean" or not errors.numel() else errors.std(correction=0)
+
+
+def _duality(rows: Tensor, means: Tensor) -> Tensor:
+    difference = rows / torch.linalg.matrix_norm(rows) - means / torch.linalg.matrix_norm(means)
+    return difference.square().sum() if len(rows) > 1 else _nan(rows)
+
+
+def _alignment(rows: Tensor, means: Tensor) -> Tensor:
+    return torch.linalg.vecdot(_unit(rows), _unit(means))
+
+
+def _outside(moments: ClassMoments, basis: Tensor, variant: str) -> Tensor:
+    means = moments.mean[moments.present]
+    outside = (means - means @ basis.T @ basis).square().sum(dim=1)
+    total = means.square().sum(dim=1)
+    if variant == "means":
+        return outside.sum() / total.sum()
+    count, scatter = moments.count[moments.present], moments.scatter
+    # Rounding alone makes a trace outside negative.
+    within = (scatter.trace() - torch.linalg.vecdot(basis, basis @ scatter).sum()).clamp(min=0)
+    return (count @ outside + within) / (count @ total + scatter.trace())
 
 
 def _rows_and_means(moments: ClassMoments, frame: Tensor, in_span: bool) -> tuple[Tensor, Tensor]:
     """Return the frame's rows and the raw means of the present classes, both ``(K', d)``."""
     rows, means = rows_of_present(moments, frame), moments.mean[moments.present]
-    if not in_span:
-        return rows, means
-    basis = _span(frame)
+    return rows, _inside(means, _span(frame)) if in_span else means
+
+
+def _inside(means: Tensor, basis: Tensor) -> Tensor:
+    """Return the projections of the means on the span of a basis; zero where nothing but rounding is left."""
     inside = means @ basis.T @ basis
     # What is left of a mean at right angles to the span is rounding, whose direction means nothing.
-    rounding = moments.dim * torch.finfo(torch.float64).eps * torch.linalg.vector_norm(means, dim=1, keepdim=True)
-    return rows, torch.where(torch.linalg.vector_norm(inside, dim=1, keepdim=True) > rounding, inside, 0.0)
+    rounding = means.shape[1] * torch.finfo(torch.float64).eps * torch.linalg.vector_norm(means, dim=1, keepdim=True)
+    return torch.where(torch.linalg.vector_norm(inside, dim=1, keepdim=True) > rounding, inside, 0.0)
 
 
 def _span(frame: Tensor) -> Tensor:

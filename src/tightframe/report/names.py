@@ -70,6 +70,12 @@ KNOWN = {
     "etf.drift": Quantity("ETF drift", "how far the ETF moved in a step, relative", 0.0),
     "etf.rank": Quantity("ETF rank", "directions that the tracked class means determine"),
     "etf.smallest_singular_value": Quantity("ETF σ_min", "weakest direction of the tracked class means", 1.0),
+    "frame.alignment": Quantity("frame alignment", "cosine of class mean and its fixed class vector", 1.0),
+    "frame.cosine_error": Quantity("frame cosines", "mean error of the cosines of class means", 0.0),
+    "frame.cosine_spread": Quantity("frame cosines, spread", "standard deviation of these errors", 0.0),
+    "frame.duality": Quantity("frame distance", "class means to the fixed frame, not centred, squared", 0.0),
+    "frame.outside.means": Quantity("means outside the frame", "share of squared norm that no logit sees", 0.0),
+    "frame.outside.features": Quantity("features outside the frame", "share of squared norm that no logit sees", 0.0),
 }
 
 # Metrics of a hierarchy: an id may go on with "@k", and then with the decision rule, as in "hops@5.crm".
@@ -85,6 +91,8 @@ SEVERITY = {
     "hops_raw": Quantity("HOPS, raw", "agreement of the ranking with the hierarchy", 1.0),
     "concordance": Quantity("concordance", "pairs of classes in the order of the hierarchy", 1.0, percent=True),
 }
+# Last words of an id that say of what it is measured, and what they add to its label.
+PARTS = {"means": "", "classifier": ", classifier", "span": ", in its span"}
 RULES = {"crm": "CRM", "tree-order": "tree order"}
 
 
@@ -92,7 +100,7 @@ def quantity(metric: str, num_classes: int | None = None) -> Quantity:
     """Describe a metric id; an unknown one is shown under its own name.
 
     Args:
-        metric: metric id such as ``nc1.pinv``, possibly ending in ``.means`` or ``.classifier``.
+        metric: metric id such as ``nc1.pinv``, possibly ending in ``.means``, ``.classifier`` or ``.span``.
         num_classes: K, which some ideals depend on.
 
     Example:
@@ -103,10 +111,9 @@ def quantity(metric: str, num_classes: int | None = None) -> Quantity:
     """
     stem, _, part = metric.rpartition(".")
     known = KNOWN.get(metric) or _severity(metric)
-    if known is None and part in ("means", "classifier") and stem in KNOWN:
+    if known is None and part in PARTS and stem in KNOWN:
         known = KNOWN[stem]
-        if part == "classifier":
-            known = replace(known, label=f"{known.label}, classifier")
+        known = replace(known, label=f"{known.label}{PARTS[part]}")
     if known is None:
         return Quantity(metric)
     if known.ideal is None and num_classes is not None and num_classes > 1:

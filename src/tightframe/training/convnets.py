@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tightframe._checks import ArgumentError, ShapeError, check_positive
+from tightframe.nn.transform import FeatureTransform
 
 # Channels of a residual network's first stage, doubled at each of the next.
 WIDTH = 64
@@ -15,7 +16,7 @@ VGG13_WIDTHS = (64, 128, 256, 512, 512)
 
 
 class ResNet(nn.Sequential):
-    """A residual network (He et al., CVPR 2016) up to the global average pooling; its features are non-negative.
+    """A residual network (He et al., CVPR 2016) up to the global average pooling, whose features are non-negative.
 
     Depth 50 halves the resolution in the 3x3 convolution of a block. No convolution has a bias.
 
@@ -25,9 +26,11 @@ class ResNet(nn.Sequential):
         small_images: begin with a 3x3 convolution at full resolution instead of a 7x7 one and a max-pooling, which
             together divide the resolution by 4.
         affine: whether batch norm learns factors and offsets; without these every parameter has four dimensions.
+        dim: append a :class:`~tightframe.nn.FeatureTransform` to so many features of any sign, as a fixed frame wants;
+            None for none.
 
     Raises:
-        ArgumentError: if ``depth`` is another, or ``in_channels`` not a positive integer.
+        ArgumentError: if ``depth`` is another, or ``in_channels`` or ``dim`` not a positive integer.
 
     Example:
         >>> import torch
@@ -36,7 +39,15 @@ class ResNet(nn.Sequential):
         (torch.Size([2, 512]), 512)
     """
 
-    def __init__(self, depth: int, in_channels: int, *, small_images: bool = False, affine: bool = True) -> None:
+    def __init__(
+        self,
+        depth: int,
+        in_channels: int,
+        *,
+        small_images: bool = False,
+        affine: bool = True,
+        dim: int | None = None,
+    ) -> None:
         if depth not in STAGES:
             raise ArgumentError(f"depth must be one of {', '.join(map(str, STAGES))}, got {depth!r}")
         check_positive("in_channels", in_channels)
@@ -51,8 +62,9 @@ class ResNet(nn.Sequential):
                 residual = _Residual(depth, channels, WIDTH * 2**stage, stride, affine)
                 layers.append(residual)
                 channels = residual.out_channels
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.out_features = channels
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(*layers, *([] if dim is None else [FeatureTransform(channels, dim)]))
+        self.out_features = channels if dim is None else dim
 
 
 class VGG13(nn.Sequential):
