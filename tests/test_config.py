@@ -1,57 +1,35 @@
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
-import yaml
 from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from tests.recipe_material import K, data, recipe
 from tests.training.models import quiet, trainer
-from tightframe._checks import ArgumentError, ConfigError, ResumeError, ShapeError
+from tightframe._checks import ArgumentError, ConfigError, ShapeError
 from tightframe.config import (
     AUTO,
     Method,
     Part,
-    Recipe,
     bind,
     build_data,
     build_module,
     check_bindings,
-    check_directory,
     evaluation_parts,
     find_recipe,
     shipped_recipes,
-    write_directory,
 )
 from tightframe.data import ClassificationData, Digits, FreeSamples
 from tightframe.nn import Classifier, DotRegressionLoss, LinearClassifier, SimplexETFClassifier
+from tightframe.run_directory import write_directory
 from tightframe.training import AGD, MLP, FreeFeatures, ImageTransform
 from tightframe.training.loaders import make_loader
 
 pytestmark = quiet
-K = 5
-
-
-def data(shape=(3, 4, 2), validation=True):
-    labels = torch.arange(40) % K
-    part = TensorDataset(torch.rand(40, *shape), labels)
-    names = tuple("abcde")
-    return ClassificationData(part, part if validation else None, part, K, names, labels.bincount())
-
-
-def recipe(**changes):
-    plain = Recipe(
-        data=Part("Digits"),
-        backbone=Part("MLP", {"widths": [8, 6]}),
-        methods={"learned": Method(Part("LinearClassifier"))},
-        optimizer=Part("SGD", {"lr": 0.1}),
-        epochs=2,
-        batch_size=16,
-    )
-    return replace(plain, **changes)
 
 
 def classifier(name, **args):
@@ -190,12 +168,6 @@ def test_parts_to_evaluate():
 
 
 # --- modules ---
-
-
-def open_directory(out, chosen):
-    """What a command does with its directory before and after everything has been bound."""
-    check_directory(out, chosen)
-    write_directory(out, chosen, data())
 
 
 def test_sizes_come_from_the_data():
@@ -408,68 +380,3 @@ def test_an_optimizer_that_cannot_be_bound(changes, text):
 
     with pytest.raises(ConfigError, match=text):
         train()
-
-
-# --- directories of runs ---
-
-
-def test_a_new_directory_holds_configuration_and_versions(tmp_path):
-    out = tmp_path / "a" / "b"
-    open_directory(out, recipe())
-    assert yaml.safe_load((out / "config.yaml").read_text()) == asdict(recipe())
-    versions = json.loads((out / "versions.json").read_text())
-    assert versions["torch"] == torch.__version__
-    assert {"python", "platform", "tightframe", "numpy", "lightning"} <= versions.keys()
-    assert not list(out.glob("*.partial"))
-
-
-def test_the_same_recipe_opens_it_again(tmp_path):
-    tuples = recipe(backbone=Part("MLP", {"widths": (8, 6)}), description="Çay")
-    open_directory(tmp_path, tuples)
-    open_directory(tmp_path, tuples)
-    open_directory(tmp_path, replace(tuples, backbone=Part("MLP", {"widths": [8, 6]})))
-
-
-@pytest.mark.parametrize(
-    ("changes", "keys"),
-    [
-        ({"epochs": 3}, "epochs"),
-        ({"optimizer": Part("SGD", {"lr": 0.2, "momentum": 0.9})}, "optimizer.args.lr, optimizer.args.momentum"),
-        ({"scheduler": Part("StepLR", {"step_size": 3})}, "scheduler"),
-        ({"methods": {"other": Method(Part("LinearClassifier"))}}, "methods.learned, methods.other"),
-        ({"trainer": {"precision": "bf16-mixed"}, "mixup_alpha": 1.0}, "mixup_alpha, trainer.precision"),
-    ],
-)
-def test_another_recipe_is_refused_by_its_keys(tmp_path, changes, keys):
-    open_directory(tmp_path, recipe())
-    before = (tmp_path / "config.yaml").read_bytes()
-    with pytest.raises(ResumeError, match=f"another configuration: {keys} differ; choose another --out"):
-        open_directory(tmp_path, recipe(**changes))
-    assert (tmp_path / "config.yaml").read_bytes() == before
-
-
-@pytest.mark.parametrize("text", ["", "- 1", "data: 3", "a: b"])
-def test_a_configuration_that_is_none(tmp_path, text):
-    (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ResumeError, match="another configuration"):
-        open_directory(tmp_path, recipe())
-
-
-def test_a_configuration_that_is_no_yaml(tmp_path):
-    (tmp_path / "config.yaml").write_text("data: [")
-    with pytest.raises(ResumeError, match="cannot be read as YAML"):
-        open_directory(tmp_path, recipe())
-
-
-@pytest.mark.parametrize("break_it", [lambda path: path.write_bytes(b"\xff\xfe\xff"), lambda path: path.mkdir()])
-def test_a_configuration_that_cannot_be_read(tmp_path, break_it):
-    break_it(tmp_path / "config.yaml")
-    with pytest.raises(ResumeError, match=r"config\.yaml cannot be read"):
-        open_directory(tmp_path, recipe())
-
-
-@pytest.mark.parametrize("below", [".", "runs"])
-def test_a_directory_that_cannot_be_made(tmp_path, below):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"--out .*file.* cannot be written"):
-        open_directory(tmp_path / "file" / below, recipe())

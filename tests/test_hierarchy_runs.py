@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 from tests.training.models import quiet, trainer
 from tightframe._checks import ConfigError, DataFileError
 from tightframe.cli import main
-from tightframe.config import Method, Part, Recipe, build_module, build_tree, write_directory
+from tightframe.config import Method, Part, Recipe, build_module, build_tree
 from tightframe.data import ClassificationData
 from tightframe.frames import hierarchy_aware_frame
 from tightframe.functional import severity_metrics
@@ -20,6 +20,7 @@ from tightframe.records import Records
 from tightframe.report import build_report, read_runs
 from tightframe.report.names import is_detail, quantity
 from tightframe.report.tables import leaderboard
+from tightframe.run_directory import write_directory
 from tightframe.training import RecordWriter, fit, make_loader
 
 pytestmark = quiet

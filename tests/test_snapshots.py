@@ -51,7 +51,7 @@ def test_a_killed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def killed(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tightframe.snapshots.os.replace", killed)
+    monkeypatch.setattr("tightframe._tensors.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         Snapshot(12, *(torch.zeros(1, 1) for _ in range(3)), torch.zeros(1).long()).save(tmp_path)
     assert_equal(Snapshot.load(path), snapshot())

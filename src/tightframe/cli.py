@@ -13,6 +13,7 @@ from tightframe import config
 from tightframe._checks import ConfigError, TightframeError, check_positive
 from tightframe.config import Recipe, find_recipe, shipped_recipes
 from tightframe.records import TIMING_FILE
+from tightframe.run_directory import check_directory, write_directory
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -49,10 +50,10 @@ def _prepare(recipe: Recipe, out: Path, methods: list[str], seed: int) -> Classi
     """Find every mistake that can be found before training, then load the data and write the configuration."""
     if not 0 <= seed < 2**31:
         raise ConfigError(f"--seed must be in 0..{2**31 - 1}, got {seed}")
-    config.check_directory(out, recipe)
+    check_directory(out, recipe)
     data = config.build_data(recipe)
     config.check_bindings(recipe, data, methods)
-    config.write_directory(out, recipe, data)
+    write_directory(out, recipe, data)
     return data
 
 

@@ -6,10 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from tightframe._checks import DataFileError
+from tightframe._tensors import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -32,17 +31,8 @@ class Snapshot:
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write ``epoch-00012.safetensors`` into ``directory``, whole or not at all."""
-        from safetensors.torch import save_file
-
         path = Path(directory) / f"epoch-{self.epoch:05d}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        tensors = {
-            name: getattr(self, name).detach().cpu().clone(memory_format=torch.contiguous_format) for name in TENSORS
-        }
-        save_file(tensors, partial, metadata={"epoch": str(self.epoch)})
-        os.replace(partial, path)
-        return path
+        return write_tensors(path, {name: getattr(self, name) for name in TENSORS}, self.epoch)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Snapshot:
@@ -51,14 +41,8 @@ class Snapshot:
         Raises:
             DataFileError: if it is missing, truncated or something else.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                epoch = int((file.metadata() or {})["epoch"])
-                return cls(epoch, **{name: file.get_tensor(name) for name in TENSORS})
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise DataFileError(f"{path} is not a snapshot: {error}") from error
+        epoch, tensors = read_tensors(path, TENSORS, "a snapshot")
+        return cls(epoch, *tensors)
 
 
 TENSORS = ("class_means", "class_vectors", "features", "labels")

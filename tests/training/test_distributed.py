@@ -9,6 +9,7 @@ from torch import nn
 
 from tests.training.models import K, dataset, quiet, sgd
 from tests.training.processes import preloaded
+from tightframe.confusion import CONFUSION_FILES, Confusion
 from tightframe.nn import LinearClassifier
 from tightframe.records import RECORDS_FILE, SNAPSHOT_DIR, Records
 from tightframe.snapshots import Snapshot
@@ -24,7 +25,13 @@ def train(directory, **options):
     torch.manual_seed(0)
     backbone = MLP(4, [6, 5], batch_norm=False)
     model = ClassifierModule(
-        backbone, LinearClassifier(5, K), nn.CrossEntropyLoss(), sgd(0.1), splits=list(PARTS), seed=0
+        backbone,
+        LinearClassifier(5, K),
+        nn.CrossEntropyLoss(),
+        sgd(0.1),
+        splits=list(PARTS),
+        seed=0,
+        distances=1 - torch.eye(K),
     ).double()
     # 81 samples of training are ten batches of 8, 4 for each rank, in measurements five of 16 and one of 1.
     fit(
@@ -107,6 +114,15 @@ def test_two_ranks_give_the_losses_of_one_process(runs):
     *_, one, two = runs
     for r in one.where(metric="loss"):
         assert two.value("loss", split=r.split, epoch=r.epoch) == pytest.approx(r.value, rel=1e-6), r
+
+
+def test_two_ranks_give_the_confusions_of_one_process(runs):
+    folder, *_ = runs
+    for split, part in PARTS.items():
+        one, two = (folder / run / CONFUSION_FILES.replace("*", split) for run in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+        assert Confusion.load(two).counts.sum() == len(part)
+        assert len(Confusion.load(two).counts) > K
 
 
 def test_the_first_rank_alone_writes(runs):

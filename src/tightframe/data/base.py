@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tightframe._checks import ArgumentError, DtypeError, ShapeError, check_positive, require_extra
+
+S = TypeVar("S", bound="Samples")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,42 @@ class DataSource(ABC):
     @abstractmethod
     def load(self) -> ClassificationData:
         """Read the data; equal descriptions give equal data in equal order."""
+
+
+class Samples(Protocol):
+    """Labelled samples of which some can be taken."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels ``(N,)``."""
+
+    def subset(self: S, indices: Tensor) -> S:
+        """Return the samples at ``indices``."""
+
+
+class HoldOutSource(DataSource):
+    """A source that sets a share of its training part aside for validation.
+
+    Args:
+        validation_fraction: that share, the same of each class, in [0, 1).
+        seed: of that split, >= 0.
+
+    Raises:
+        ArgumentError: if an argument lies outside its range.
+    """
+
+    def __init__(self, validation_fraction: float, seed: int) -> None:
+        check_fraction("validation_fraction", validation_fraction)
+        check_positive("seed", seed, minimum=0)
+        self.validation_fraction = validation_fraction
+        self.seed = seed
+
+    def _hold_out(self, train: S) -> tuple[S, S | None]:
+        """Return what is left to train on and what is set aside, None where nothing is."""
+        if not self.validation_fraction:
+            return train, None
+        rest, held_out = stratified_split(train.labels, self.validation_fraction, self.seed)
+        return train.subset(rest), train.subset(held_out)
 
 
 def check_fraction(name: str, value: float, zero: bool = True) -> None:

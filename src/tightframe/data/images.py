@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from tightframe._checks import ArgumentError, DataFileError, check_positive, require_extra
-from tightframe.data.base import ClassificationData, DataSource, check_fraction, stratified_split
+from tightframe.data.base import ClassificationData, HoldOutSource
 
 StrPath = str | os.PathLike[str]
 # Classes named in a message, of however many there are.
@@ -38,7 +38,7 @@ class Images:
         return TensorDataset(self.images, self.labels)
 
 
-class ImageSet(DataSource):
+class ImageSet(HoldOutSource):
     """A published set of images that fits into memory, read from the folder that its archive unpacks to.
 
     Args:
@@ -54,11 +54,8 @@ class ImageSet(DataSource):
     archive: str
 
     def __init__(self, root: StrPath, validation_fraction: float = 0.0, seed: int = 0) -> None:
-        check_fraction("validation_fraction", validation_fraction)
-        check_positive("seed", seed, minimum=0)
+        super().__init__(validation_fraction, seed)
         self.root = Path(root)
-        self.validation_fraction = validation_fraction
-        self.seed = seed
 
     @abstractmethod
     def _classes(self) -> tuple[str, ...]:
@@ -76,10 +73,7 @@ class ImageSet(DataSource):
         """Return the parts as TensorDatasets of ``(uint8 image (C, H, W), int64 label)``."""
         names = self._classes()
         train, test = (self._part(part, len(names)) for part in ("train", "test"))
-        validation = None
-        if self.validation_fraction:
-            rest, held_out = stratified_split(train.labels, self.validation_fraction, self.seed)
-            train, validation = train.subset(rest), train.subset(held_out)
+        train, validation = self._hold_out(train)
         return ClassificationData(
             train=train.dataset(),
             validation=None if validation is None else validation.dataset(),
@@ -167,7 +161,7 @@ class STL10(ImageSet):
 
 
 @final
-class ImageFolder(DataSource):
+class ImageFolder(HoldOutSource):
     """Image files in one folder a class, decoded when they are read: ``train/<class>/*`` and ``test/`` or ``val/``.
 
     Classes are the names of the folders, sorted. ``val/`` is the test part where there is no ``test/``, as for
@@ -191,12 +185,9 @@ class ImageFolder(DataSource):
 
     def __init__(self, root: StrPath, resize: int, validation_fraction: float = 0.0, seed: int = 0) -> None:
         check_positive("resize", resize)
-        check_fraction("validation_fraction", validation_fraction)
-        check_positive("seed", seed, minimum=0)
+        super().__init__(validation_fraction, seed)
         self.root = Path(root)
         self.resize = resize
-        self.validation_fraction = validation_fraction
-        self.seed = seed
 
     def load(self) -> ClassificationData:
         """Return the parts as map-style datasets of ``(uint8 image (3, resize, resize), int64 label)``."""
@@ -204,17 +195,15 @@ class ImageFolder(DataSource):
         names, train = self._part("train")
         test_name = "test" if (self.root / "test").is_dir() else "val"
         test = self._part(test_name, names)[1]
-        validation = None
         if test_name == "test" and (self.root / "val").is_dir():
             if self.validation_fraction:
                 raise ArgumentError(
                     f"validation_fraction must be 0 where {self.root / 'val'} is the validation part, got "
                     f"{self.validation_fraction}"
                 )
-            validation = self._part("val", names)[1]
-        elif self.validation_fraction:
-            rest, held_out = stratified_split(train.labels, self.validation_fraction, self.seed)
-            train, validation = train.subset(rest), train.subset(held_out)
+            validation: ImageFiles | None = self._part("val", names)[1]
+        else:
+            train, validation = self._hold_out(train)
         return ClassificationData(
             train=train,
             validation=validation,

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 
 from tightframe._checks import DataFileError, check_positive, require_extra
-from tightframe.data.base import ClassificationData, DataSource, check_fraction, stratified_split
+from tightframe.data.base import ClassificationData, HoldOutSource
 from tightframe.data.images import SHOWN, ImageFiles, StrPath
 
 # Above the species, from coarse to fine.
@@ -23,7 +23,7 @@ Paths = tuple[tuple[str, ...], ...]
 
 
 @final
-class INaturalist(DataSource):
+class INaturalist(HoldOutSource):
     """iNaturalist (Van Horn et al., CVPR 2018) of 2019 or 2021: species with their taxonomy, images decoded when read.
 
     Class k is the k-th category of the annotation file of the training part, by id. Its ``paths`` go down the ranks
@@ -62,15 +62,12 @@ class INaturalist(DataSource):
         seed: int = 0,
     ) -> None:
         check_positive("resize", resize)
-        check_fraction("validation_fraction", validation_fraction)
-        check_positive("seed", seed, minimum=0)
+        super().__init__(validation_fraction, seed)
         self.root = Path(root)
         self.resize = resize
         self.train = train
         self.test = test
         self.categories = categories
-        self.validation_fraction = validation_fraction
-        self.seed = seed
 
     def load(self) -> ClassificationData:
         """Return the parts as map-style datasets of ``(uint8 image (3, resize, resize), int64 label)``."""
@@ -81,10 +78,7 @@ class INaturalist(DataSource):
         names, paths = self._taxonomy(ids, train_file)
         labels = {category: k for k, category in enumerate(ids)}
         train, test = (self._part(file, labels) for file in (train_file, test_file))
-        validation = None
-        if self.validation_fraction:
-            rest, held_out = stratified_split(train.labels, self.validation_fraction, self.seed)
-            train, validation = train.subset(rest), train.subset(held_out)
+        train, validation = self._hold_out(train)
         return ClassificationData(
             train=train,
             validation=validation,

@@ -4,15 +4,7 @@ from tightframe.functional.collapse import (
     between_class_rank,
     bias_collapse,
     cdnv,
-    gnc2,
-    nc0,
     nc1,
-    nc2_equiangularity,
-    nc2_equinorm,
-    nc2_etf_gap,
-    nc2_gram,
-    nc2_max_angle,
-    nc2_min_separation,
     nc3_alignment,
     nc3_distance,
     nc3_gram,
@@ -29,6 +21,16 @@ from tightframe.functional.frame_collapse import (
     frame_duality,
     frame_metrics,
     outside_span,
+)
+from tightframe.functional.geometry import (
+    gnc2,
+    nc0,
+    nc2_equiangularity,
+    nc2_equinorm,
+    nc2_etf_gap,
+    nc2_gram,
+    nc2_max_angle,
+    nc2_min_separation,
 )
 from tightframe.functional.moments import ClassMoments
 from tightframe.functional.presets import PRESETS, collapse_metrics

@@ -1,10 +1,8 @@
-"""Collapse metrics that need the moments of the features, or the class vectors, and nothing else.
+"""Collapse metrics that need the moments of the features, perhaps with the classifier, and nothing else.
 
-Conventions of every function here:
+Conventions of every function here and in :mod:`tightframe.functional.geometry`:
 
 - it returns a 0-d float64 tensor on the device of its input;
-- *vectors* are either :class:`ClassMoments`, which stand for their centred class means, or a matrix ``(K, d)`` such as
-  ``classifier.weight``, used as it is;
 - absent classes are left out, of the means and of the classifier's rows alike, and K counts the classes present;
 - where a limit 0/0 is met, or fewer than two classes are present, the answer is nan: there is no hidden epsilon;
 - ``weighting`` says which global mean centres the class means: ``"class"`` (the mean of the class means) or
@@ -16,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tightframe._checks import DeviceError, ShapeError, check_choice, check_features, check_finite, check_positive
+from tightframe._checks import DeviceError, ShapeError, check_choice, check_positive
+from tightframe.functional.geometry import distance_from_simplex, matrix_of, undefined, unit_rows
 from tightframe.functional.moments import ClassMoments
 from tightframe.linalg import pairwise_sq_distances
 
@@ -57,15 +56,15 @@ def nc1(moments: ClassMoments, variant: str = "pinv", *, weighting: str = "class
     check_choice("variant", variant, ("pinv", "pinv_sum", "ratio"))
     num_present = int(moments.present.sum())
     if num_present < 2:
-        return _nan(moments.packed)
+        return undefined(moments.packed)
     total = moments.count.sum()
     if variant == "ratio":
         between = moments.centered_means(weighting).square().sum() / num_present
-        return moments.trace.sum() / total / between if between > 0 else _nan(between)
+        return moments.trace.sum() / total / between if between > 0 else undefined(between)
     scatter = moments.scatter
     singular_values, directions = _between_class_svd(moments, weighting)
     if singular_values.numel() == 0:
-        return _nan(scatter)
+        return undefined(scatter)
     # A quadratic form of a scatter is negative by rounding alone.
     within = torch.linalg.vecdot(directions, directions @ scatter).clamp(min=0) / total
     value = num_present * (within / singular_values.square()).sum()
@@ -79,7 +78,7 @@ def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Te
     with class weighting the rank is K - 1 at most.
     """
     if int(moments.present.sum()) < 2:
-        return _nan(moments.packed)
+        return undefined(moments.packed)
     singular_values, _ = _between_class_svd(moments, weighting)
     return singular_values.new_tensor(float(singular_values.numel()))
 
@@ -115,7 +114,7 @@ def cdnv(moments: ClassMoments, *, power: int = 1) -> Tensor:
     variances = moments.trace[present] / moments.count[present]
     num_present = variances.numel()
     if num_present < 2:
-        return _nan(moments.packed)
+        return undefined(moments.packed)
     denominator = pairwise_sq_distances(moments.mean[present]).pow_(power).mul_(2)
     ratios = (variances.unsqueeze(1) + variances).div_(denominator).fill_diagonal_(0)
     return ratios.sum() / (num_present * (num_present - 1))
@@ -138,7 +137,7 @@ def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "clas
     check_choice("variant", variant, ("bound", "rank"))
     num_present = int(moments.present.sum())
     if num_present < 2:
-        return _nan(moments.packed)
+        return undefined(moments.packed)
     centered = moments.centered_means(weighting)
     total = (moments.scatter / moments.count.sum()).addmm_(centered.T, centered, alpha=1 / num_present)
     eigenvalues, directions = torch.linalg.eigh(total)
@@ -148,132 +147,7 @@ def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "clas
     rank = min(moments.dim, num_present - 1)
     if variant == "rank":
         rank = _between_class_svd(moments, weighting)[0].numel()
-    return 1 - explained / rank if rank and eigenvalues[-1] > 0 else _nan(explained)
-
-
-def nc2_equinorm(vectors: ClassMoments | Tensor, *, correction: int = 1) -> Tensor:
-    """Equal norms: standard deviation of the class vectors' norms over their mean (Papyan, Han & Donoho 2020, fig. 2).
-
-    Args:
-        vectors: moments or ``(K, d)``.
-        correction: 1 for the sample standard deviation of published code, 0 for the population's.
-
-    Returns:
-        A number >= 0; 0 at collapse, nan if all vectors are zero.
-    """
-    norms = torch.linalg.vector_norm(_vectors(vectors), dim=1)
-    if norms.numel() < 2:
-        return _nan(norms)
-    return norms.std(correction=correction) / norms.mean()
-
-
-def nc2_equiangularity(vectors: ClassMoments | Tensor) -> Tensor:
-    """Equal angles: standard deviation of the cosines over all pairs (Papyan, Han & Donoho 2020, fig. 3).
-
-    Returns:
-        A number in [0, 1]; 0 if all angles are equal, whatever they are; nan if a vector is zero.
-    """
-    cosines = _pair_cosines(_vectors(vectors))
-    return cosines.std(correction=0) if cosines.numel() else _nan(cosines)
-
-
-def nc2_max_angle(vectors: ClassMoments | Tensor) -> Tensor:
-    """Maximal angles: mean over pairs of ``|cos + 1/(K - 1)|`` (Papyan, Han & Donoho 2020, fig. 4).
-
-    Returns:
-        A number in [0, 2]; 0 for a simplex ETF; nan if a vector is zero.
-    """
-    matrix = _vectors(vectors)
-    cosines = _pair_cosines(matrix)
-    return (cosines + 1 / (matrix.shape[0] - 1)).abs().mean() if cosines.numel() else _nan(cosines)
-
-
-def nc2_gram(vectors: ClassMoments | Tensor) -> Tensor:
-    r"""Distance of the normalised Gram matrix from the simplex ETF's (Zhu et al. 2021, eq. 12).
-
-    .. math:: \Bigl\lVert \frac{G}{\lVert G\rVert_F}-\frac{I-\mathbf 1\mathbf 1^\top/K}{\sqrt{K-1}}\Bigr\rVert_F,
-        \qquad G=MM^\top
-
-    Zhu et al. take the classifier's rows for M, Kothapalli 2023 the centred class means.
-
-    Returns:
-        A number in [0, 2]; 0 for a simplex ETF of any scale; nan if all vectors are zero.
-    """
-    matrix = _vectors(vectors)
-    return _distance_from_simplex(matrix @ matrix.T)
-
-
-def nc2_etf_gap(vectors: ClassMoments | Tensor, variant: str = "relative") -> Tensor:
-    r"""Relative distance g to the nearest simplex ETF under rotation and scaling, by orthogonal Procrustes.
-
-    .. math:: g=\min_{s,\,R^\top R=I}\frac{\lVert M-s\,QR^\top\rVert_F}{\lVert M\rVert_F}
-        =\frac{\sqrt{\sum_i(\sigma_i-\bar\sigma)^2+\lVert M^\top\mathbf 1\rVert^2/K}}{\lVert M\rVert_F}
-
-    where Q is an orthonormal basis of the sum-zero vectors and :math:`\sigma` are the K - 1 singular values of
-    :math:`Q^\top M`. No difference of large numbers is taken, so the gap is right down to rounding.
-
-    Args:
-        vectors: moments or ``(K, d)``.
-        variant: ``"relative"`` is g; ``"squared"`` the squared distance of M and ETF, each of Frobenius norm 1,
-            :math:`2-2\sqrt{1-g^2}` (the "ETF distance" of Markou, Ajanthan & Gould 2024).
-
-    Returns:
-        A number in [0, 1], or in [0, 2] squared; 0 for a simplex ETF; nan if d < K - 1, where none exists, or if all
-        vectors are zero.
-    """
-    check_choice("variant", variant, ("relative", "squared"))
-    matrix = _vectors(vectors)
-    num_vectors, dim = matrix.shape
-    if num_vectors < 2 or dim < num_vectors - 1:
-        return _nan(matrix)
-    mean = matrix.mean(dim=0)
-    singular_values = torch.linalg.svdvals(matrix - mean)[: num_vectors - 1]
-    spread = (singular_values - singular_values.mean()).square().sum() + num_vectors * mean.square().sum()
-    gap = spread.sqrt() / torch.linalg.matrix_norm(matrix)
-    return gap if variant == "relative" else 2 * gap.square() / (1 + (1 - gap.square()).clamp(min=0).sqrt())
-
-
-def nc2_min_separation(vectors: ClassMoments | Tensor) -> Tensor:
-    """Smallest distance between two class directions on the unit sphere (Liu et al. 2023).
-
-    Returns:
-        A number in [0, 2]; sqrt(2 K/(K - 1)) for a simplex ETF; nan if a vector is zero.
-    """
-    squares = _pair_sq_distances(_vectors(vectors))
-    return squares.min().sqrt() if squares.numel() else _nan(squares)
-
-
-def gnc2(vectors: ClassMoments | Tensor, kernel: str = "log", statistic: str = "mean") -> Tensor:
-    r"""Hyperspherical energy of the class directions (Liu et al. 2023; Wu & Papyan 2024).
-
-    Over pairs at distance :math:`\rho` on the unit sphere, the kernel is :math:`\log(1/\rho)` (``"log"``) or
-    :math:`\rho^{-(d-2)}` (``"riesz"``). The Riesz energy leaves the range of floating point at a few hundred
-    dimensions, so its *logarithm* is returned, computed in log space.
-
-    Args:
-        vectors: moments or ``(K, d)``.
-        kernel: ``"log"`` or ``"riesz"``.
-        statistic: ``"mean"`` or ``"variance"`` over pairs (population); for Riesz the logarithm of either.
-
-    Returns:
-        A number; infinite if two directions coincide, nan if a vector is zero.
-    """
-    check_choice("kernel", kernel, ("log", "riesz"))
-    check_choice("statistic", statistic, ("mean", "variance"))
-    matrix = _vectors(vectors)
-    squares = _pair_sq_distances(matrix)
-    if not squares.numel():
-        return _nan(squares)
-    if squares.min() == 0:
-        return torch.full_like(squares[0], torch.inf)
-    energies = -0.5 * squares.log()
-    if kernel == "log":
-        return energies.mean() if statistic == "mean" else energies.var(correction=0)
-    exponents = (matrix.shape[1] - 2) * energies
-    if statistic == "mean":
-        return exponents.logsumexp(dim=0) - torch.tensor(float(exponents.numel())).to(exponents).log()
-    largest = exponents.max()
-    return 2 * largest + (exponents - largest).exp().var(correction=0).log()
+    return 1 - explained / rank if rank and eigenvalues[-1] > 0 else undefined(explained)
 
 
 def nc3_distance(
@@ -295,19 +169,19 @@ def nc3_distance(
     check_choice("variant", variant, ("squared", "norm"))
     rows, means = _rows_and_means(moments, weight, weighting)
     if rows.shape[0] < 2:
-        return _nan(rows)
+        return undefined(rows)
     distance = torch.linalg.matrix_norm(rows / torch.linalg.matrix_norm(rows) - means / torch.linalg.matrix_norm(means))
     return distance.square() if variant == "squared" else distance
 
 
 def nc3_gram(moments: ClassMoments, weight: Tensor, *, weighting: str = "class") -> Tensor:
-    r"""Self-duality as Zhu et al. 2021 (eq. 13) have it: :func:`nc2_gram` of :math:`WA^\top`.
+    r"""Self-duality as Zhu et al. 2021 (eq. 13) have it: :func:`~tightframe.functional.nc2_gram` of :math:`WA^\top`.
 
     Returns:
         A number in [0, 2]; 0 at collapse; nan if the product is zero.
     """
     rows, means = _rows_and_means(moments, weight, weighting)
-    return _distance_from_simplex(rows @ means.T)
+    return distance_from_simplex(rows @ means.T)
 
 
 def nc3_alignment(
@@ -325,14 +199,9 @@ def nc3_alignment(
     check_choice("statistic", statistic, ("mean", "variance"))
     rows, means = _rows_and_means(moments, weight, weighting)
     if rows.shape[0] < 2:
-        return _nan(rows)
-    cosines = torch.linalg.vecdot(_unit(rows), _unit(means))
+        return undefined(rows)
+    cosines = torch.linalg.vecdot(unit_rows(rows), unit_rows(means))
     return 1 - cosines.mean() if statistic == "mean" else cosines.var()
-
-
-def nc0(weight: Tensor) -> Tensor:
-    r"""Length of the sum of the classifier's rows, :math:`\lVert W^\top\mathbf 1\rVert_2`; 0 for a simplex ETF."""
-    return torch.linalg.vector_norm(_vectors(weight).sum(dim=0))
 
 
 def bias_collapse(
@@ -346,7 +215,7 @@ def bias_collapse(
         raise ShapeError(f"bias must have shape (K,) = ({moments.num_classes},), got {tuple(bias.shape)}")
     rows, _ = _rows_and_means(moments, weight, weighting)
     if rows.shape[0] < 2:
-        return _nan(rows)
+        return undefined(rows)
     logits = rows @ moments.global_mean(weighting)
     if bias is not None:
         logits = logits + bias.detach().double()[moments.present]
@@ -365,21 +234,9 @@ def nc5(moments: ClassMoments, outlier_mean: Tensor) -> Tensor:
     """
     if outlier_mean.shape != (moments.dim,):
         raise ShapeError(f"outlier_mean must have shape (d,) = ({moments.dim},), got {tuple(outlier_mean.shape)}")
-    direction = _unit(outlier_mean.detach().double().unsqueeze(0))
-    means = _unit(moments.mean[moments.present])
-    return (means @ direction.T).abs().mean() if means.numel() else _nan(means)
-
-
-def _nan(like: Tensor) -> Tensor:
-    return torch.full((), torch.nan, dtype=torch.float64, device=like.device)
-
-
-def _vectors(vectors: ClassMoments | Tensor) -> Tensor:
-    if isinstance(vectors, ClassMoments):
-        return vectors.centered_means() if bool(vectors.present.any()) else vectors.mean[:0]
-    check_features(vectors, name="vectors")
-    check_finite(vectors, name="vectors")
-    return vectors.detach().double()
+    direction = unit_rows(outlier_mean.detach().double().unsqueeze(0))
+    means = unit_rows(moments.mean[moments.present])
+    return (means @ direction.T).abs().mean() if means.numel() else undefined(means)
 
 
 def _rows_and_means(moments: ClassMoments, weight: Tensor, weighting: str) -> tuple[Tensor, Tensor]:
@@ -398,26 +255,4 @@ def rows_of_present(moments: ClassMoments, weight: Tensor) -> Tensor:
         raise DeviceError(
             f"weight is on {weight.device} and the moments on {moments.device}; move one with .to(device)"
         )
-    return _vectors(weight)[moments.present]
-
-
-def _unit(matrix: Tensor) -> Tensor:
-    return matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
-
-
-def _pair_sq_distances(matrix: Tensor) -> Tensor:
-    """Return the squared distances between the unit vectors of all pairs i < j."""
-    squares = pairwise_sq_distances(_unit(matrix))
-    return squares[torch.ones_like(squares, dtype=torch.bool).triu_(diagonal=1)]
-
-
-def _pair_cosines(matrix: Tensor) -> Tensor:
-    return 1 - _pair_sq_distances(matrix) / 2
-
-
-def _distance_from_simplex(gram: Tensor) -> Tensor:
-    num_classes = gram.shape[0]
-    if num_classes < 2:
-        return _nan(gram)
-    target = torch.eye(num_classes, dtype=gram.dtype, device=gram.device).sub_(1 / num_classes)
-    return torch.linalg.matrix_norm(gram / torch.linalg.matrix_norm(gram) - target / (num_classes - 1) ** 0.5)
+    return matrix_of(weight)[moments.present]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tightframe._checks import check_choice
 from tightframe.functional.collapse import rows_of_present
+from tightframe.functional.geometry import undefined, unit_rows
 from tightframe.functional.moments import ClassMoments
 
 
@@ -135,7 +136,7 @@ def frame_metrics(moments: ClassMoments, frame: Tensor) -> dict[str, Tensor]:
 
 
 def _cosine_error(rows: Tensor, means: Tensor, statistic: str) -> Tensor:
-    rows, means = _unit(rows), _unit(means)
+    rows, means = unit_rows(rows), unit_rows(means)
     pairs = torch.ones(len(rows), len(rows), dtype=torch.bool, device=rows.device).triu_(diagonal=1)
     errors = (means @ means.T - rows @ rows.T)[pairs]
     return errors.abs().mean() if statistic == "mean" or not errors.numel() else errors.std(correction=0)
@@ -143,11 +144,11 @@ def _cosine_error(rows: Tensor, means: Tensor, statistic: str) -> Tensor:
 
 def _duality(rows: Tensor, means: Tensor) -> Tensor:
     difference = rows / torch.linalg.matrix_norm(rows) - means / torch.linalg.matrix_norm(means)
-    return difference.square().sum() if len(rows) > 1 else _nan(rows)
+    return difference.square().sum() if len(rows) > 1 else undefined(rows)
 
 
 def _alignment(rows: Tensor, means: Tensor) -> Tensor:
-    return torch.linalg.vecdot(_unit(rows), _unit(means))
+    return torch.linalg.vecdot(unit_rows(rows), unit_rows(means))
 
 
 def _outside(moments: ClassMoments, basis: Tensor, variant: str) -> Tensor:
@@ -182,11 +183,3 @@ def _span(frame: Tensor) -> Tensor:
     _, singular_values, directions = torch.linalg.svd(rows, full_matrices=False)
     rounding = torch.finfo(frame.dtype).eps / 2 * torch.linalg.matrix_norm(rows)
     return directions[singular_values > torch.maximum(1e-6 * singular_values[:1].sum(), rounding)]
-
-
-def _unit(matrix: Tensor) -> Tensor:
-    return matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
-
-
-def _nan(like: Tensor) -> Tensor:
-    return torch.full((), torch.nan, dtype=torch.float64, device=like.device)

@@ -9,19 +9,20 @@ from torch import Tensor
 
 from tightframe._checks import ArgumentError
 from tightframe.functional import collapse as c
+from tightframe.functional import geometry as g
 from tightframe.functional.moments import ClassMoments
 
 OfMoments = Callable[[ClassMoments], Tensor]
 OfClassifier = Callable[[ClassMoments, Tensor], Tensor]
 
 _VECTOR_METRICS: dict[str, Callable[[ClassMoments | Tensor], Tensor]] = {
-    "nc2.equinorm": c.nc2_equinorm,
-    "nc2.equiangularity": c.nc2_equiangularity,
-    "nc2.max_angle": c.nc2_max_angle,
-    "nc2.gram": c.nc2_gram,
-    "nc2.etf_gap": c.nc2_etf_gap,
-    "nc2.min_separation": c.nc2_min_separation,
-    "gnc2.log": c.gnc2,
+    "nc2.equinorm": g.nc2_equinorm,
+    "nc2.equiangularity": g.nc2_equiangularity,
+    "nc2.max_angle": g.nc2_max_angle,
+    "nc2.gram": g.nc2_gram,
+    "nc2.etf_gap": g.nc2_etf_gap,
+    "nc2.min_separation": g.nc2_min_separation,
+    "gnc2.log": g.gnc2,
 }
 
 
@@ -47,49 +48,49 @@ _DEFAULT: tuple[dict[str, OfMoments], dict[str, OfMoments], dict[str, OfClassifi
         "nc3.distance": c.nc3_distance,
         "nc3.gram": c.nc3_gram,
         "nc3.alignment": c.nc3_alignment,
-        "nc0": _of_rows(c.nc0),
+        "nc0": _of_rows(g.nc0),
     },
 )
 
 _PRESETS: dict[str, tuple[dict[str, OfMoments], dict[str, OfMoments], dict[str, OfClassifier]]] = {
     "papyan2020": (
         {
-            "nc2.equinorm.means": c.nc2_equinorm,
-            "nc2.equiangularity.means": c.nc2_equiangularity,
-            "nc2.max_angle.means": c.nc2_max_angle,
+            "nc2.equinorm.means": g.nc2_equinorm,
+            "nc2.equiangularity.means": g.nc2_equiangularity,
+            "nc2.max_angle.means": g.nc2_max_angle,
         },
         {"nc1.pinv": c.nc1},
         {
-            "nc2.equinorm.classifier": _of_rows(c.nc2_equinorm),
-            "nc2.equiangularity.classifier": _of_rows(c.nc2_equiangularity),
-            "nc2.max_angle.classifier": _of_rows(c.nc2_max_angle),
+            "nc2.equinorm.classifier": _of_rows(g.nc2_equinorm),
+            "nc2.equiangularity.classifier": _of_rows(g.nc2_equiangularity),
+            "nc2.max_angle.classifier": _of_rows(g.nc2_max_angle),
             "nc3.distance": c.nc3_distance,
         },
     ),
     "papyan_notebook": (
-        {"nc2.equinorm.means": c.nc2_equinorm, "nc2.max_angle.means": c.nc2_max_angle},
+        {"nc2.equinorm.means": g.nc2_equinorm, "nc2.max_angle.means": g.nc2_max_angle},
         {"nc1.pinv_sum": partial(c.nc1, variant="pinv_sum")},
         {
-            "nc2.equinorm.classifier": _of_rows(c.nc2_equinorm),
-            "nc2.max_angle.classifier": _of_rows(c.nc2_max_angle),
+            "nc2.equinorm.classifier": _of_rows(g.nc2_equinorm),
+            "nc2.max_angle.classifier": _of_rows(g.nc2_max_angle),
             "nc3.distance": c.nc3_distance,
         },
     ),
     "zhu2021": (
         {},
         {"nc1.pinv": partial(c.nc1, weighting="sample")},
-        {"nc2.gram.classifier": _of_rows(c.nc2_gram), "nc3.gram": partial(c.nc3_gram, weighting="sample")},
+        {"nc2.gram.classifier": _of_rows(g.nc2_gram), "nc3.gram": partial(c.nc3_gram, weighting="sample")},
     ),
     "markou2024": (
         {
-            "nc2.equinorm.means": _of_sample_centered(c.nc2_equinorm),
-            "nc2.etf_distance.means": _of_sample_centered(partial(c.nc2_etf_gap, variant="squared")),
+            "nc2.equinorm.means": _of_sample_centered(g.nc2_equinorm),
+            "nc2.etf_distance.means": _of_sample_centered(partial(g.nc2_etf_gap, variant="squared")),
         },
         {"nc1.pinv": partial(c.nc1, weighting="sample"), "vci": partial(c.vci, weighting="sample")},
         {
-            "nc2.equinorm.classifier": _of_rows(c.nc2_equinorm),
-            "nc2.etf_distance.classifier": _of_rows(partial(c.nc2_etf_gap, variant="squared")),
-            "nc2.gram.classifier": _of_rows(c.nc2_gram),
+            "nc2.equinorm.classifier": _of_rows(g.nc2_equinorm),
+            "nc2.etf_distance.classifier": _of_rows(partial(g.nc2_etf_gap, variant="squared")),
+            "nc2.gram.classifier": _of_rows(g.nc2_gram),
             "nc3.gram": partial(c.nc3_gram, weighting="sample"),
         },
     ),
@@ -97,9 +98,9 @@ _PRESETS: dict[str, tuple[dict[str, OfMoments], dict[str, OfMoments], dict[str, 
         {
             "nc1.ratio": partial(c.nc1, variant="ratio"),
             "cdnv": c.cdnv,
-            "nc2.gram.means": c.nc2_gram,
-            "gnc2.log.means": c.gnc2,
-            "gnc2.log_variance.means": partial(c.gnc2, statistic="variance"),
+            "nc2.gram.means": g.nc2_gram,
+            "gnc2.log.means": g.gnc2,
+            "gnc2.log_variance.means": partial(g.gnc2, statistic="variance"),
         },
         {"nc1.pinv": c.nc1},
         {"nc3.gram": c.nc3_gram, "nc3.alignment_variance": partial(c.nc3_alignment, statistic="variance")},

@@ -1,6 +1,7 @@
 """torchmetrics classes over the functions of ``tightframe.functional``."""
 
 from tightframe.metrics.collapse import CDNV, NC1, NC2, NC3, MomentsMetric, NeuralCollapse
+from tightframe.metrics.confusion import ConfusedPairs
 from tightframe.metrics.frame_collapse import FrameCollapse
 from tightframe.metrics.samples import NC4Agreement, NCCAccuracy
 from tightframe.metrics.severity import HierarchicalDistance, HierarchicalMetrics, MistakeSeverity
@@ -10,6 +11,7 @@ __all__ = [
     "NC1",
     "NC2",
     "NC3",
+    "ConfusedPairs",
     "FrameCollapse",
     "HierarchicalDistance",
     "HierarchicalMetrics",

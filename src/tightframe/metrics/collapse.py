@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from tightframe import functional as F
 from tightframe._checks import ArgumentError, check_choice
 from tightframe.functional import ClassMoments
+from tightframe.metrics._base import UncastMetric
 
 
-class MomentsMetric(Metric):
+class MomentsMetric(UncastMetric):
     """Base of metrics that are functions of :class:`ClassMoments`: it gathers them, a subclass computes.
 
     The state is one float64 vector, which ``half()`` or ``to(torch.bfloat16)`` of a parent module never casts.
@@ -31,8 +30,6 @@ class MomentsMetric(Metric):
         kwargs: passed to ``torchmetrics.Metric``.
     """
 
-    is_differentiable = False
-    full_state_update = False
     packed: Tensor
 
     def __init__(
@@ -44,8 +41,7 @@ class MomentsMetric(Metric):
         merge = partial(_merge_packed, num_classes=num_classes, dim=dim, scatter=scatter)
         self.add_state("packed", self._moments.packed, dist_reduce_fx=merge)
         if ignore_index is not None:
-            # torchmetrics lets metrics share a state if names and, after one batch, values agree; this name forbids it.
-            self.add_state(f"ignores_{ignore_index}", torch.zeros(0), dist_reduce_fx="sum")
+            self._keep_apart(f"ignores_{ignore_index}")
 
     @property
     def moments(self) -> ClassMoments:
@@ -63,22 +59,11 @@ class MomentsMetric(Metric):
     def compute(self) -> Any:
         """Return the metric of all samples on all ranks."""
 
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one value, or a list of values over time; see ``torchmetrics.Metric.plot``."""
-        return self._plot(val, ax)
-
     def _sync_dist(self, dist_sync_fn: Callable | None = None, process_group: Any = None) -> None:
         # The state may be shared within a compute group, so the copy that torchmetrics made of it is reduced instead.
         cache: dict[str, Any] = {"packed": self.packed.clone()} if self._cache is None else self._cache
         self.packed, cache["packed"] = cache["packed"], self.packed
         self.moments.all_reduce_(process_group or self.process_group)
-
-    def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> nn.Module:
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(move, exclude_state)
 
 
 class NeuralCollapse(MomentsMetric):
@@ -95,6 +80,7 @@ class NeuralCollapse(MomentsMetric):
         kwargs: passed to ``torchmetrics.Metric``.
 
     Example:
+        >>> import torch
         >>> metric = NeuralCollapse(num_classes=3, dim=3)
         >>> metric.update(torch.eye(3), torch.arange(3))
         >>> round(metric.compute()["nc2.max_angle.means"].item(), 12)
@@ -128,6 +114,7 @@ class NC1(MomentsMetric):
     """Variability collapse; see :func:`tightframe.functional.nc1`.
 
     Example:
+        >>> import torch
         >>> metric = NC1(num_classes=2, dim=1, variant="ratio")
         >>> metric.update(torch.tensor([[0.0], [2.0], [5.0], [7.0]]), torch.tensor([0, 0, 1, 1]))
         >>> metric.compute()

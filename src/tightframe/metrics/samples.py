@@ -6,18 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from tightframe import functional as F
 from tightframe.functional import ClassMoments
+from tightframe.metrics._base import StreamedMetric
 
 
-class _Share(Metric):
+class _Share(StreamedMetric):
     """Share of samples that agree with their nearest class mean."""
 
-    is_differentiable = False
     higher_is_better = True
-    full_state_update = False
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
     agreeing: Tensor
@@ -28,8 +26,7 @@ class _Share(Metric):
         self.moments = moments
         self.add_state("agreeing", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
-        # torchmetrics lets metrics share a state if names and, after one batch, values agree; this name forbids it.
-        self.add_state(f"{type(self).__name__}_{id(moments)}", torch.zeros(0), dist_reduce_fx="sum")
+        self._keep_apart(f"{type(self).__name__}_{id(moments)}")
 
     def _count(self, share: Tensor, size: int) -> None:
         self.agreeing += (share * size).round().long()
@@ -38,10 +35,6 @@ class _Share(Metric):
     def compute(self) -> Tensor:
         """Return a 0-d float64 tensor in [0, 1]; nan before the first sample."""
         return self.agreeing.double() / self.total
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one value, or a list of values over time; see ``torchmetrics.Metric.plot``."""
-        return self._plot(val, ax)
 
 
 class NCCAccuracy(_Share):

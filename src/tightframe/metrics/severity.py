@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import Metric
+from torch import Tensor
 
 from tightframe._checks import check_choice, check_finite
 from tightframe.functional.decisions import DECISIONS
 from tightframe.functional.ranking import Ranking, check_device, check_scores, extent, places, several
 from tightframe.functional.severity import ranking_metrics
 from tightframe.hierarchy import check_distances
+from tightframe.metrics._base import UncastMetric
 
 
-class _SeverityMetric(Metric):
+class _SeverityMetric(UncastMetric):
     """Sums over samples of numbers that a subclass draws from their ranking; its mean, or a ratio, is the metric.
 
     Distances are checked once, here. Distances and sums are float64 and stay so when a parent module is cast.
     """
 
-    is_differentiable = False
     higher_is_better: bool | None = False
-    full_state_update = False
     plot_lower_bound = 0.0
     distances: Tensor
     sums: Tensor
@@ -37,8 +35,7 @@ class _SeverityMetric(Metric):
 
     def _gather(self, num_sums: int) -> None:
         self.add_state("sums", torch.zeros(num_sums, dtype=torch.float64), dist_reduce_fx="sum")
-        # torchmetrics lets metrics share a state if names and, after one batch, values agree; this name forbids it.
-        self.add_state(f"{type(self).__name__}_{id(self)}", torch.zeros(0), dist_reduce_fx="sum")
+        self._keep_apart(f"{type(self).__name__}_{id(self)}")
 
     @abstractmethod
     def _numbers(self, scores: Tensor, labels: Tensor) -> Tensor:
@@ -47,17 +44,6 @@ class _SeverityMetric(Metric):
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Fold in scores ``(B, K)``, higher for likelier classes, and labels ``(B,)``; B may be 0."""
         self.sums += self._numbers(scores, labels).sum(dim=0)
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one value, or a list of values over time; see ``torchmetrics.Metric.plot``."""
-        return self._plot(val, ax)
-
-    def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> nn.Module:
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(move, exclude_state)
 
 
 class MistakeSeverity(_SeverityMetric):

@@ -1,12 +1,7 @@
 """Modules over frames and functions: classifiers and losses."""
 
-from tightframe.nn.classifiers import (
-    Classifier,
-    FrameClassifier,
-    LinearClassifier,
-    NormalizedLinear,
-    SimplexETFClassifier,
-)
+from tightframe.nn.classifiers import Classifier, LinearClassifier, NormalizedLinear
+from tightframe.nn.fixed import FrameClassifier, SimplexETFClassifier
 from tightframe.nn.hierarchical_classifiers import ConditionalSoftmaxClassifier, HierCOSClassifier, NodeClassifier
 from tightframe.nn.hierarchical_frames import BarzDenzlerClassifier, HierarchyAwareClassifier
 from tightframe.nn.hierarchical_losses import (

@@ -17,8 +17,38 @@ from tightframe.nn.classifiers import Classifier, linear_of
 from tightframe.nn.tree import TreeBuffers
 
 
+class _LinearOnNodes(Classifier):
+    """A learned linear map to a logit for each node of a tree, with the root or without it."""
+
+    _first_node = 0  # 1 is without the root
+
+    def __init__(
+        self,
+        dim: int,
+        tree: Tree,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive("dim", dim)
+        self.tree = TreeBuffers(tree, device)
+        self.in_features = dim
+        self.out_features = tree.num_classes
+        self.nodes = nn.Linear(dim, len(tree.parents) - self._first_node, bias=bias, device=device, dtype=dtype)
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """Return the features as they are."""
+        return features
+
+    def class_vectors(self, labels: Tensor) -> Tensor:
+        """Return the rows ``(B, d)`` of the weight for labels ``(B,)``; errors as in :meth:`Frame.rows`."""
+        return MatrixFrame(self.weight).rows(labels)
+
+
 @final
-class NodeClassifier(Classifier):
+class NodeClassifier(_LinearOnNodes):
     """A linear map to a logit for every node, for :class:`~tightframe.nn.HACELoss`; it predicts among the classes.
 
     The loss sees the logits of internal nodes, where they take a share of the softmax; prediction must not, or the
@@ -43,22 +73,6 @@ class NodeClassifier(Classifier):
         (torch.Size([2, 4]), torch.Size([2, 7]))
     """
 
-    def __init__(
-        self,
-        dim: int,
-        tree: Tree,
-        bias: bool = True,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        check_positive("dim", dim)
-        self.tree = TreeBuffers(tree, device)
-        self.in_features = dim
-        self.out_features = tree.num_classes
-        self.nodes = nn.Linear(dim, len(tree.parents), bias=bias, device=device, dtype=dtype)
-
     @property
     def weight(self) -> Tensor:  # type: ignore[override]  # computed here, a parameter elsewhere
         """The leaves' vectors ``(K, d)``."""
@@ -79,21 +93,13 @@ class NodeClassifier(Classifier):
         check_last_dimension(features, self.in_features)
         return self.nodes(features)
 
-    def prepare(self, features: Tensor) -> Tensor:
-        """Return the features as they are."""
-        return features
-
-    def class_vectors(self, labels: Tensor) -> Tensor:
-        """Return the rows ``(B, d)`` of the weight for labels ``(B,)``; errors as in :meth:`Frame.rows`."""
-        return MatrixFrame(self.weight).rows(labels)
-
     def export(self) -> nn.Linear:
         """Return an ``nn.Linear`` with copies of the leaves' parameters: the same logits."""
         return linear_of(self.weight, self.bias)
 
 
 @final
-class ConditionalSoftmaxClassifier(Classifier):
+class ConditionalSoftmaxClassifier(_LinearOnNodes):
     r"""A softmax over each set of siblings (YOLO9000: Redmon & Farhadi, CVPR 2017, arXiv 1612.08242).
 
     Every node but the root has a logit. The probability of a class is the product along its path of the softmax among
@@ -124,21 +130,7 @@ class ConditionalSoftmaxClassifier(Classifier):
         4
     """
 
-    def __init__(
-        self,
-        dim: int,
-        tree: Tree,
-        bias: bool = True,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        check_positive("dim", dim)
-        self.tree = TreeBuffers(tree, device)
-        self.in_features = dim
-        self.out_features = tree.num_classes
-        self.nodes = nn.Linear(dim, len(tree.parents) - 1, bias=bias, device=device, dtype=dtype)
+    _first_node = 1
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]  # computed here, a parameter elsewhere
@@ -157,14 +149,6 @@ class ConditionalSoftmaxClassifier(Classifier):
         index = self.tree.index
         flat = path_sums(sibling_log_softmax(logits.reshape(-1, logits.shape[-1]), index), index)
         return flat.reshape(*features.shape[:-1], self.out_features)
-
-    def prepare(self, features: Tensor) -> Tensor:
-        """Return the features as they are."""
-        return features
-
-    def class_vectors(self, labels: Tensor) -> Tensor:
-        """Return the rows ``(B, d)`` of the weight for labels ``(B,)``; errors as in :meth:`Frame.rows`."""
-        return MatrixFrame(self.weight).rows(labels)
 
     def export(self) -> NoReturn:
         """Raise :class:`ArgumentError`: no linear map has the same argmax."""

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from tightframe._checks import check_positive
-from tightframe.frames.gram import frame_of_gram
-from tightframe.frames.hierarchical import hierarchy_aware_frame, suggest_gamma
+from tightframe.frames.gram import GramFrame, frame_of_gram
+from tightframe.frames.hierarchical import HierarchyAwareFrame, hierarchy_aware_frame, suggest_gamma
 from tightframe.frames.operator import MatrixFrame
 from tightframe.hierarchy import check_distances
-from tightframe.nn.classifiers import _FixedClassifier
+from tightframe.nn.fixed import FixedClassifier
+
+
+class _FoundClassifier(FixedClassifier):
+    """A fixed classifier over a frame that was looked for, with what was found out about it as buffers."""
+
+    gram: Tensor
+    error: Tensor
+    violations: Tensor
+
+    def __init__(
+        self, found: GramFrame | HierarchyAwareFrame, scale: float, learn_scale: bool, normalize: bool
+    ) -> None:
+        super().__init__(MatrixFrame(found.frame), scale, learn_scale, normalize)
+        self.register_buffer("gram", found.gram)
+        for name, value in zip(found._fields[2:], found[2:], strict=True):  # numbers, after frame and gram
+            self.register_buffer(name, found.gram.new_tensor(value, dtype=torch.float64))
 
 
 @final
-class HierarchyAwareClassifier(_FixedClassifier):
+class HierarchyAwareClassifier(_FoundClassifier):
     r"""A fixed frame whose cosines fall with the distance of the classes (HAFrame: Liang & Davis, ICCV 2023).
 
     :math:`z = s\, W x` of features as they are, without bias. The published head has s = 1, so that a confident softmax
@@ -60,11 +76,8 @@ class HierarchyAwareClassifier(_FixedClassifier):
         True
     """
 
-    gram: Tensor
     asymptote: Tensor
     gamma: Tensor
-    error: Tensor
-    violations: Tensor
 
     def __init__(
         self,
@@ -88,18 +101,13 @@ class HierarchyAwareClassifier(_FixedClassifier):
             gamma=suggest_gamma(distances) if gamma is None else gamma,
             asymptote=asymptote,
             repair=repair,
-            generator=_generator(seed),
-            dtype=dtype,
-            device=torch.get_default_device() if device is None else device,
+            **_drawn(seed, device, dtype),
         )
-        super().__init__(MatrixFrame(found.frame), scale, learn_scale, normalize)
-        self.register_buffer("gram", found.gram)
-        for name in ("asymptote", "gamma", "error", "violations"):
-            self.register_buffer(name, found.gram.new_tensor(getattr(found, name), dtype=torch.float64))
+        super().__init__(found, scale, learn_scale, normalize)
 
 
 @final
-class BarzDenzlerClassifier(_FixedClassifier):
+class BarzDenzlerClassifier(_FoundClassifier):
     r"""A fixed frame with cosines :math:`1 - D / \max D` (Barz & Denzler, WACV 2019, arXiv 1809.09924).
 
     Logits are s times the cosines of features and class vectors: train it with :class:`~tightframe.nn.CorrelationLoss`.
@@ -132,10 +140,6 @@ class BarzDenzlerClassifier(_FixedClassifier):
         True
     """
 
-    gram: Tensor
-    error: Tensor
-    violations: Tensor
-
     def __init__(
         self,
         dim: int,
@@ -152,20 +156,13 @@ class BarzDenzlerClassifier(_FixedClassifier):
         check_positive("dim", dim)
         check_distances(distances)
         wide = distances.detach().double()
-        found = frame_of_gram(
-            1 - wide / wide.max(),
-            dim,
-            repair=repair,
-            generator=_generator(seed),
-            dtype=dtype,
-            device=torch.get_default_device() if device is None else device,
-        )
-        super().__init__(MatrixFrame(found.frame), scale, learn_scale, normalize)
-        self.register_buffer("gram", found.gram)
-        for name in ("error", "violations"):
-            self.register_buffer(name, found.gram.new_tensor(getattr(found, name), dtype=torch.float64))
+        found = frame_of_gram(1 - wide / wide.max(), dim, repair=repair, **_drawn(seed, device, dtype))
+        super().__init__(found, scale, learn_scale, normalize)
 
 
-def _generator(seed: int) -> torch.Generator:
+def _drawn(seed: int, device: torch.device | str | None, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Return how a frame is drawn and where it lies, as arguments of the functions that find it."""
     check_positive("seed", seed, 0)
-    return torch.Generator(device="cpu").manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    device = torch.get_default_device() if device is None else device
+    return {"generator": generator, "device": device, "dtype": dtype}

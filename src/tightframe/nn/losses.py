@@ -63,7 +63,7 @@ class DotRegressionLoss(FeatureLoss):
         ArgumentError: if an option is outside its range, or ``class_counts`` is given without need or missing.
 
     Example:
-        >>> from tightframe.nn.classifiers import FrameClassifier
+        >>> from tightframe.nn import FrameClassifier
         >>> loss = DotRegressionLoss()
         >>> h = torch.tensor([[3.0, 4.0]])
         >>> round(loss(h, torch.tensor([0]), FrameClassifier(torch.eye(2))).item(), 6)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tightframe.report.confusion import Confusions, gather_confusions
 from tightframe.report.geometry import Array, SimplexView, centred_cosines, simplex_view, to_array
 from tightframe.report.history import History, Panel, panels
 from tightframe.report.runs import RunDirectory, Training
@@ -64,12 +65,14 @@ class Content:
         board: the leaderboard.
         panels: charts against epochs.
         geometry: one a run that has snapshots of at least two classes.
+        confusions: mistakes of the runs; None without a hierarchy or without a file of them.
     """
 
     directory: RunDirectory
     board: Leaderboard
     panels: list[Panel]
     geometry: list[RunGeometry]
+    confusions: Confusions | None
 
 
 def gather(directory: RunDirectory, classes: Sequence[int] | None = None) -> Content:
@@ -87,7 +90,7 @@ def gather(directory: RunDirectory, classes: Sequence[int] | None = None) -> Con
     num_classes = geometry[0].num_classes if geometry else None
     records = directory.records
     board = leaderboard(records, classifier_parameters=directory.classifier_parameters, num_classes=num_classes)
-    return Content(directory, board, panels(History(records), num_classes), geometry)
+    return Content(directory, board, panels(History(records), num_classes), geometry, gather_confusions(directory))
 
 
 def _drawn_trainings(directory: RunDirectory) -> list[Training]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from tightframe._checks import require_extra
 from tightframe.hierarchy import Tree
+from tightframe.report.confusion import confusion_data
 from tightframe.report.content import Content, RunGeometry
 from tightframe.report.figures import PALETTE
 from tightframe.report.geometry import Array, SimplexFrame
@@ -38,6 +39,7 @@ def write_html(content: Content, path: Path) -> Path:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "sort_keys": True}
     page = environment.get_template("report.html.j2").render(
         **_texts(content),
         data=_data(content),
@@ -67,14 +69,18 @@ def _texts(content: Content) -> dict[str, Any]:
         "views": [item for item in content.geometry if item.view is not None],
         "class_name": directory.class_name,
         "tree": None if directory.tree is None else _nodes(directory.tree),
+        "confusions": content.confusions,
         "panels_left": sum(not panel.main for panel in content.panels),
         "directory": directory,
     }
 
 
 def _nodes(tree: Tree) -> dict[str, Any]:
-    """Return the root as a mapping of its name, the classes below it, its leaves' names and its other children."""
-    nodes: list[dict[str, Any]] = [{"name": name, "classes": 0, "leaves": [], "inner": []} for name in tree.names]
+    """Return the root as a mapping of its number, name, classes below it, leaves' names and other children."""
+    nodes: list[dict[str, Any]] = [
+        {"number": number, "name": name, "classes": 0, "leaves": [], "inner": []}
+        for number, name in enumerate(tree.names)
+    ]
     leaves = set(tree.classes.tolist())
     for node in range(len(nodes) - 1, -1, -1):
         nodes[node]["leaves"].reverse()
@@ -125,6 +131,7 @@ def _data(content: Content) -> dict[str, Any]:
         "panels": [_panel(panel, runs) for panel in content.panels],
         "geometry": [_geometry(item, content) for item in content.geometry],
         "colorLimit": limit,
+        "confusion": None if content.confusions is None else confusion_data(content.confusions, content.directory),
     }
 
 

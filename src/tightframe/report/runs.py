@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tightframe._checks import DataFileError, EmptyDataError, TightframeError, require_extra
+from tightframe.confusion import CONFUSION_FILES, Confusion
 from tightframe.hierarchy import Tree
 from tightframe.records import (
     CLASSES_FILE,
@@ -36,6 +37,7 @@ class Training:
         records: its measurements; none if it never got to measure.
         timing: contents of its timing file; empty until it has finished.
         snapshots: its snapshot files by increasing epoch.
+        confusions: its confusion files by split.
         problem: why it is incomplete, or empty.
     """
 
@@ -44,6 +46,7 @@ class Training:
     records: Records = field(default_factory=Records)
     timing: Mapping[str, Any] = field(default_factory=dict)
     snapshots: tuple[Path, ...] = ()
+    confusions: Mapping[str, Path] = field(default_factory=dict)
     problem: str = ""
 
     def load_snapshots(self, limit: int = 25) -> list[Snapshot]:
@@ -58,6 +61,13 @@ class Training:
             except DataFileError:
                 continue
         return loaded
+
+    def load_confusion(self, split: str) -> Confusion | None:
+        """Load the confusion of a split; None if there is none, or none that can be read."""
+        try:
+            return Confusion.load(self.confusions[split])
+        except (KeyError, DataFileError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -167,7 +177,9 @@ def _read_training(path: Path) -> Training | None:
     problem = "" if timing else "unfinished: nothing measured yet"
     if len(rows) and not timing:
         problem = f"unfinished: last epoch measured is {max(row.epoch for row in rows)}"
-    return Training(run, seed, rows, timing, snapshots, problem)
+    before, after = CONFUSION_FILES.split("*")
+    confusions = {file.name[len(before) : -len(after)]: file for file in sorted(path.glob(CONFUSION_FILES))}
+    return Training(run, seed, rows, timing, snapshots, confusions, problem)
 
 
 def _read_config(path: Path) -> tuple[str, Mapping[str, Any]]:

@@ -12,7 +12,8 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from tightframe._checks import ArgumentError
-from tightframe.metrics import HierarchicalMetrics
+from tightframe.confusion import Confusion
+from tightframe.metrics import ConfusedPairs, HierarchicalMetrics
 from tightframe.nn import Classifier, CosineGramLoss, FeatureLoss, NearestETFClassifier
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -36,7 +37,10 @@ class ClassifierModule(LightningModule):
         seed: if given, the random numbers of step t depend on ``(seed, t)`` alone, so a resumed run repeats the
             uninterrupted one; None leaves PyTorch's generator alone.
         distances: ``(K, K)`` of the classes, to log :class:`~tightframe.metrics.HierarchicalMetrics` of each evaluation
-            split too; None for none.
+            split too, and to keep its confusion; None for none.
+
+    Attributes:
+        confusions: which class was taken for which at the last evaluation, by split; empty without distances.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class ClassifierModule(LightningModule):
         self.evaluation_loss = nn.ModuleList(MeanMetric() for _ in splits)
         known = distances is not None
         self.severity = nn.ModuleList(HierarchicalMetrics(cast("Tensor", distances)) for _ in splits if known)
+        self.confused = nn.ModuleList(ConfusedPairs(num_classes) for _ in splits if known)
+        self.confusions: dict[str, Confusion] = {}
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits ``(B, K)``."""
@@ -129,13 +135,17 @@ class ClassifierModule(LightningModule):
         self.log_dict(values, on_epoch=True, add_dataloader_idx=False)
         if self.severity:
             cast("HierarchicalMetrics", self.severity[dataloader_idx]).update(logits, labels)
+            cast("ConfusedPairs", self.confused[dataloader_idx]).update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Log what a hierarchy of the classes says of the evaluation."""
-        for split, module in zip(self.splits, self.severity, strict=False):
-            metrics = cast("HierarchicalMetrics", module)
+        """Log what a hierarchy of the classes says of the evaluation, and keep its confusion."""
+        for split, *modules in zip(self.splits, self.severity, self.confused, strict=False):
+            metrics, confused = cast("HierarchicalMetrics", modules[0]), cast("ConfusedPairs", modules[1])
             self.log_dict({f"{split}/{name}": value for name, value in metrics.compute().items()})
+            found = confused.compute()
+            self.confusions[split] = Confusion(self.current_epoch + 1, found[:, :2], found[:, 2])
             metrics.reset()
+            confused.reset()
 
     def configure_optimizers(self) -> Any:
         """Build optimiser and scheduler for the parameters that are trained."""

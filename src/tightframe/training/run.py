@@ -20,7 +20,7 @@ from tightframe.records import RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
 from tightframe.training.collapse import NeuralCollapseCallback
 from tightframe.training.loaders import make_loader
 from tightframe.training.module import ClassifierModule
-from tightframe.training.writer import RecordWriter
+from tightframe.training.writer import ConfusionWriter, RecordWriter
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
@@ -81,13 +81,14 @@ def fit(
     """Train a module, going on where an earlier call in the same directory was stopped.
 
     After every epoch a checkpoint is written whole or not at all. Stopping the process at any moment, with SIGKILL too,
-    and calling this again gives the weights and the records of an uninterrupted run: bit for bit on the CPU.
+    and calling this again gives the weights, records and confusions of an uninterrupted run: bit for bit on the CPU.
 
     Args:
         module: with ``splits`` naming the evaluation parts in order.
         train: map-style dataset of ``(input, label)``.
         evaluation: parts to evaluate after every epoch, by name.
-        directory: receives ``records.jsonl``, ``checkpoints/``, ``snapshots/`` and, at the end, ``timing.json``.
+        directory: receives ``records.jsonl``, ``checkpoints/``, ``snapshots/``, if the module knows distances
+            ``confusion-<split>.safetensors`` and, at the end, ``timing.json``.
         run: name written into the records.
         seed: of the order of the samples; written into the records.
         epochs: to train in all.
@@ -101,6 +102,7 @@ def fit(
     callbacks = [
         NeuralCollapseCallback(snapshot_dir=directory / SNAPSHOT_DIR, **(collapse or {})),
         RecordWriter(directory / RECORDS_FILE, run=run, seed=seed),
+        ConfusionWriter(directory),
         ModelCheckpoint(
             checkpoint.parent,
             filename=checkpoint.stem,

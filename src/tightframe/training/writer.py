@@ -1,4 +1,4 @@
-"""RecordWriter: every number of a training as JSON lines, exact across kill and resume."""
+"""What a training leaves beside its checkpoints, exact across kill and resume: records and confusions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tightframe._checks import ResumeError
 from tightframe.records import Record, Records
 from tightframe.training.collapse import NeuralCollapseCallback
+from tightframe.training.module import ClassifierModule
 
 
 class RecordWriter(Callback):
@@ -113,3 +114,23 @@ class RecordWriter(Callback):
             file.flush()
             os.fsync(file.fileno())
         self._rows += len(rows)
+
+
+class ConfusionWriter(Callback):
+    """Writes a :class:`Confusion` of each split after every evaluation, in place of the one before.
+
+    It needs no state: checkpoints come after the evaluation of their epoch, so a resumed training either has the last
+    file already or evaluates once more what it was of.
+
+    Args:
+        directory: receives ``confusion-<split>.safetensors``.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what the module has kept of this evaluation."""
+        if trainer.is_global_zero and not trainer.sanity_checking and isinstance(pl_module, ClassifierModule):
+            for split, confusion in pl_module.confusions.items():
+                confusion.save(self.directory, split)

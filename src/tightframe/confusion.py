@@ -1,0 +1,55 @@
+"""Confusion: which class was taken for which in one evaluation, and how often."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tightframe._checks import DataFileError
+from tightframe._tensors import read_tensors, write_tensors
+
+CONFUSION_FILES = "confusion-*.safetensors"
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Every pair of label and prediction that occurred, correct ones included, with its number of samples.
+
+    It grows with the pairs, of which there are no more than samples, and not with K².
+
+    Args:
+        epoch: completed epochs.
+        pairs: ``(P, 2)`` int64 label and prediction, no pair twice.
+        counts: ``(P,)`` int64 samples of each pair, >= 1.
+    """
+
+    epoch: int
+    pairs: Tensor
+    counts: Tensor
+
+    def save(self, directory: str | os.PathLike[str], split: str) -> Path:
+        """Write ``confusion-<split>.safetensors`` into ``directory``, whole or not at all."""
+        path = Path(directory) / CONFUSION_FILES.replace("*", split)
+        return write_tensors(path, {"pairs": self.pairs, "counts": self.counts}, self.epoch)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Confusion:
+        """Read one file that :meth:`save` wrote.
+
+        Raises:
+            DataFileError: if it is missing, truncated or something else.
+        """
+        epoch, (pairs, counts) = read_tensors(path, ("pairs", "counts"), "a confusion")
+        integers = pairs.dtype == counts.dtype == torch.int64
+        if not integers or counts.ndim != 1 or pairs.shape != (len(counts), 2):
+            raise DataFileError(
+                f"{path} is not a confusion: pairs must be (P, 2) and counts (P,), int64, "
+                f"got {tuple(pairs.shape)} {pairs.dtype} and {tuple(counts.shape)} {counts.dtype}"
+            )
+        if (pairs < 0).any() or (counts < 1).any() or len(set(map(tuple, pairs.tolist()))) < len(pairs):
+            raise DataFileError(f"{path} is not a confusion: classes must be >= 0, counts >= 1, and no pair twice")
+        return cls(epoch, pairs, counts)

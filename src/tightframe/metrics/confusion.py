@@ -1,0 +1,76 @@
+"""ConfusedPairs: which class was taken for which, gathered over batches and ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from tightframe._checks import check_finite, check_label_range, check_labels, check_positive
+from tightframe.functional.ranking import check_scores
+
+
+class ConfusedPairs(Metric):
+    """Every pair of label and prediction that occurred, correct ones included, with its number of samples.
+
+    The prediction is the class of the highest score, of equal ones the lowest class. Memory is one integer a sample;
+    torchmetrics' ``MulticlassConfusionMatrix`` is dense, (K, K).
+
+    Args:
+        num_classes: K.
+        kwargs: passed to ``torchmetrics.Metric``.
+
+    Raises:
+        ArgumentError: if ``num_classes`` is no integer >= 1.
+
+    Example:
+        >>> metric = ConfusedPairs(3)
+        >>> metric.update(torch.eye(3)[[1, 0, 1]], torch.tensor([0, 0, 0]))
+        >>> metric.compute()
+        tensor([[0, 0, 1],
+                [0, 1, 2]])
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+    codes: list[Tensor] | Tensor
+
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_positive("num_classes", num_classes)
+        self.num_classes = num_classes
+        self.add_state("codes", [], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Fold in scores ``(B, K)``, higher for likelier classes, and labels ``(B,)``; B may be 0.
+
+        Raises:
+            DtypeError, ShapeError: if they are not floating-point scores of K classes and one integer label each.
+            DeviceError: if they lie on different devices.
+            LabelError: if a label is out of range.
+            NonFiniteError: if a score is NaN or infinite.
+        """
+        check_scores(scores, self.num_classes)
+        check_labels(labels, scores)
+        check_label_range(labels, self.num_classes)
+        check_finite(scores, "scores")
+        self.codes.append(labels.long() * self.num_classes + scores.argmax(dim=1))  # type: ignore[union-attr]
+
+    def compute(self) -> Tensor:
+        """Return label, prediction and samples of each pair ``(P, 3)`` int64, in the order of the first two."""
+        codes = self.codes if isinstance(self.codes, Tensor) else torch.cat([self._nobody(), *self.codes])
+        found, counts = codes.unique(return_counts=True)
+        # In one tensor, as torchmetrics would make a scalar of the counts if there is but one pair.
+        return torch.stack([found // self.num_classes, found % self.num_classes, counts], dim=1)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the states of all ranks; see ``torchmetrics.Metric.sync``."""
+        if len(self.codes) == 0:  # torchmetrics would send floats for a rank without samples, and the others integers
+            self.codes = [self._nobody()]
+        super().sync(*args, **kwargs)
+
+    def _nobody(self) -> Tensor:
+        return torch.zeros(0, dtype=torch.int64, device=self.device)

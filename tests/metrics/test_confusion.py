@@ -1,0 +1,165 @@
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from torchmetrics import MetricCollection
+
+from tightframe._checks import ArgumentError, DeviceError, DtypeError, LabelError, NonFiniteError, ShapeError
+from tightframe.metrics import ConfusedPairs, HierarchicalMetrics
+
+G = torch.Generator().manual_seed(0)
+K, N = 13, 400
+LABELS = torch.randint(K - 1, (N,), generator=G)  # nobody is of the last class
+SCORES = torch.randn(N, K, generator=G) + 2 * torch.eye(K)[LABELS]
+SHARES = (slice(0, 53), slice(53, N))
+
+
+def dense(scores=SCORES, labels=LABELS, num_classes=K):
+    """The whole confusion matrix, one sample after another."""
+    matrix = torch.zeros(num_classes, num_classes, dtype=torch.long)
+    for z, y in zip(scores, labels, strict=True):
+        matrix[y, z.tolist().index(max(z.tolist()))] += 1
+    return matrix
+
+
+def fed(metric, size=64, scores=SCORES, labels=LABELS):
+    for z, y in zip(scores.split(size), labels.split(size), strict=True):
+        metric.update(z, y)
+    return metric
+
+
+def assert_is(result, matrix):
+    assert result.dtype == torch.int64
+    assert torch.equal(result, torch.cat([matrix.nonzero(), matrix[matrix > 0].unsqueeze(1)], dim=1))
+
+
+@pytest.mark.parametrize("size", [1, 64, N])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_batches_and_integers_do_not_matter(size, dtype):
+    matrix = dense()
+    assert matrix.sum() == N
+    assert matrix.diagonal().sum() not in (0, N)
+    assert_is(fed(ConfusedPairs(K), size, labels=LABELS.to(dtype)).compute(), matrix)
+
+
+def test_of_equal_scores_the_lower_class():
+    metric = ConfusedPairs(3)
+    metric.update(torch.tensor([[1.0, 1.0, 1.0], [0.0, 2.0, 2.0]]), torch.tensor([2, 2]))
+    assert metric.compute().tolist() == [[2, 0, 1], [2, 1, 1]]
+
+
+def test_mistakes_are_those_of_the_severity_metrics():
+    scores = SCORES.round()  # with ties
+    found = fed(ConfusedPairs(K), scores=scores).compute()
+    error = fed(HierarchicalMetrics(1 - torch.eye(K, dtype=torch.float64)), scores=scores).compute()["error"]
+    assert found[found[:, 0] != found[:, 1], 2].sum() == round(N * error.item())
+
+
+def test_many_classes_take_memory_of_the_samples_alone():
+    num_classes = 100_000  # of whose square there are 80 GB
+    metric = ConfusedPairs(num_classes)
+    scores = torch.zeros(4, num_classes)
+    scores[torch.arange(4), torch.tensor([99_999, 0, 99_999, 7])] = 1
+    metric.update(scores, torch.tensor([99_998, 99_999, 99_998, 7]))
+    assert sum(codes.numel() for codes in metric.codes) == 4
+    assert metric.compute().tolist() == [[7, 7, 1], [99_998, 99_999, 2], [99_999, 0, 1]]
+
+
+def test_one_pair_and_none():
+    metric = ConfusedPairs(3)
+    metric.update(torch.eye(3)[:0], torch.arange(0))
+    assert metric.compute().shape == (0, 3)
+    metric.update(torch.eye(3)[[1, 1]], torch.tensor([2, 2]))
+    assert metric.compute().tolist() == [[2, 1, 2]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert ConfusedPairs(3).compute().shape == (0, 3)
+
+
+def test_forward_reset_clone_and_pickle():
+    metric = ConfusedPairs(3)
+    assert metric(torch.eye(3), torch.tensor([0, 1, 1])).tolist() == [[0, 0, 1], [1, 1, 1], [1, 2, 1]]
+    assert metric(torch.eye(3)[:1], torch.tensor([0])).tolist() == [[0, 0, 1]]
+    assert metric.compute()[:, 2].tolist() == [2, 1, 1]
+    for copied in (metric.clone(), copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):
+        copied.update(torch.eye(3)[:1], torch.tensor([0]))
+        assert copied.compute()[:, 2].tolist() == [3, 1, 1]
+    metric.reset()
+    metric.update(torch.eye(3)[:1], torch.tensor([2]))
+    assert metric.compute().tolist() == [[2, 0, 1]]
+
+
+def test_casts_leave_the_counts():
+    metric = fed(ConfusedPairs(K), scores=SCORES[:30], labels=LABELS[:30])
+    torch.nn.ModuleList([metric]).to(torch.bfloat16).half()
+    assert_is(fed(metric, scores=SCORES[30:], labels=LABELS[30:]).compute(), dense())
+
+
+def test_no_part_of_a_checkpoint():
+    assert fed(ConfusedPairs(K)).state_dict() == {}
+
+
+# ---------------------------------------------------------------- two ranks
+
+
+def _rank(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    share = SHARES[rank]
+    metric = fed(ConfusedPairs(K), 10, SCORES[share], LABELS[share])
+    results = {"all": metric.compute(), "again": metric.compute()}
+    fed(metric, 10, SCORES[share], LABELS[share])
+    results["twice"] = metric.compute()
+    alone = ConfusedPairs(K)
+    if rank == 0:
+        fed(alone)
+    results["one_rank_has_all"] = alone.compute()
+    results["nobody"] = ConfusedPairs(K).compute()
+    pair = MetricCollection({"one": ConfusedPairs(K), "other": ConfusedPairs(K)})
+    pair.update(SCORES[share], LABELS[share])
+    results["collection"] = pair.compute()["other"]
+    torch.save(results, f"{folder}/rank{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_two_ranks_with_uneven_shares(tmp_path):
+    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        results = torch.load(tmp_path / f"rank{rank}.pt")
+        for name in ("all", "again", "one_rank_has_all", "collection"):
+            assert_is(results[name], dense())
+        assert_is(results["twice"], 2 * dense())
+        assert_is(results["nobody"], 0 * dense())
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_bad_samples_are_refused_and_not_counted():
+    metric = fed(ConfusedPairs(K))
+    for scores, labels, error in (
+        (SCORES, LABELS + K, LabelError),
+        (SCORES, -1 - LABELS, LabelError),
+        (SCORES, LABELS.float(), DtypeError),
+        (SCORES, LABELS[1:], ShapeError),
+        (SCORES[:, :3], LABELS, ShapeError),
+        (SCORES[0], LABELS, ShapeError),
+        (SCORES.long(), LABELS, DtypeError),
+        (SCORES, LABELS.to("meta"), DeviceError),
+        (SCORES * torch.nan, LABELS, NonFiniteError),
+        (SCORES * torch.inf, LABELS, NonFiniteError),
+    ):
+        with pytest.raises(error, match="labels" if error is LabelError else "labels|scores"):
+            metric.update(scores, labels)
+    assert_is(metric.compute(), dense())
+
+
+@pytest.mark.parametrize("num_classes", [0, -1, 2.0, True])
+def test_bad_number_of_classes(num_classes):
+    with pytest.raises(ArgumentError, match="num_classes must be an integer >= 1"):
+        ConfusedPairs(num_classes)
