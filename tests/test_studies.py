@@ -2,17 +2,21 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from studies import _tables, nearest_etf, severity, shuffled_tree
 
 from tightframe import simplex_etf
+from tightframe.config import Method, Part, Recipe, build_data, check_bindings, find_recipe
 from tightframe.data import StdlibModules
 from tightframe.hierarchy import Tree
 from tightframe.records import CLASSES_FILE, CONFIG_FILE, RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE, Records
 from tightframe.snapshots import Snapshot
 
+SEARCH = Path(__file__).parents[1] / "studies" / "stdlib-hierarchy-search.yaml"
 K, SCALE = 3, 5.0
 FLOOR = math.log(1 + 2 * math.exp(-7.5))
 GAP = math.log(3) - FLOOR
@@ -212,3 +216,26 @@ def test_the_shuffled_tree_of_a_recipe_is_one_of_its_classes(tmp_path):
     tree = Tree.read(tmp_path / "tree.json", data.class_names)
     assert tree.class_names == data.class_names
     assert len(tree.names) == len(Tree.from_paths(data.paths).names)
+
+
+def test_parameters_are_searched_over_methods_that_can_be_made():
+    described = yaml.safe_load(SEARCH.read_text())
+    recipe = Recipe(
+        **{
+            **described,
+            **{name: Part(**described[name]) for name in ("data", "backbone", "optimizer", "scheduler")},
+            "methods": {name: method(**parts) for name, parts in described["methods"].items()},
+        }
+    )
+    data = build_data(recipe)
+    assert data.validation is not None
+    check_bindings(recipe, data, ["learned", "barz-denzler-1-32", "hier-cos-0.05", "haframe-5-0.4"])
+    # What was chosen is what the shipped recipe has.
+    shipped = yaml.safe_load(find_recipe("stdlib-hierarchy").read_text())["methods"]
+    chosen = {"hxe": "hxe-0.4", "hace": "hace-0.2", "barz-denzler": "barz-denzler-1-32", "haframe-5": "haframe-5-0.4"}
+    for name, source in chosen.items():
+        assert shipped[name] == described["methods"][source]
+
+
+def method(classifier, loss=None, dim=None):
+    return Method(Part(**classifier), Part(**loss or {"name": "CrossEntropyLoss"}), dim)
