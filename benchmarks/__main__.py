@@ -10,6 +10,7 @@ NAMES = (
     *("nearest_solve", "nearest_gradient", "nearest_step"),
     "cosine_gram",
     "hierarchical_frame",
+    "etf_linear",
 )
 
 

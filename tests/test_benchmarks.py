@@ -10,6 +10,7 @@ from benchmarks import (
     callback,
     cdnv,
     cosine_gram,
+    etf_linear,
     etf_logits,
     hierarchical_frame,
     moments,
@@ -40,7 +41,7 @@ def test_every_benchmark_is_run_by_the_command():
 
 @pytest.mark.parametrize(
     "module",
-    [nc1_accuracy, moments, nc1_time, etf_logits, callback, nearest_step, hierarchical_frame, cosine_gram],
+    [nc1_accuracy, moments, nc1_time, etf_linear, etf_logits, callback, nearest_step, hierarchical_frame, cosine_gram],
     ids=lambda m: m.__name__,
 )
 def test_a_tiny_run_fills_its_table(module, capsys):

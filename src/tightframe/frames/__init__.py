@@ -8,6 +8,7 @@ from tightframe.frames.hierarchical import (
     suggest_gamma,
     tree_max_separation,
 )
+from tightframe.frames.layers import control_weight, nearest_simplex_weight, simplex_weight
 from tightframe.frames.nearest import NearestETF, nearest_simplex_etf
 from tightframe.frames.operator import (
     Frame,
@@ -29,6 +30,7 @@ __all__ = [
     "NearestETF",
     "SimplexETF",
     "coherence",
+    "control_weight",
     "frame_of_gram",
     "hierarchy_aware_frame",
     "is_equiangular",
@@ -37,7 +39,9 @@ __all__ = [
     "is_unit_norm",
     "max_separation_asymptote",
     "nearest_simplex_etf",
+    "nearest_simplex_weight",
     "simplex_etf",
+    "simplex_weight",
     "suggest_gamma",
     "tree_max_separation",
     "welch_bound",

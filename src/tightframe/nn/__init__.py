@@ -2,6 +2,7 @@
 
 from tightframe.nn.classifiers import Classifier, LinearClassifier, NormalizedLinear
 from tightframe.nn.fixed import FrameClassifier, SimplexETFClassifier
+from tightframe.nn.gain import variance_preserving_gain
 from tightframe.nn.hierarchical_classifiers import ConditionalSoftmaxClassifier, HierCOSClassifier, NodeClassifier
 from tightframe.nn.hierarchical_frames import BarzDenzlerClassifier, HierarchyAwareClassifier
 from tightframe.nn.hierarchical_losses import (
@@ -12,6 +13,7 @@ from tightframe.nn.hierarchical_losses import (
     HXELoss,
     SoftLabelLoss,
 )
+from tightframe.nn.linear import ETFLinear
 from tightframe.nn.losses import DotRegressionLoss, FeatureLoss, LogitAdjustedCrossEntropy
 from tightframe.nn.nearest import NearestETFClassifier
 from tightframe.nn.tracking import ClassMeanTracker
@@ -25,6 +27,7 @@ __all__ = [
     "CorrelationLoss",
     "CosineGramLoss",
     "DotRegressionLoss",
+    "ETFLinear",
     "FeatureLoss",
     "FeatureTransform",
     "FrameClassifier",
@@ -41,4 +44,5 @@ __all__ = [
     "ResidualBlock",
     "SimplexETFClassifier",
     "SoftLabelLoss",
+    "variance_preserving_gain",
 ]
