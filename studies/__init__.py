@@ -1,1 +1,1 @@
-"""Studies: the tables of one paper's claims each, from what ``tightframe compare`` wrote."""
+"""Studies: tables of what ``tightframe compare`` wrote, and trainings that are no comparison of classifiers."""

@@ -1,4 +1,4 @@
-"""Readers and splits: every source hands over a :class:`ClassificationData`."""
+"""Readers and splits: a source hands over a :class:`ClassificationData`, the standard library also a text."""
 
 from tightframe.data.base import ClassificationData, DataSource, long_tailed_counts, stratified_split
 from tightframe.data.cifar import CIFAR10, CIFAR100
@@ -8,11 +8,13 @@ from tightframe.data.free import FreeSamples
 from tightframe.data.images import STL10, ImageFolder
 from tightframe.data.inaturalist import INaturalist
 from tightframe.data.stdlib import StdlibModules
+from tightframe.data.stdlib_bytes import ByteCorpus, StdlibBytes
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
     "STL10",
+    "ByteCorpus",
     "ClassificationData",
     "DataSource",
     "Digits",
@@ -21,6 +23,7 @@ __all__ = [
     "FreeSamples",
     "INaturalist",
     "ImageFolder",
+    "StdlibBytes",
     "StdlibModules",
     "long_tailed_counts",
     "stratified_split",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
-import sysconfig
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
-from tightframe._checks import ArgumentError, DataFileError, EmptyDataError, check_positive, require_extra
+from tightframe._checks import ArgumentError, EmptyDataError, check_positive, require_extra
+from tightframe.data._stdlib_files import library_root, library_version, source_files
 from tightframe.data.base import ClassificationData, DataSource, check_fraction
 
 PERIOD = 768
@@ -26,7 +25,6 @@ GAP = 64
 TRAIN = PERIOD - TEST - 2 * GAP
 
 _TOKEN = re.compile(rb"[A-Za-z_]\w*|\d+|[^\w\s]")
-_TEST_DIRECTORIES = frozenset({"test", "tests", "idle_test"})
 
 Stretch = tuple[int, int]
 
@@ -86,7 +84,7 @@ class StdlibModules(DataSource):
     @property
     def python_version(self) -> str | None:
         """Version of the Python whose library is read, or None where ``root`` says which."""
-        return platform.python_version() if self.root is None else None
+        return library_version(self.root)
 
     def load(self) -> ClassificationData:
         """Return the parts as TensorDatasets of ``((window,) int64 token ids, int64 label)``.
@@ -95,11 +93,7 @@ class StdlibModules(DataSource):
             DataFileError: if there is no standard library source to read.
             EmptyDataError: if no module is large enough.
         """
-        root = Path(self.root or sysconfig.get_path("stdlib"))
-        if not (root / "os.py").is_file():
-            raise DataFileError(
-                f"{root} holds no standard library source (no os.py); pass root=, the directory that os.py lies in"
-            )
+        root = library_root(self.root)
         ids = _TokenIds(self.vocabulary)
         modules, windows = [], []
         for module in _find_modules(root, self.min_bytes):
@@ -186,14 +180,9 @@ def _find_modules(root: Path, min_bytes: int) -> Iterator[_Module]:
 
 
 def _package_sources(root: Path, package: str) -> Iterator[tuple[str, bytes]]:
-    """Yield dotted name and bytes of a module, or of every module in a package but its tests, sorted by path."""
-    single = root / f"{package}.py"
-    for path in [single] if single.is_file() else sorted((root / package).rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        if _TEST_DIRECTORIES.isdisjoint(parts):
-            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            # A Windows installation has longer line ends, which must not change which modules are large enough.
-            yield name, path.read_bytes().replace(b"\r\n", b"\n")
+    """Yield dotted name and bytes of the modules of a package."""
+    for parts, source in source_files(root, package):
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), source
 
 
 def _stretches(length: int, window: int, validation_fraction: float) -> Iterator[tuple[Stretch, Stretch, Stretch]]:
