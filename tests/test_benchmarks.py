@@ -13,6 +13,7 @@ from benchmarks import (
     etf_linear,
     etf_logits,
     hierarchical_frame,
+    layer_probing,
     moments,
     nc1_accuracy,
     nc1_time,
@@ -41,7 +42,10 @@ def test_every_benchmark_is_run_by_the_command():
 
 @pytest.mark.parametrize(
     "module",
-    [nc1_accuracy, moments, nc1_time, etf_linear, etf_logits, callback, nearest_step, hierarchical_frame, cosine_gram],
+    [
+        *(nc1_accuracy, moments, nc1_time, etf_linear, etf_logits, callback),
+        *(nearest_step, hierarchical_frame, cosine_gram, layer_probing),
+    ],
     ids=lambda m: m.__name__,
 )
 def test_a_tiny_run_fills_its_table(module, capsys):
@@ -102,6 +106,19 @@ def test_mixed_precision_is_right_up_to_float32_and_loses_with_a_loud_direction(
 def test_both_forms_of_cdnv_agree():
     torch.testing.assert_close(cdnv.ours(7, 5)().float(), cdnv.untiled(7, 5)(), rtol=1e-5, atol=0)
     assert cdnv.times(6, 4, rounds=1).target == ">= 20x"
+
+
+@pytest.mark.parametrize("kind", ["mlp", "transformer", "cnn mean", "cnn flatten"])
+def test_networks_probed_have_twelve_layers(kind):
+    curves = layer_probing.Case(kind, 8, 3, 20, 10).probe()
+    assert len(curves.layers) == layer_probing.DEPTH
+    assert curves.dims[:1] == {"cnn flatten": (512,)}.get(kind, (8,))
+
+
+def test_streamed_data_are_the_same_in_both_passes():
+    curves = layer_probing.probing(512, True)()
+    assert int(curves.moments["0"].count.sum()) == 512
+    assert all(error <= 1 for error in curves.ncc_error)
 
 
 def test_both_ways_of_syncing_agree(tmp_path):

@@ -98,6 +98,12 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_range(name: str, value: float, inside: bool, wanted: str) -> None:
+    """Raise :class:`ArgumentError` unless a finite number is ``inside`` its range, in words ``wanted``."""
+    if isinstance(value, bool) or not inside or math.isinf(value):
+        raise ArgumentError(f"{name} must be finite and {wanted}, got {value!r}")
+
+
 def check_features(features: Tensor, dim: int | None = None, name: str = "features") -> None:
     """Check shape and dtype of features ``(B, d)``; their values are not read.
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -106,6 +107,30 @@ def test_from_samples_is_update_also_where_it_goes_in_pieces():
     moments = ClassMoments(3, 5000)
     moments.update(features, labels)
     assert_same(ClassMoments.from_samples(features, labels, 3), moments)
+
+
+@pytest.mark.parametrize("chunk", [1, 500, 10**6])
+@pytest.mark.parametrize("scatter", [False, True])
+def test_a_batch_that_goes_in_pieces(scatter, chunk, monkeypatch):
+    monkeypatch.setattr("tightframe.functional.moments.CHUNK", chunk)  # with scatter a piece has 256 rows or more
+    features, labels = draw(700, 30) + 3, torch.arange(700) % 3
+    moments = ClassMoments(3, 30, scatter=scatter)
+    moments.update(features, labels)
+    assert_exact(moments, features, labels)
+
+
+def test_threads_and_moments_share_no_number():
+    problems = [(draw(60, d) + d, torch.arange(60) % 3) for d in (5, 9, 7)]
+    together = [ClassMoments(3, h.shape[1]) for h, _ in problems]
+
+    def update(i):
+        for part in range(0, 60, 6):
+            together[i].update(*(t[part : part + 6] for t in problems[i]))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(update, [0, 1, 2]))
+    for moments, (features, labels) in zip(together, problems, strict=True):
+        assert_exact(moments, features, labels)
 
 
 def test_features_are_untouched_and_need_no_gradient():

@@ -83,6 +83,28 @@ def test_bad_input_raises_and_changes_no_bit(name, read):
     assert moments.count.tolist() == [2, 1, 1, 0, 1]
 
 
+@pytest.mark.parametrize(("place", "error"), [((599, 199), NonFiniteError), (599, LabelError)])
+@pytest.mark.parametrize("scatter", [False, True])
+def test_bad_input_at_the_end_of_a_long_batch_changes_no_bit(place, error, scatter, monkeypatch):
+    monkeypatch.setattr("tightframe.functional.moments.CHUNK", 500)
+    moments = ClassMoments(3, 200, scatter=scatter)
+    features, labels = draw(600, 200).float(), torch.arange(600) % 3
+    moments.update(features[:2], labels[:2])
+    before = moments.packed.clone()
+    (features if isinstance(place, tuple) else labels)[place] = 10**9 if error is LabelError else NAN
+    with pytest.raises(error):
+        moments.update(features, labels)
+    assert torch.equal(moments.packed, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_lengths_that_overflow_in_the_type_of_the_features_are_fine(dtype, monkeypatch):
+    monkeypatch.setattr("tightframe.functional.moments.CHUNK", 1)
+    largest = torch.full((3, 2), torch.finfo(dtype).max, dtype=dtype)
+    moments = ClassMoments.from_samples(largest * torch.tensor([[1], [-1], [1]], dtype=dtype), torch.zeros(3).long(), 1)
+    assert moments.trace.item() == pytest.approx(2 * torch.finfo(dtype).max ** 2 * (3 - 1 / 3), rel=1e-12)
+
+
 def test_a_failed_update_leaves_no_trace_in_a_later_merge():
     moments = ClassMoments(1, 1)
     with pytest.raises(NonFiniteError):
@@ -91,11 +113,15 @@ def test_a_failed_update_leaves_no_trace_in_a_later_merge():
     assert moments.mean.tolist() == [[0.25]]
 
 
-def test_squares_that_overflow_are_refused_in_one_dimension_too():
+@pytest.mark.parametrize("rows", [1, 50])
+def test_squares_that_overflow_are_refused_in_one_dimension_too(rows, monkeypatch):
+    monkeypatch.setattr("tightframe.functional.moments.CHUNK", 1)
     moments = ClassMoments(1, 1)
     moments.update(torch.zeros(1, 1), torch.tensor([0]))
+    before = moments.packed.clone()
     with pytest.raises(NonFiniteError, match="squares within float64"):
-        moments.update(torch.tensor([[1e200]], dtype=torch.float64), torch.tensor([0]))
+        moments.update(torch.tensor([[0.0]] * (rows - 1) + [[1e200]], dtype=torch.float64), torch.zeros(rows).long())
+    assert torch.equal(moments.packed, before)
 
 
 def test_from_samples_checks_too():

@@ -13,7 +13,7 @@ from tightframe._checks import EmptyDataError
 from tightframe.records import Records
 from tightframe.report import leaderboard, print_leaderboard, write_leaderboard_csv, write_records_csv
 from tightframe.report.history import Estimate
-from tightframe.report.tables import Leaderboard, format_estimate, render_tables
+from tightframe.report.tables import Leaderboard, format_estimate, render_rows, render_tables
 
 T2 = 0.95 * math.sqrt(2 / (1 - 0.95**2))  # t(0.975, 2) in closed form: 4.30
 
@@ -199,3 +199,23 @@ def test_names_are_printed_as_they_are() -> None:
     text = printed(render_tables(leaderboard(records)), 80)
     assert "[bold]x[/nonsense]" in text
     assert "[red]metric[/]" in text
+
+
+@pytest.mark.parametrize("width", [10, 40, 80, 200])
+def test_plain_rows_show_every_number_whole_and_every_name_as_it_is(width):
+    rows = [["1 [red]blocks.0.linear1", "99.99", "12,345,678"], ["", "–", "0"]]
+    console = Console(file=io.StringIO(), width=width)
+    render_rows(["Network", "Train %", "Parameters"], rows, console=console)
+    text = console.file.getvalue()
+    for number in ("99.99", "12,345,678", "–"):
+        assert number in text
+    names = "".join(line.split("  ")[0].strip().split(" 99.99")[0] for line in text.splitlines()[2:])
+    assert "[red]blocks.0.linear1" in names
+    if width >= 80:
+        assert "1 [red]blocks.0.linear1 " in text
+
+
+def test_plain_rows_may_be_none():
+    console = Console(file=io.StringIO(), width=80)
+    render_rows(["Network", "Train %"], [], console=console)
+    assert "Train %" in console.file.getvalue()

@@ -1,7 +1,7 @@
 import pytest
 from lightning.pytorch import Callback
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tests.training.models import (
     TRAIN,
@@ -127,6 +127,32 @@ def test_layers_beside_the_classifier():
     for record in expected:
         assert callback.records.value(record.metric, layer=record.layer) == record.value
     assert not callback.records.where(layer="net.4", metric="nc3.distance")
+
+
+def test_patterns_name_layers_and_the_classifier_stays_itself():
+    callback = NeuralCollapseCallback(layers=["net.[024]", "net.6"], every_n_epochs=3)
+    records = measured(callback, max_epochs=3, validation=ordered())
+    assert records.unique("layer") == ["net.0", "net.2", "net.4", "features"]
+    errors = records.where(metric="ncc.error")
+    places = {(e, s, f"net.{i}") for e in (0, 3) for s in ("train", "validation") for i in (0, 2, 4)}
+    assert {(r.epoch, r.split, r.layer) for r in errors} == places
+    assert len(errors) == 12
+
+
+def test_nearest_class_centres_of_layers_are_those_of_training():
+    confused = TensorDataset(TRAIN.tensors[0], TRAIN.tensors[1].roll(1))
+    callback = NeuralCollapseCallback(layers=["net.4"])
+    model = fit_with(callback, train=shuffled(confused), validation=ordered()).eval()
+    train, other = (model.net[:4](data.tensors[0]).detach() for data in (confused, VALIDATION))
+    moments = F.ClassMoments.from_samples(train, confused.tensors[1], K)
+    for split, features, data in (("train", train, confused), ("validation", other, VALIDATION)):
+        expected = 1 - F.ncc_accuracy(features, data.tensors[1], moments).item()
+        assert callback.records.value("ncc.error", split=split, layer="net.4") == pytest.approx(expected, rel=1e-9)
+        assert 0 < expected < 1
+    assert callback.records.where(metric="ncc.error").unique("layer") == ["net.4"]
+    lean = measured(NeuralCollapseCallback(layers=["net.4"], hold_bytes=0), max_epochs=1)
+    assert lean.unique("layer") == ["net.4", "features"]
+    assert "ncc.error" not in lean.unique("metric")
 
 
 def test_validation_is_compared_with_the_means_of_training():

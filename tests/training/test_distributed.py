@@ -99,7 +99,7 @@ def test_two_ranks_give_the_collapse_of_one_process(runs):
         assert value == pytest.approx(r.value, rel=1e-9, abs=1e-12, nan_ok=True), r
     assert {r.split for r in rows} == {"train", "validation", "test"}
     assert {r.layer for r in rows} == {"features", "backbone.3"}
-    assert {r.metric for r in rows} > {"nc1.pinv", "ncc.accuracy", "nc4.agreement", "cosine_margin"}
+    assert {r.metric for r in rows} > {"nc1.pinv", "ncc.accuracy", "nc4.agreement", "cosine_margin", "ncc.error"}
 
 
 def test_two_ranks_give_the_accuracies_of_one_process(runs):

@@ -17,6 +17,7 @@ from tightframe._checks import (
     check_label_range,
     check_labels,
     check_positive,
+    check_range,
 )
 from tightframe.functional.trees import TreeIndex, below_root, edge_log_probabilities, tree_index
 from tightframe.hierarchy import Tree, check_distances
@@ -369,12 +370,6 @@ def _check_width(values: Tensor, width: int, wanted: str = "", name: str = "logi
 def _check_place(values: Tensor, features: Tensor, name: str) -> None:
     if values.device != features.device:
         raise DeviceError(f"{name} is on {values.device} and features on {features.device}; move one with .to(device)")
-
-
-def check_range(name: str, value: float, inside: bool, wanted: str) -> None:
-    """Raise :class:`ArgumentError` unless a finite number is ``inside`` its range, in words ``wanted``."""
-    if isinstance(value, bool) or not inside or math.isinf(value):
-        raise ArgumentError(f"{name} must be finite and {wanted}, got {value!r}")
 
 
 def _check_needed(name: str, value: float | None, schedule: str, needed: bool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import threading
+from functools import partial
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from tightframe._checks import (
 )
 
 BLOCK = 128  # columns of the scatter computed at a time; below the diagonal nothing is
+CHUNK = 2**17  # differences that a thread of a CPU holds at a time: two megabytes with what is subtracted
 
 
 class ClassMoments:
@@ -83,7 +86,6 @@ class ClassMoments:
         self.num_classes = num_classes
         self.dim = dim
         self.packed = packed
-        self._work = packed.new_empty(2, 0, dim)
         # The layout of `packed`: two counters of bad samples, whether the sums hold anything, counts, sums of squares,
         # references, sums, products.
         parts = [2, 1, num_classes, num_classes, num_classes * dim, num_classes * dim, dim * dim if scatter else 0]
@@ -205,19 +207,25 @@ class ClassMoments:
             features, labels = features[keep], labels[keep]
         if labels.numel() == 0:
             return
+        # A product of few rows would cost more to add to the scatter than to compute.
+        rows = max(CHUNK * torch.get_num_threads() // self.dim, 1 if self._products is None else 256)
+        pieces = [(features, labels)]
+        if labels.numel() > rows:
+            _check_squares(features)  # before the first piece is in the sums, as a later one must not fail
+            pieces = list(zip(features.split(rows), labels.split(rows), strict=True))
         try:
             new = self._adopt_references(features, labels)
-            delta = self._differences(features, labels)
         except IndexError:
             check_label_range(labels, self.num_classes)
             raise
-        squares = torch.linalg.vector_norm(delta, dim=1).square_()
-        if not math.isfinite(squares.sum().item()):
-            if new is not None:
-                self._reference.index_fill_(0, new, 0)
-            check_finite(features)
-            raise NonFiniteError("features must have squares within float64, got larger values; rescale them")
-        self._fold(delta, squares, labels, torch.ones_like(squares))
+        for h, y in pieces:
+            delta = _differences(h, y, self._reference)
+            squares = torch.linalg.vector_norm(delta, dim=1).square_()
+            if not math.isfinite(squares.sum().item()):
+                if new is not None:
+                    self._reference.index_fill_(0, new, 0)
+                _raise_not_finite(features)
+            self._fold(delta, squares, y, torch.ones_like(squares))
 
     def _adopt_references(self, features: Tensor, labels: Tensor) -> Tensor | None:
         """Make the first sample of each class that has none its reference, and return these classes, if any."""
@@ -251,23 +259,11 @@ class ClassMoments:
         new = (keep.any() & (self._count[labels] == 0)).unsqueeze(1)
         self._reference[labels] = torch.where(new, features[first[labels]].double(), self._reference[labels])
         weight = keep.to(self.packed)
-        delta = self._differences(features, labels).mul_(weight.unsqueeze(1))
+        delta = (features - self._reference[labels]).mul_(weight.unsqueeze(1))
         self._fold(delta, torch.linalg.vector_norm(delta, dim=1).square_(), labels, weight)
 
-    def _differences(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Return the features minus the references of their classes, in memory that the next call uses again.
-
-        Fresh memory for every batch would cost more than the arithmetic.
-        """
-        if self._work.shape[1] < labels.numel():
-            with torch.inference_mode(False):  # or no later update outside of it could use this memory
-                self._work = torch.empty(2, labels.numel(), self.dim, dtype=torch.float64, device=self.device)
-        delta, reference = self._work[:, : labels.numel()]
-        delta.copy_(features)
-        return delta.sub_(torch.index_select(self._reference, 0, labels, out=reference))
-
     def _fold(self, delta: Tensor, squares: Tensor, labels: Tensor, weight: Tensor) -> None:
-        """Add differences to the sums."""
+        """Add differences from the references to the sums."""
         self._sum.index_add_(0, labels, delta)
         self._squares.index_add_(0, labels, squares)
         self._count.index_add_(0, labels, weight)
@@ -347,6 +343,38 @@ class ClassMoments:
             raise LabelError(f"labels must lie in 0..{self.num_classes - 1}, got {int(labels)} samples out of range")
         if features:
             raise NonFiniteError(f"features must be finite, got {int(features)} samples with NaN or infinity")
+
+
+_scratch = threading.local()
+
+
+def _differences(features: Tensor, labels: Tensor, references: Tensor) -> Tensor:
+    """Return the features minus the references of their classes, in memory that the thread's next call uses again.
+
+    Fresh memory for every batch would cost more than the arithmetic. Moments of several layers, updated in turn, share
+    it: memory of their own would never be in the cache.
+    """
+    size = features.numel()
+    memory = getattr(_scratch, "memory", None)
+    if memory is None or memory.shape[1] < size:
+        with torch.inference_mode(False):  # or no later update outside of it could use this memory
+            memory = _scratch.memory = torch.empty(2, size, dtype=torch.float64)
+    delta, reference = memory[:, :size].view(2, *features.shape)
+    delta.copy_(features)
+    return delta.sub_(torch.index_select(references, 0, labels, out=reference))
+
+
+def _check_squares(features: Tensor) -> None:
+    """Raise :class:`NonFiniteError` unless sums of squares of differences of such features are finite in float64."""
+    for length in (torch.linalg.vector_norm, partial(torch.linalg.vector_norm, dtype=torch.float64)):
+        if length(features).item() < 1e150:  # the length itself may overflow in the features' own precision
+            return
+    _raise_not_finite(features)
+
+
+def _raise_not_finite(features: Tensor) -> NoReturn:
+    check_finite(features)
+    raise NonFiniteError("features must have squares within float64, got larger values; rescale them")
 
 
 def _add_products(products: Tensor, rows: Tensor, alpha: float = 1) -> None:

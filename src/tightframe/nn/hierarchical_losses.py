@@ -7,9 +7,8 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, check_features, check_labels, check_positive
+from tightframe._checks import ArgumentError, check_features, check_labels, check_positive, check_range
 from tightframe.functional.hierarchical import (
-    check_range,
     check_soft_labels,
     correlation_loss,
     cosine_gram,

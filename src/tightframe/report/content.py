@@ -10,6 +10,7 @@ import numpy as np
 from tightframe.report.confusion import Confusions, gather_confusions
 from tightframe.report.geometry import Array, SimplexView, centred_cosines, simplex_view, to_array
 from tightframe.report.history import History, Panel, panels
+from tightframe.report.layers import RunLayers, gather_layers
 from tightframe.report.runs import RunDirectory, Training
 from tightframe.report.tables import Leaderboard, leaderboard
 from tightframe.snapshots import Snapshot
@@ -66,6 +67,7 @@ class Content:
         panels: charts against epochs.
         geometry: one a run that has snapshots of at least two classes.
         confusions: mistakes of the runs; None without a hierarchy or without a file of them.
+        layers: layers against epochs, one a run that measured some beside the classifier's input.
     """
 
     directory: RunDirectory
@@ -73,6 +75,7 @@ class Content:
     panels: list[Panel]
     geometry: list[RunGeometry]
     confusions: Confusions | None
+    layers: list[RunLayers]
 
 
 def gather(directory: RunDirectory, classes: Sequence[int] | None = None) -> Content:
@@ -90,7 +93,9 @@ def gather(directory: RunDirectory, classes: Sequence[int] | None = None) -> Con
     num_classes = geometry[0].num_classes if geometry else None
     records = directory.records
     board = leaderboard(records, classifier_parameters=directory.classifier_parameters, num_classes=num_classes)
-    return Content(directory, board, panels(History(records), num_classes), geometry, gather_confusions(directory))
+    history = History(records)
+    shown = panels(history, num_classes)
+    return Content(directory, board, shown, geometry, gather_confusions(directory), gather_layers(history, records))
 
 
 def _drawn_trainings(directory: RunDirectory) -> list[Training]:

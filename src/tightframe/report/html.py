@@ -17,6 +17,7 @@ from tightframe.report.content import Content, RunGeometry
 from tightframe.report.figures import PALETTE
 from tightframe.report.geometry import Array, SimplexFrame
 from tightframe.report.history import Panel
+from tightframe.report.layers import layer_data
 from tightframe.report.tables import board_cells
 
 # The same hues, lighter, for a dark ground.
@@ -70,6 +71,7 @@ def _texts(content: Content) -> dict[str, Any]:
         "class_name": directory.class_name,
         "tree": None if directory.tree is None else _nodes(directory.tree),
         "confusions": content.confusions,
+        "layers": content.layers,
         "panels_left": sum(not panel.main for panel in content.panels),
         "directory": directory,
     }
@@ -132,6 +134,7 @@ def _data(content: Content) -> dict[str, Any]:
         "geometry": [_geometry(item, content) for item in content.geometry],
         "colorLimit": limit,
         "confusion": None if content.confusions is None else confusion_data(content.confusions, content.directory),
+        "layers": layer_data(content.layers),
     }
 
 

@@ -70,6 +70,13 @@ KNOWN = {
     "etf.drift": Quantity("ETF drift", "how far the ETF moved in a step, relative", 0.0),
     "etf.rank": Quantity("ETF rank", "directions that the tracked class means determine"),
     "etf.smallest_singular_value": Quantity("ETF σ_min", "weakest direction of the tracked class means", 1.0),
+    "ncc.error": Quantity("nearest-mean error", "error of the nearest class mean in a layer", 0.0, percent=True),
+    "ncc.mismatch": Quantity(
+        "nearest-mean mismatch", "nearest class mean decides unlike the network", 0.0, percent=True
+    ),
+    "effective_depth": Quantity("effective depth", "first layer from which the nearest class mean errs little"),
+    "lock.distance": Quantity("lock distance", "relative change of a weight when it was locked", 0.0),
+    "trainable_parameters": Quantity("trainable parameters", "numbers that training changes"),
     "frame.alignment": Quantity("frame alignment", "cosine of class mean and its fixed class vector", 1.0),
     "frame.cosine_error": Quantity("frame cosines", "mean error of the cosines of class means", 0.0),
     "frame.cosine_spread": Quantity("frame cosines, spread", "standard deviation of these errors", 0.0),

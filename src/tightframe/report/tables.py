@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -218,6 +218,28 @@ def _rich_table(
     for index, row in enumerate(rows):
         table.add_row(text(row[0]), *(text(row[i], style="bold" if (index, i) in best else "") for i in part))
     return table
+
+
+def render_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], *, console: Any = None) -> None:
+    """Print a plain table; the first column is text, the others numbers.
+
+    Args:
+        headings: of the columns.
+        rows: their cells.
+        console: a ``rich.console.Console``; ``None`` prints to standard output.
+    """
+    console = console or require_extra("rich.console", "cli").Console()
+    table = require_extra("rich.table", "cli").Table(box=require_extra("rich.box", "cli").SIMPLE_HEAD, pad_edge=False)
+    text = require_extra("rich.text", "cli").Text
+    for i, heading in enumerate(headings):
+        longest = max((len(row[i]) for row in rows), default=0)
+        # Headings and names may wrap, numbers nowhere: where they do not fit the table is wider than the console.
+        table.add_column(
+            text(heading), justify="right" if i else "left", overflow="fold", min_width=longest if i else 8
+        )
+    for row in rows:
+        table.add_row(*map(text, row))
+    console.print(table, crop=False)
 
 
 def print_leaderboard(out: Path | RunDirectory, *, console: Any = None) -> Leaderboard:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,16 @@ class NeuralCollapseCallback(Callback):
     The rows are in :attr:`records`, which a checkpoint keeps, and are logged as ``split/layer/metric``.
 
     Args:
-        layers: dotted names of modules whose inputs are measured too, beside the classifier's, called ``features``.
+        layers: dotted names of modules whose inputs are measured too, beside the classifier's, called ``features``; or
+            patterns as in :func:`tightframe.probing.match_layers`.
         every_n_epochs: measure before training, after every so many epochs and after the last.
         every_n_steps: measure after every so many steps instead.
         splits: which of ``train``, ``validation``: the loaders that the Trainer has. Several validation loaders are
             called as a :class:`ClassifierModule` says, else ``validation.0``, ``validation.1`` and so on.
         scatter: gather ``(d, d)`` scatters, which ``nc1.pinv`` and ``vci`` need.
         preset: see :func:`tightframe.functional.collapse_metrics`; None measures everything.
-        hold_bytes: memory for the features that metrics with a second look at the samples need; a split that takes more
-            goes without them.
+        hold_bytes: memory for the features that metrics with a second look at the samples need, and as much again for
+            those of ``layers`` (``ncc.error``); a split that takes more goes without them.
         batch_size: samples of a batch in these passes.
         num_classes: K; None takes it from the classifier.
         forward: how to run the module on the inputs of a batch; ``module(inputs)`` by default.
@@ -154,36 +155,22 @@ class NeuralCollapseCallback(Callback):
                     num_classes,
                     scatter=self.scatter,
                     hold_bytes=hold,
-                    forward=self._forward(trainer),
+                    forward=forward_in_precision(trainer, self.forward),
                 )
                 if trainer.world_size > 1:
-                    for layer in layers:
-                        measured.moments[layer].all_reduce_()
+                    for moments in measured.moments.values():
+                        moments.all_reduce_()
                 if split == "train":
                     train = measured
                 self._record(trainer, module, epoch, split, measured, train, name)
         if train is not None and self.snapshot_dir is not None and trainer.is_global_zero:
             self._snapshot(epoch, classifier, train, name)
 
-    def _forward(self, trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
-        """Return how to run the module on inputs, in the precision of the training."""
-        precision = trainer.precision_plugin
-
-        def run(module: nn.Module, inputs: Any) -> Any:
-            with precision.forward_context():
-                inputs = precision.convert_input(inputs)
-                return module(inputs) if self.forward is None else self.forward(module, inputs)
-
-        return run
-
     def _loaders(self, trainer: Trainer, module: LightningModule) -> list[tuple[str, Any]]:
         """Return the loaders to visit by split, the training set first."""
         found: list[tuple[str, Any]] = []
         if "train" in self.splits:
-            if not isinstance(trainer.train_dataloader, DataLoader):
-                kind = type(trainer.train_dataloader).__name__
-                raise ArgumentError(f"the Trainer's training loader must be one DataLoader, got {kind}")
-            found.append(("train", trainer.train_dataloader))
+            found.append(("train", training_loader(trainer)))
         evaluation = trainer.val_dataloaders
         if "validation" in self.splits and evaluation is not None:
             loaders = evaluation if isinstance(evaluation, list) else [evaluation]
@@ -203,11 +190,13 @@ class NeuralCollapseCallback(Callback):
         classifier_name: str,
     ) -> None:
         classifier = module.get_submodule(classifier_name)
+        looks: dict[str, dict[str, float]] = {}
+        if train is not None and self.preset is None and self.hold_bytes:
+            looks = _second_looks(measured, train.moments, classifier, classifier_name, module.device)
         for name, moments in measured.moments.items():
             is_classifier = name == classifier_name
             values = layer_metrics(moments, classifier if is_classifier else None, preset=self.preset)
-            if is_classifier and train is not None and self.preset is None and self.hold_bytes:
-                values |= _of_samples(measured.second_look(), train.moments[name], classifier, module.device)
+            values |= looks.get(name, {})
             layer = FEATURES if is_classifier else name
             for metric, value in values.items():
                 self.records.add(metric, value, epoch=epoch, step=trainer.global_step, split=split, layer=layer)
@@ -229,21 +218,58 @@ class NeuralCollapseCallback(Callback):
         )
 
 
-def _of_samples(
-    look: tuple[Tensor, Tensor, Tensor] | None, moments: ClassMoments, classifier: nn.Module, device: torch.device
-) -> dict[str, float]:
-    """Return the metrics of samples over all ranks, or none if one rank did not hold its samples."""
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if several:
-        holding = torch.tensor(float(look is not None), device=device)
-        dist.all_reduce(holding, op=dist.ReduceOp.MIN)
-        look = look if holding else None
-    if look is None:
+def training_loader(trainer: Trainer) -> DataLoader[Any]:
+    """Return the loader of the training set.
+
+    Raises:
+        ArgumentError: if there are several, or it is no ``DataLoader``.
+    """
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        raise ArgumentError(f"the Trainer's training loader must be one DataLoader, got {type(loader).__name__}")
+    return loader
+
+
+def forward_in_precision(
+    trainer: Trainer, forward: Callable[[nn.Module, Any], Any] | None = None
+) -> Callable[[nn.Module, Any], Any]:
+    """Return how to run a module on inputs, in the precision of the training; ``module(inputs)`` by default."""
+    precision = trainer.precision_plugin
+
+    def run(module: nn.Module, inputs: Any) -> Any:
+        with precision.forward_context():
+            inputs = precision.convert_input(inputs)
+            return module(inputs) if forward is None else forward(module, inputs)
+
+    return run
+
+
+def _second_looks(
+    measured: Measurement,
+    train: Mapping[str, ClassMoments],
+    classifier: nn.Module,
+    classifier_name: str,
+    device: torch.device,
+) -> dict[str, dict[str, float]]:
+    """Return the metrics of samples by layer, over all ranks."""
+    look = measured.second_look()
+    of_classifier = {} if look is None else sample_metrics(*look, train[classifier_name], classifier)
+    size = int(sum(batch.labels.numel() for batch in measured.held_layers.batches))
+    errors = _over_ranks(measured.ncc_errors(train), size, device)
+    return {
+        classifier_name: _over_ranks(of_classifier, 0 if look is None else look[2].numel(), device),
+        **{name: {"ncc.error": error} for name, error in errors.items()},
+    }
+
+
+def _over_ranks(values: dict[str, float], size: int, device: torch.device) -> dict[str, float]:
+    """Return the averages over the samples of all ranks, or none if one rank did not hold its samples."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return values
+    holding = torch.tensor(float(bool(values)), device=device)
+    dist.all_reduce(holding, op=dist.ReduceOp.MIN)
+    if not holding:
         return {}
-    values = sample_metrics(*look, moments, classifier)
-    if several:
-        size = look[2].numel()
-        packed = torch.tensor([*(v * size for v in values.values()), size], dtype=torch.float64, device=device)
-        dist.all_reduce(packed)
-        values = dict(zip(values, (packed[:-1] / packed[-1]).tolist(), strict=True))
-    return values
+    packed = torch.tensor([*(v * size for v in values.values()), size], dtype=torch.float64, device=device)
+    dist.all_reduce(packed)
+    return dict(zip(values, (packed[:-1] / packed[-1]).tolist(), strict=True))

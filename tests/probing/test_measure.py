@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import scattered, simplex
+from tests.probing.material import INPUTS, LABELS, Counting, K, batches, hooks_of, inputs_of, network
 from tightframe import functional as F
 from tightframe._checks import (
     ArgumentError,
@@ -14,193 +14,7 @@ from tightframe._checks import (
 )
 from tightframe.functional import ClassMoments
 from tightframe.nn import LinearClassifier, NormalizedLinear, SimplexETFClassifier
-from tightframe.probing import Probe, find_classifier, gather, measure, num_outputs
-
-K = 3
-PROBLEM = scattered(2 * simplex(K, 4), [20, 15, 12], 0.7)
-INPUTS, LABELS = PROBLEM.features.float(), PROBLEM.labels
-
-
-def network(dtype=torch.float32):
-    torch.manual_seed(0)
-    layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, K)
-    return nn.Sequential(*layers).to(dtype)
-
-
-def batches(size=10, inputs=INPUTS, labels=LABELS):
-    return list(zip(inputs.split(size), labels.split(size), strict=True))
-
-
-def inputs_of(model, layer, inputs=INPUTS):
-    """What goes into a layer of a sequential model in eval mode, without any hook."""
-    with torch.no_grad():
-        return model.eval()[:layer](inputs)
-
-
-class Counting(nn.Module):
-    """A model that counts its forward passes."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-        self.calls = 0
-
-    def forward(self, inputs):
-        self.calls += 1
-        return self.model(inputs)
-
-
-# --- the classifier ---
-
-
-def test_the_last_linear_layer_is_the_classifier():
-    assert find_classifier(network()) == "6"
-    assert find_classifier(nn.Linear(4, 3)) == ""
-    assert find_classifier(nn.ModuleDict({"body": network(), "head": nn.Linear(3, 3)})) == "head"
-
-
-def test_a_tightframe_classifier_goes_before_any_linear_layer():
-    model = nn.Sequential(SimplexETFClassifier(4, 3), nn.Linear(3, 3))
-    assert find_classifier(model) == "0"
-
-
-def test_no_classifier():
-    with pytest.raises(ArgumentError, match=r"neither a tightframe classifier nor an nn\.Linear"):
-        find_classifier(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()))
-
-
-def test_number_of_outputs():
-    assert num_outputs(nn.Linear(4, 7)) == 7
-    assert num_outputs(NormalizedLinear(4, 7)) == 7
-    with pytest.raises(ArgumentError, match="ReLU has no integer out_features"):
-        num_outputs(nn.ReLU())
-
-
-# --- Probe ---
-
-
-def test_inputs_of_several_layers():
-    model = network().eval()
-    with Probe(model, ["6", "2", "4"]) as probe:
-        model(INPUTS)
-        captured = probe.take()
-    assert captured.keys() == {"2", "4", "6"}
-    for name, value in captured.items():
-        assert torch.equal(value, inputs_of(model, int(name)))
-        assert not value.requires_grad
-
-
-def test_each_sample_becomes_one_row():
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(18, 3))
-    with Probe(model, ["1"]) as probe:
-        model(torch.ones(4, 1, 3, 3))
-        assert probe.take()["1"].shape == (4, 18)
-
-
-def test_a_layer_that_is_given_keywords():
-    class Keywords(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(4, 3)
-
-        def forward(self, inputs):
-            return self.head(input=inputs)
-
-    model = Keywords()
-    with Probe(model, ["head"]) as probe:
-        model(INPUTS)
-        assert torch.equal(probe.take()["head"], INPUTS)
-
-
-def test_a_layer_that_runs_twice_is_seen_the_last_time():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.step = nn.Linear(4, 4, bias=False)
-            nn.init.eye_(self.step.weight)
-
-        def forward(self, inputs):
-            return self.step(2 * self.step(inputs))
-
-    model = Twice()
-    with Probe(model, ["step"]) as probe:
-        model(INPUTS)
-        assert torch.equal(probe.take()["step"], 2 * INPUTS)
-
-
-def test_the_model_itself_has_a_name():
-    model = nn.Linear(4, 3)
-    with Probe(model, [""]) as probe:
-        model(INPUTS)
-        assert torch.equal(probe.take()[""], INPUTS)
-
-
-def hooks_of(model):
-    return sum(len(module._forward_pre_hooks) for module in model.modules())
-
-
-def test_hooks_are_gone_afterwards():
-    model = network()
-    with Probe(model, ["2", "6"]):
-        assert hooks_of(model) == 2
-    assert hooks_of(model) == 0
-
-
-def test_hooks_are_gone_after_an_exception():
-    model = network()
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), Probe(model, ["2", "6"]):
-        model(torch.ones(2, 9))
-    assert hooks_of(model) == 0
-
-
-def test_no_capture_is_an_error():
-    model = nn.ModuleDict({"used": nn.Linear(4, 3), "unused": nn.Linear(4, 3)})
-    with Probe(model, ["used", "unused"]) as probe:
-        model["used"](INPUTS)
-        with pytest.raises(ArgumentError, match=r"\['unused'\] captured nothing"):
-            probe.take()
-
-
-def test_a_capture_is_given_once():
-    model = network()
-    with Probe(model, ["6"]) as probe:
-        model(INPUTS)
-        probe.take()
-        with pytest.raises(ArgumentError, match="captured nothing"):
-            probe.take()
-
-
-def test_unknown_layers_are_named_beside_those_that_exist():
-    with pytest.raises(ArgumentError, match=r"got '7'; it has '0', '1', '2', '3', '4', '5', '6'"):
-        Probe(network(), ["2", "7"])
-
-
-def test_a_layer_compiled_before_the_probe_is_measured_right_or_refused():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = torch.compile(network()[:6], backend="eager")
-            self.head = nn.Linear(5, K)
-
-        def forward(self, inputs):
-            return self.head(self.body(inputs))
-
-    model = Model().eval()
-    with torch.no_grad():
-        model(INPUTS)
-    with Probe(model, ["body._orig_mod.4"]) as probe, torch.no_grad():
-        model(INPUTS)
-        try:
-            captured = probe.take()["body._orig_mod.4"]
-        except ArgumentError as error:
-            captured, message = None, str(error)
-    if captured is None:
-        assert "torch.compile came before the probe" in message
-    else:
-        assert torch.equal(captured, inputs_of(network(), 4))
-
-
-# --- measure ---
+from tightframe.probing import gather, measure
 
 
 @pytest.mark.parametrize("size", [1, 10, 47])
@@ -237,6 +51,25 @@ def test_several_layers_in_one_pass():
             assert records.value(name, layer=f"model.{layer}") == pytest.approx(expected, rel=1e-5)
     of_classifier_alone = ("nc3.distance", "nc4.agreement", "ncc.accuracy")
     assert {r.layer for r in records if r.metric in of_classifier_alone} == {"model.6"}
+
+
+def test_nearest_class_centres_of_other_layers_than_the_classifier_s():
+    inside = LABELS.numel() * (4 * (8 + 8) + 8)
+    for limit in (inside, inside - 1):
+        records = measure(network(), batches(10), layers=["[24]", "6"], hold_bytes=limit)
+        assert records.unique("layer") == ["2", "4", "6"]
+        assert "ncc.accuracy" in records.where(layer="6").unique("metric")  # it has a memory of its own
+        assert ("ncc.error" in records.unique("metric")) == (limit == inside)
+    labels = LABELS.roll(5)
+    records = measure(network(), batches(10, labels=labels), layers=["2", "4", "6"])
+    assert records.where(metric="ncc.error").unique("layer") == ["2", "4"]
+    for layer in (2, 4):
+        features = inputs_of(network(), layer)
+        moments = ClassMoments.from_samples(features, labels, K)
+        expected = 1 - F.ncc_accuracy(features, labels, moments).item()
+        assert records.value("ncc.error", layer=str(layer)) == pytest.approx(expected, rel=1e-12)
+        assert 0 < expected < 1
+    assert "ncc.error" not in measure(network(), batches(), layers=["2"], preset="zhu2021").unique("metric")
 
 
 def test_only_the_layers_asked_for_are_reported():
@@ -390,12 +223,13 @@ def test_an_ignored_label_is_as_if_never_there():
     labels = LABELS.clone()
     labels[::4] = -100
     wanted = labels >= 0
-    records = measure(network(), batches(labels=labels), ignore_index=-100)
-    expected = measure(network(), batches(inputs=INPUTS[wanted], labels=labels[wanted]))
+    records = measure(network(), batches(labels=labels), layers=["4", "6"], ignore_index=-100)
+    expected = measure(network(), batches(inputs=INPUTS[wanted], labels=labels[wanted]), layers=["4", "6"])
     assert {r.metric for r in records} == {r.metric for r in expected}
-    assert "nc4.agreement" in records.unique("metric")
+    assert {"nc4.agreement", "ncc.error"} < set(records.unique("metric"))
     for r in records:
-        assert r.value == pytest.approx(expected.value(r.metric), rel=1e-9, abs=1e-12, nan_ok=True), r.metric
+        value = expected.value(r.metric, layer=r.layer)
+        assert r.value == pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True), r.metric
 
 
 # --- collapse onto class vectors that nobody trains ---

@@ -1,0 +1,187 @@
+"""Probe: capture what layers of a running model are given, or give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from tightframe._checks import ArgumentError, ShapeError, check_choice
+from tightframe.probing.names import CONVOLUTIONS, is_dense, is_inside, linear_maps, match_layers
+from tightframe.probing.pooling import POOLINGS, pool
+
+TAPS = ("input", "pre", "post")
+
+
+class Probe:
+    """Captures features of named layers, as long as the ``with`` block lasts.
+
+    Where a layer's features are read is the *tap*:
+
+    - ``"input"``: what goes into the layer. One that runs several times in a forward pass is seen the last time.
+    - ``"pre"``: what comes out of it, before normalisation and activation.
+    - ``"post"``: what goes into the layer that runs next of those named, after normalisation and activation; of the
+      last one, what comes out of it. In a network with branches, such as the shortcuts of a residual one, name layers
+      that run one after the other.
+
+    With the last two a layer has its place in the order of execution: it must run once in a forward pass, and with
+    ``"post"`` none may lie inside another.
+
+    Hooks work on any model, but hooks added after ``torch.compile`` never fire: probe the module first and compile
+    then. ``nn.MultiheadAttention`` reads the weight of its ``out_proj`` and never calls it, so nothing is captured
+    there.
+
+    Args:
+        model: any module, whose layers take and return tensors with the samples as first dimension; of several
+            arguments or results the first is taken.
+        layers: dotted names of modules of it, or patterns as in :func:`match_layers`; None for all
+            :func:`linear_maps` that run in the first forward pass.
+        tap: see above.
+        pooling: how tokens ``(B, T, d)`` and maps ``(B, C, H, W)`` become one vector a sample: ``"flatten"`` takes all
+            their numbers, ``"mean"`` the mean over tokens or pixels, ``"cls"`` the first token, ``"mask"`` the mean of
+            the tokens that :attr:`mask` keeps; None flattens maps and refuses tokens. The features of a convolution
+            are dimension 1, those of a linear layer the last, and those of other modules the last of three dimensions
+            and dimension 1 of more.
+
+    Attributes:
+        mask: ``(B, T)`` of the next forward pass, for ``pooling="mask"``.
+
+    Raises:
+        ArgumentError: if an option is unknown, if a name is no module of the model (the message lists names near it),
+            if layers lie inside each other, or, in the forward pass, if a layer runs twice.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> with Probe(model, ["2"]) as probe:
+        ...     _ = model(torch.ones(5, 4))
+        ...     print(probe.take()["2"].shape)
+        torch.Size([5, 8])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str] | None,
+        *,
+        tap: str = "input",
+        pooling: str | None = "flatten",
+    ) -> None:
+        check_choice("tap", tap, TAPS)
+        if pooling is not None:
+            check_choice("pooling", pooling, POOLINGS)
+        names = linear_maps(model) if layers is None else match_layers(model, layers)
+        self._modules = {name: model.get_submodule(name) for name in names}
+        if tap == "post":
+            _check_apart(names)
+        self.tap = tap
+        self.pooling = pooling
+        self.mask: Tensor | None = None
+        self._any = layers is None
+        self._captured: dict[str, tuple[Tensor, int]] = {}
+        self._finished: tuple[str, Tensor] | None = None  # the layer that ran last, and what it returned
+        self._final: str | None = None  # the layer that runs last of all
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Probe:
+        self._captured, self._finished = {}, None
+        for name, module in self._modules.items():
+            if self.tap != "pre":
+                self._handles.append(module.register_forward_pre_hook(self._before(name), with_kwargs=True))
+            if self.tap != "input":
+                self._handles.append(module.register_forward_hook(self._after(name)))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _before(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            value = args[0] if args else next(iter(kwargs.values()), None)
+            if self.tap == "input":
+                self._capture(name, module, value)
+            elif self._finished is not None:
+                self._capture(self._finished[0], module, value)
+                self._finished = None
+
+        return hook
+
+    def _after(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            value = output[0] if isinstance(output, tuple | list) else output
+            if name in self._captured:
+                raise ArgumentError(
+                    f"layer {name!r} ran twice in one forward pass, so tap={self.tap!r} cannot tell its place in the "
+                    "order; name layers that run once, and call take() after every forward pass"
+                )
+            # What comes next may change an output in place, as nn.ReLU(inplace=True) does, so a copy is kept. With
+            # "post" only the last layer's is asked for; which that is, the first forward pass tells.
+            if self.tap == "pre":
+                self._capture(name, module, value, copy=True)
+            elif isinstance(value, Tensor) and self._final in (None, name):
+                self._finished = name, value.detach().clone()
+            else:
+                self._finished = name, value
+
+        return hook
+
+    def _capture(self, name: str, module: nn.Module, value: Any, copy: bool = False) -> None:
+        if not isinstance(value, Tensor):
+            raise ArgumentError(
+                f"layer {name!r} must give a tensor at tap={self.tap!r}, got {type(value).__name__}; name a layer "
+                "inside of it"
+            )
+        channels_first = isinstance(module, CONVOLUTIONS) or (value.ndim > 3 and not is_dense(module))
+        try:
+            features = pool(value.detach(), self.pooling, self.mask, channels_first=channels_first)
+        except (ArgumentError, ShapeError) as error:
+            raise type(error)(f"layer {name!r}: {error}") from None
+        if copy and features.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
+            features = features.clone()
+        self._captured[name] = features, _version(features)
+
+    def take(self) -> dict[str, Tensor]:
+        """Return what the last forward pass left of each layer, one row a sample, in order of execution; forget it.
+
+        Raises:
+            ArgumentError: if a layer did not run, or one changed what was captured in place.
+        """
+        if self._finished is not None:
+            name, value = self._finished
+            self._final, self._finished = name, None
+            self._capture(name, self._modules[name], value)
+        if self._any and self._captured:
+            self._modules = {name: self._modules[name] for name in self._captured}
+            self._any = False
+        missing = [name for name in self._modules if name not in self._captured]
+        if missing or (self._any and not self._modules):
+            raise ArgumentError(
+                f"layers {missing} captured nothing in this forward pass: they did not run, or torch.compile came "
+                "before the probe"
+            )
+        captured, self._captured = self._captured, {}
+        changed = [name for name, (features, version) in captured.items() if _version(features) != version]
+        if changed:
+            raise ArgumentError(
+                f"what layers {changed} gave at tap={self.tap!r} was changed in place after it was captured; use "
+                "tap='pre', or replace the operation by one that is not in place"
+            )
+        return {name: features for name, (features, _) in captured.items()}
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place, where that is counted."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _check_apart(names: list[str]) -> None:
+    for outer in names:
+        inside = [name for name in names if is_inside(name, outer)]
+        if inside:
+            raise ArgumentError(
+                f"layers of tap='post' must not lie inside each other, got {inside[0]!r} inside {outer!r}; "
+                "leave one out"
+            )

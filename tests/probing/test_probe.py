@@ -1,0 +1,153 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.probing.material import INPUTS, K, hooks_of, inputs_of, network
+from tightframe._checks import ArgumentError
+from tightframe.nn import NormalizedLinear, SimplexETFClassifier
+from tightframe.probing import Probe, find_classifier, num_outputs
+
+# --- the classifier ---
+
+
+def test_the_last_linear_layer_is_the_classifier():
+    assert find_classifier(network()) == "6"
+    assert find_classifier(nn.Linear(4, 3)) == ""
+    assert find_classifier(nn.ModuleDict({"body": network(), "head": nn.Linear(3, 3)})) == "head"
+
+
+def test_a_tightframe_classifier_goes_before_any_linear_layer():
+    model = nn.Sequential(SimplexETFClassifier(4, 3), nn.Linear(3, 3))
+    assert find_classifier(model) == "0"
+
+
+def test_no_classifier():
+    with pytest.raises(ArgumentError, match=r"neither a tightframe classifier nor an nn\.Linear"):
+        find_classifier(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()))
+
+
+def test_number_of_outputs():
+    assert num_outputs(nn.Linear(4, 7)) == 7
+    assert num_outputs(NormalizedLinear(4, 7)) == 7
+    with pytest.raises(ArgumentError, match="ReLU has no integer out_features"):
+        num_outputs(nn.ReLU())
+
+
+# --- Probe ---
+
+
+def test_inputs_of_several_layers():
+    model = network().eval()
+    with Probe(model, ["6", "2", "4"]) as probe:
+        model(INPUTS)
+        captured = probe.take()
+    assert captured.keys() == {"2", "4", "6"}
+    for name, value in captured.items():
+        assert torch.equal(value, inputs_of(model, int(name)))
+        assert not value.requires_grad
+
+
+def test_each_sample_becomes_one_row():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(18, 3))
+    with Probe(model, ["1"]) as probe:
+        model(torch.ones(4, 1, 3, 3))
+        assert probe.take()["1"].shape == (4, 18)
+
+
+def test_a_layer_that_is_given_keywords():
+    class Keywords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, inputs):
+            return self.head(input=inputs)
+
+    model = Keywords()
+    with Probe(model, ["head"]) as probe:
+        model(INPUTS)
+        assert torch.equal(probe.take()["head"], INPUTS)
+
+
+def test_a_layer_that_runs_twice_is_seen_the_last_time():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.step = nn.Linear(4, 4, bias=False)
+            nn.init.eye_(self.step.weight)
+
+        def forward(self, inputs):
+            return self.step(2 * self.step(inputs))
+
+    model = Twice()
+    with Probe(model, ["step"]) as probe:
+        model(INPUTS)
+        assert torch.equal(probe.take()["step"], 2 * INPUTS)
+
+
+def test_the_model_itself_has_a_name():
+    model = nn.Linear(4, 3)
+    with Probe(model, [""]) as probe:
+        model(INPUTS)
+        assert torch.equal(probe.take()[""], INPUTS)
+
+
+def test_hooks_are_gone_afterwards():
+    model = network()
+    with Probe(model, ["2", "6"]):
+        assert hooks_of(model) == 2
+    assert hooks_of(model) == 0
+
+
+def test_hooks_are_gone_after_an_exception():
+    model = network()
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), Probe(model, ["2", "6"]):
+        model(torch.ones(2, 9))
+    assert hooks_of(model) == 0
+
+
+def test_no_capture_is_an_error():
+    model = nn.ModuleDict({"used": nn.Linear(4, 3), "unused": nn.Linear(4, 3)})
+    with Probe(model, ["used", "unused"]) as probe:
+        model["used"](INPUTS)
+        with pytest.raises(ArgumentError, match=r"\['unused'\] captured nothing"):
+            probe.take()
+
+
+def test_a_capture_is_given_once():
+    model = network()
+    with Probe(model, ["6"]) as probe:
+        model(INPUTS)
+        probe.take()
+        with pytest.raises(ArgumentError, match="captured nothing"):
+            probe.take()
+
+
+def test_unknown_layers_are_named_beside_those_that_exist():
+    with pytest.raises(ArgumentError, match=r"got '7'; it has '0', '1', '2', '3', '4', '5', '6'"):
+        Probe(network(), ["2", "7"])
+
+
+def test_a_layer_compiled_before_the_probe_is_measured_right_or_refused():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.compile(network()[:6], backend="eager")
+            self.head = nn.Linear(5, K)
+
+        def forward(self, inputs):
+            return self.head(self.body(inputs))
+
+    model = Model().eval()
+    with torch.no_grad():
+        model(INPUTS)
+    with Probe(model, ["body._orig_mod.4"]) as probe, torch.no_grad():
+        model(INPUTS)
+        try:
+            captured = probe.take()["body._orig_mod.4"]
+        except ArgumentError as error:
+            captured, message = None, str(error)
+    if captured is None:
+        assert "torch.compile came before the probe" in message
+    else:
+        assert torch.equal(captured, inputs_of(network(), 4))
