@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tightframe._checks import ArgumentError, check_positive
-from tightframe.frames import nearest_simplex_weight
 from tightframe.nn import ETFLinear
+from tightframe.surgery import lock_to_etf
 
 SYMBOLS = 256
 CONTEXT = 128
@@ -208,15 +208,8 @@ def build(variant: str, width: int, blocks: int, seed: int, gain: float | None =
     return network
 
 
-@torch.no_grad()
 def lock(network: GPT, matrices: tuple[str, ...], optimizer: torch.optim.Optimizer) -> None:
     """Put the nearest simplex, of the best gain, in place of feed-forward matrices; the optimiser forgets these."""
-    for block in network.blocks:
+    for i in range(len(network.blocks)):
         for name in matrices:
-            weight = getattr(block.feed_forward, name).weight
-            weight.copy_(nearest_simplex_weight(weight))
-            weight.requires_grad_(False)
-            weight.grad = None
-            optimizer.state.pop(weight, None)
-            for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if p is not weight]
+            lock_to_etf(network, f"blocks.{i}.feed_forward.{name}", classifier=False, optimizer=optimizer)

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -7,6 +8,8 @@ from importlib import metadata
 import pytest
 import yaml
 
+from tests.conversion_material import recipe as small_recipe
+from tests.conversion_material import trained
 from tests.training.models import quiet
 from tests.training.processes import Interrupted, run
 from tightframe import __version__, cli
@@ -50,7 +53,7 @@ def test_help_waits_for_no_library():
     program = """
 import sys
 from tightframe.cli import main
-for command in ([], ["compare"], ["train"], ["report"], ["recipes"]):
+for command in ([], ["compare"], ["train"], ["report"], ["recipes"], ["frame"], ["convert"]):
     try:
         main([*command, "--help"])
     except SystemExit as stopped:
@@ -61,7 +64,7 @@ print("LOADED", sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "LOADED []"
-    for word in ("compare", "--num_seeds", "--method", "--epochs", "stdlib"):
+    for word in ("compare", "--num_seeds", "--method", "--epochs", "--truncate", "stdlib"):
         assert word in done.stdout
 
 
@@ -144,7 +147,8 @@ def test_the_configuration_that_is_printed_is_the_recipe(capsys, folder):
 )
 def test_every_key_can_be_set_by_its_dotted_name(capsys, option, value, path, expected):
     shown = config(["train", "digits", option, value], capsys)
-    untouched = yaml.safe_load(RECIPE)["methods"]["etf-canonical"] | {"loss": PLAIN, "dim": None, "hierarchy": None}
+    unset = {"dim": None, "hierarchy": None, "adaptive": None, "etf_transformer": None, "backbone": {}}
+    untouched = yaml.safe_load(RECIPE)["methods"]["etf-canonical"] | {"loss": PLAIN, **unset}
     assert shown["methods"]["etf-canonical"] == untouched
     for key in path:
         shown = shown[key]
@@ -205,7 +209,7 @@ def refused(arguments, capsys):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["train", "nosuch"], "recipe must be a .yaml file or one of cifar10-nearest, "),
+        (["train", "nosuch"], "recipe must be a .yaml file or one of adaptive-digits, "),
         (["train", "nosuch.yaml"], "nosuch.yaml does not exist"),
         (["train", "digits", "--backbone.name", "MLQ"], "backbone.name: no class 'MLQ'"),
         (["train", "digits", "--backbone.name", "no.such.Net"], "no.such cannot be imported"),
@@ -326,3 +330,128 @@ def test_a_mistake_in_the_last_method_is_seen_before_the_first_trains(folder, ca
 def test_a_mistake_may_be_mended_in_the_same_directory(capsys):
     refused(["train", "digits", "--data.args.imbalanse", "0.1"], capsys)
     main(["train", "digits", "--data.args.imbalance", "0.1", "--epochs", "1"])
+
+
+# --- convert ---
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Directories of runs by the kind of their inputs."""
+    out = tmp_path_factory.mktemp("runs")
+    for kind in ("vectors", "tokens"):
+        trained(out / kind, small_recipe(kind))
+    return out
+
+
+@pytest.fixture
+def runs(finished, folder):
+    shutil.copytree(finished, folder / "runs")
+    return folder / "runs"
+
+
+@pytest.mark.parametrize("out", [None, "else/where"])
+@pytest.mark.parametrize("truncate", [False, True])
+def test_convert_tabulates_and_writes(runs, capsys, out, truncate):
+    name = "truncated" if truncate else "locked"
+    command = ["convert", "runs/vectors/learned/seed-0", "--epsilon", "0.9", *(["--truncate"] if truncate else [])]
+    output = printed([*command, *([] if out is None else ["--out", out])], capsys)
+    where = runs / "vectors" / "learned" / "seed-0" / name if out is None else runs.parent / out
+    assert sorted(p.name for p in where.iterdir()) == ["conversion.json", "model.safetensors"]
+    names = (
+        ["whole", "1 backbone.1", "2 backbone.4", "3 backbone.7"] if truncate else ["trained", "3 locked", "batch norm"]
+    )
+    lines = [line.strip() for line in output.splitlines()]
+    for word in names:
+        assert sum(line.startswith(word) for line in lines) >= 1
+    assert "effective depth 1 of 4 (nearest class mean errs on at most 0.9 of the training part)" in lines
+    assert lines[-1].startswith("network: ")
+    facts = json.loads((where / "conversion.json").read_text())
+    assert facts["run"] == str(runs / "vectors" / "learned" / "seed-0")
+    assert ("kind" in facts) is not truncate
+    assert facts["truncated"] is truncate
+
+
+def test_convert_says_where_nothing_is_converted(runs, capsys):
+    for options in ([], ["--truncate"]):
+        output = printed(["convert", "runs/vectors/learned/seed-0", "--epsilon", "0", *options], capsys)
+        assert "no effective depth (nearest class mean errs on at most 0 of the training part)" in output
+        assert "nothing was converted" in output
+
+
+def test_convert_takes_the_run_from_anywhere(runs, capsys, monkeypatch):
+    monkeypatch.chdir(runs / "vectors" / "learned" / "seed-0")
+    assert "3 locked" in printed(["convert", ".", "--epsilon", "0.9", "--kind", "class-rank", "--gain", "1"], capsys)
+    assert json.loads((runs / "vectors/learned/seed-0/locked/conversion.json").read_text())["gain"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["vectors/learned/seed-0", "--kind", "etf", "--epsilon", "0"], "kind must be one of 'aligned', "),
+        (["vectors/learned/seed-0", "--gain", "big"], "gain must be one of 'unit', "),
+        (["vectors/learned/seed-0", "--gain", "-1"], "gain"),
+        (["vectors/learned/seed-0", "--seed", "-1"], "seed must be an integer >= 0"),
+        (["vectors/learned/seed-0", "--epsilon", "1"], "epsilon must be finite and in"),
+        (["vectors/learned/seed-0", "--epsilon", "small"], "epsilon"),
+        (["vectors/learned/seed-0", "--pooling", "max"], "pooling"),
+        (["tokens/learned/seed-0"], "need a pooling: pass 'cls', 'mean'"),
+        (["tokens/learned/seed-0", "--truncate"], "need a pooling: pass 'cls', 'mean'"),
+        (
+            ["nosuch/learned/seed-0"],
+            "RUN must be <out>/<method>/seed-<s> beside <out>/config.yaml, but .* does not exist",
+        ),
+        (["vectors/learned"], "RUN must be"),
+        (["vectors"], "RUN must be"),
+        (["vectors/other/seed-0"], "RUN must be <out>/<method>/seed-<s> of a method in <out>/config.yaml, got"),
+        (["vectors/learned/seed-1"], "last.ckpt does not exist"),
+        (["vectors/learned/half"], "RUN must be"),
+    ],
+)
+def test_what_convert_refuses(runs, capsys, arguments, text):
+    before = sorted(runs.rglob("*"))
+    (line,) = refused(["convert", f"runs/{arguments[0]}", *arguments[1:]], capsys).splitlines()
+    assert line.startswith("tightframe: error: ")
+    assert re.search(text, line)
+    assert sorted(runs.rglob("*")) == before
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"- 1", b"a: [1,\n b: }", b"epochs: 3", b"colour: red"])
+def test_convert_refuses_a_configuration_that_is_none(runs, capsys, content):
+    (runs / "vectors" / "config.yaml").write_bytes(content)
+    (line,) = refused(["convert", "runs/vectors/learned/seed-0"], capsys).splitlines()
+    assert re.match(r"tightframe: error: .*config\.yaml: .", line)
+
+
+def test_convert_refuses_a_damaged_checkpoint(runs, capsys):
+    path = runs / "vectors" / "learned" / "seed-0" / "checkpoints" / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:2000])
+    (line,) = refused(["convert", "runs/vectors/learned/seed-0"], capsys).splitlines()
+    assert re.search(r"last\.ckpt cannot be loaded: .", line)
+
+
+def test_convert_loses_nothing_where_it_cannot_write(runs, capsys):
+    written("file", "precious")
+    assert stopped(["convert", "runs/vectors/learned/seed-0", "--epsilon", "0.9", "--out", "file"]) == 2
+    shown = capsys.readouterr()
+    assert re.fullmatch(r"tightframe: error: --out file cannot be written: .*\n", shown.err)
+    assert "3 locked" in shown.out
+    with open("file", encoding="utf-8") as file:
+        assert file.read() == "precious"
+
+
+def test_convert_reads_a_hierarchy_from_where_training_did(folder, capsys, monkeypatch):
+    written("tree.tsv", "root\tab\nroot\tcd\nab\ta\nab\tb\ncd\tc\ncd\td\n")
+    trained(folder / "runs", small_recipe(hierarchy="tree.tsv", epochs=1))
+    assert "effective depth 1" in printed(["convert", "runs/learned/seed-0", "--epsilon", "0.9"], capsys)
+    (folder / "other").mkdir()
+    monkeypatch.chdir(folder / "other")
+    (line,) = refused(["convert", "../runs/learned/seed-0"], capsys).splitlines()
+    assert "tree.tsv" in line
+
+
+def test_a_frame_that_cannot_be_written(folder, capsys):
+    written("tree.tsv", "root\ta\nroot\tb\n")
+    (folder / "frame.safetensors.partial").mkdir()
+    (line,) = refused(["frame", "--hierarchy", "tree.tsv", "--out", "frame.safetensors"], capsys).splitlines()
+    assert "--out frame.safetensors cannot be written" in line

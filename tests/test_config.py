@@ -8,9 +8,10 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from tests.conversion_material import recipe as small_recipe
 from tests.recipe_material import K, data, recipe
 from tests.training.models import quiet, trainer
-from tightframe._checks import ArgumentError, ConfigError, ShapeError
+from tightframe._checks import ArgumentError, ConfigError, ShapeError, TightframeError
 from tightframe.config import (
     AUTO,
     Method,
@@ -380,3 +381,77 @@ def test_an_optimizer_that_cannot_be_bound(changes, text):
 
     with pytest.raises(ConfigError, match=text):
         train()
+
+
+# --- what a method changes in the backbone ---
+
+
+def of_tokens(**method):
+    chosen = small_recipe("tokens", Method(Part("LinearClassifier"), **method), optimizer=Part("AdamW", {"lr": 0.01}))
+    return chosen, build_data(chosen)
+
+
+@pytest.mark.parametrize(
+    ("which", "layers"), [("w1", ["linear1"]), ("w2", ["linear2"]), ("both", ["linear1", "linear2"])]
+)
+def test_fixed_feed_forward_weights_stay_bit_for_bit_while_the_rest_is_trained(which, layers):
+    chosen, loaded = of_tokens(etf_transformer={"which": which})
+    module = build_module(chosen, "learned", loaded, seed=0)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    trainer(max_epochs=-1, max_steps=2).fit(module, make_loader(loaded.train, 16), make_loader(loaded.test, 16))
+    same = [name for name, p in module.named_parameters() if torch.equal(p, before[name])]
+    assert same == [f"backbone.blocks.{i}.{layer}.weight" for i in (0, 1) for layer in layers]
+
+
+def test_fixed_feed_forward_weights_are_drawn_by_the_seed_of_the_run_unless_they_have_their_own():
+    def weight(seed, /, **args):
+        chosen, loaded = of_tokens(etf_transformer={"which": "w2", **args})
+        return build_module(chosen, "learned", loaded, seed).backbone.blocks[0].linear2.weight
+
+    assert torch.equal(weight(1), weight(1))
+    assert not torch.equal(weight(1), weight(2))
+    assert torch.equal(weight(1, seed=7), weight(2, seed=7))
+    assert torch.equal(weight(7), weight(1, seed=7))
+
+
+def test_fixed_feed_forward_weights_change_no_other():
+    chosen, loaded = of_tokens(etf_transformer={"which": "w2"})
+    plain, _ = of_tokens()
+    fixed, free = (build_module(r, "learned", loaded, seed=3).state_dict() for r in (chosen, plain))
+    differing = [name for name in free if not torch.equal(fixed[name], free[name])]
+    assert differing == [f"backbone.blocks.{i}.linear2.weight" for i in (0, 1)]
+
+
+def test_a_method_has_its_own_arguments_for_the_backbone():
+    chosen, loaded = of_tokens(backbone={"feed_forward": 0, "blocks": 3})
+    backbone = build_module(chosen, "learned", loaded, seed=0).backbone
+    assert len(backbone.blocks) == 3
+    assert not any(hasattr(block, "linear1") for block in backbone.blocks)
+    assert backbone.out_features == 8
+    assert chosen.backbone.args["feed_forward"] == 12
+
+
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        ({"etf_transformer": {"whcih": "w2"}}, "methods.learned.etf_transformer: .*'whcih'"),
+        ({"etf_transformer": {"model": "x"}}, "methods.learned.etf_transformer: .*'model'"),
+        ({"etf_transformer": {"blocks": 1}}, "methods.learned.etf_transformer: .*not iterable"),
+        ({"etf_transformer": {"which": "w3"}}, "which must be one of"),
+        ({"etf_transformer": {"blocks": [2]}}, r"blocks must be some of 0\.\.1"),
+        ({"etf_transformer": {"kind": "class-rank"}}, "kind must be one of"),
+        ({"etf_transformer": {"gain": [1]}}, "gain"),
+        ({"etf_transformer": {"seed": "auto"}}, "seed"),
+        ({"etf_transformer": {}, "backbone": {"feed_forward": 0}}, "no feed-forward layers were found"),
+        ({"backbone": {"feedforward": 0}}, "backbone with methods.learned.backbone.args: .* takes no 'feedforward'"),
+        ({"backbone": {"feed_forward": "wide"}}, "backbone with methods.learned.backbone.args: .*feed_forward"),
+        ({"backbone": {"feed_forward": -1}}, "feed_forward must be an integer >= 0"),
+        ({"backbone": {"dropout": 2.0}}, "backbone with methods.learned.backbone: TokenTransformer cannot be made"),
+        ({"backbone": {"heads": 3}}, "dim must be a multiple of heads"),
+    ],
+)
+def test_what_a_method_cannot_change_in_the_backbone(method, text):
+    chosen, loaded = of_tokens(**method)
+    with pytest.raises(TightframeError, match=text) as caught:
+        check_bindings(chosen, loaded, ["learned"])
+    assert "\n" not in str(caught.value)

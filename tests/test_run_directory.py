@@ -52,6 +52,20 @@ def test_another_recipe_is_refused_by_its_keys(tmp_path, changes, keys):
     assert (tmp_path / "config.yaml").read_bytes() == before
 
 
+def test_a_directory_from_before_a_key_existed_opens_again(tmp_path):
+    open_directory(tmp_path, recipe())
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    for key in ("adaptive", "etf_transformer", "backbone"):
+        del config["methods"]["learned"][key]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    open_directory(tmp_path, recipe())
+    del config["collapse"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    changed = Method(Part("LinearClassifier"), backbone={"widths": [3]})
+    with pytest.raises(ResumeError, match=r"configuration: methods\.learned\.backbone differ"):
+        open_directory(tmp_path, recipe(methods={"learned": changed}))
+
+
 @pytest.mark.parametrize("text", ["", "- 1", "data: 3", "a: b"])
 def test_a_configuration_that_is_none(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)

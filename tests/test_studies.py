@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from studies import _tables, nearest_etf, severity, shuffled_tree
+from studies import _tables, adaptive_etf, nearest_etf, severity, shuffled_tree
 
 from tightframe import simplex_etf
 from tightframe.config import Method, Part, Recipe, build_data, check_bindings, find_recipe
@@ -216,6 +216,38 @@ def test_the_shuffled_tree_of_a_recipe_is_one_of_its_classes(tmp_path):
     tree = Tree.read(tmp_path / "tree.json", data.class_names)
     assert tree.class_names == data.class_names
     assert len(tree.names) == len(Tree.from_paths(data.paths).names)
+
+
+def test_trained_parameters_and_conversions(tmp_path, capsys):
+    out = tmp_path / "runs"
+    for run, loss, trained, depths in (("learned", 0.0, 1000, [2.0]), ("nearest", 0.05, 250, [math.nan, 3.0])):
+        for seed in (0, 1):
+            records = Records()
+            for split in ("train", "test"):
+                records.add("accuracy", 0.9 - loss + 0.02 * seed, epoch=1, split=split)
+            for epoch, depth in enumerate(depths):
+                records.add("effective_depth", depth, epoch=epoch, split="train")
+            write(out, run, seed, records, 1.0)
+            timing = {"fit_seconds": 1.0, "epochs": 4, "trainable_parameters": trained}
+            (out / run / f"seed-{seed}" / TIMING_FILE).write_text(json.dumps(timing))
+    stage = {"train": 1.0, "test": 0.9, "trainable": 1000, "parameters": 1000, "flops": 50, "relative": 1.0}
+    for kind, stages in (
+        ("locked", [stage, {**stage, "test": 0.5, "trainable": 400}]),
+        ("truncated", [stage, {**stage, "test": 0.7, "parameters": 100, "flops": 5, "relative": 0.2}]),
+    ):
+        for seed in (0, 1):
+            folder = out / "learned" / f"seed-{seed}" / kind
+            folder.mkdir()
+            (folder / "conversion.json").write_text(json.dumps({"depth": 1, "stages": stages}))
+    assert adaptive_etf.main([str(out)]) == 0
+    _, table, locked, truncated, *_ = capsys.readouterr().out.split("\n\n")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert cells[0][1:] == ["2", "91.00 ± 12.71", "–", "91.00 ± 12.71", "1,000", "100", "2 2"]
+    assert cells[1][3:] == ["-5.00 ± 0.00", "86.00 ± 12.71", "250", "25", "3 3"]
+    assert [line.split("|")[3].strip() for line in locked.splitlines()[2:]] == ["90.00 ± 0.00", "50.00 ± 0.00", "–"]
+    whole, chosen, after = ([c.strip() for c in line.split("|")[2:-1]] for line in truncated.splitlines()[2:])
+    assert whole[3:] == ["100", "100", "100.00 ± 0.00"]
+    assert chosen == after == ["100.00 ± 0.00", "70.00 ± 0.00", "1,000", "10", "10", "20.00 ± 0.00"]
 
 
 def test_parameters_are_searched_over_methods_that_can_be_made():

@@ -1,4 +1,4 @@
-"""The command line: ``tightframe compare | train | report | recipes | frame``."""
+"""The command line: ``tightframe compare | train | report | recipes | frame | convert``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tightframe import config
 from tightframe._checks import ConfigError, TightframeError, check_positive
 from tightframe.config import Recipe, find_recipe, shipped_recipes
-from tightframe.records import TIMING_FILE
+from tightframe.records import CONFIG_FILE, TIMING_FILE
 from tightframe.run_directory import check_directory, write_directory
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def _run(recipe: Recipe, method: str, data: ClassificationData, out: Path, seed:
     if _is_finished(directory, recipe.epochs):
         return
     module = config.build_module(recipe, method, data, seed)
+    adaptive = recipe.methods[method].adaptive
     try:
         fit(
             module,
@@ -86,6 +87,7 @@ def _run(recipe: Recipe, method: str, data: ClassificationData, out: Path, seed:
             batch_size=recipe.batch_size,
             collapse=recipe.collapse,
             trainer={"enable_progress_bar": progress, **recipe.trainer},
+            adaptive=None if adaptive is None else {"seed": seed, **adaptive},
         )
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
@@ -126,6 +128,7 @@ def recipes(action: str, name: str | None) -> None:
 def frame(hierarchy: Path, out: Path, **options: Any) -> None:
     """Write the hierarchy-aware frame of a hierarchy file, and say how it came out."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from tightframe.frames import hierarchy_aware_frame, suggest_gamma
@@ -152,12 +155,57 @@ def frame(hierarchy: Path, out: Path, **options: Any) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata=metadata)
         partial.replace(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ConfigError(f"--out {out} cannot be written: {error}") from error
     print(tree)  # noqa: T201  # the command's result
     num_classes, dim = found.frame.shape
     print(f"\n{out}: {num_classes} classes in {dim} dimensions")  # noqa: T201
     print(", ".join(f"{name} {value:.6g}" for name, value in facts.items()))  # noqa: T201
+
+
+def convert(run: Path, out: Path | None, truncate: bool, epsilon: float, pooling: str | None, **lock: Any) -> None:
+    """Lock the layers of a trained network beyond its effective depth, or cut it there, and say what that costs."""
+    import torch
+
+    from tightframe import conversion
+    from tightframe.report.tables import render_rows
+
+    run = run.resolve()
+    recipe = _recipe_of(run.parent.parent / CONFIG_FILE)
+    if recipe.num_threads is not None:
+        torch.set_num_threads(recipe.num_threads)
+    data = config.build_data(recipe)
+    network = conversion.network_of_run(run, recipe, data)
+    parts = conversion.Parts(data, recipe.batch_size)
+    if truncate:
+        found = conversion.truncate_network(network, parts, epsilon=epsilon, pooling=pooling)
+    else:
+        found = conversion.lock_network(network, parts, epsilon=epsilon, pooling=pooling, **lock)
+    render_rows(*conversion.cells(found))
+    depth = f"effective depth {found.depth} of {len(found.layers)}" if found.depth else "no effective depth"
+    left = "" if found.changed else "; nothing was converted"
+    first = found.stages[0]
+    costs = f"{first.flops / 1e6:.3f} MFLOPs a sample, {1e3 * first.seconds:.3f} ms for {len(parts.sample)} samples"
+    print(f"{first.name}: {costs}")  # noqa: T201  # the command's result
+    print(f"{depth} (nearest class mean errs on at most {epsilon:g} of the training part){left}")  # noqa: T201
+    out = out or run / ("truncated" if truncate else "locked")
+    facts = {"run": str(run), "epsilon": epsilon, **({} if truncate else lock)}
+    conversion.write_conversion(found, out, facts)
+    print(f"\nnetwork: {out / conversion.MODEL_FILE}")  # noqa: T201
+
+
+def _recipe_of(path: Path) -> Recipe:
+    """Return the recipe that a directory of runs was made with."""
+    from jsonargparse import ArgumentError
+
+    if not path.is_file():
+        raise ConfigError(f"RUN must be <out>/<method>/seed-<s> beside <out>/{CONFIG_FILE}, but {path} does not exist")
+    parser = _recipe_parser("")
+    try:
+        options: Any = parser.instantiate(parser.parse_args(["--config", str(path)]))
+    except (ArgumentError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    return Recipe(**{name: value for name, value in vars(options).items() if name not in ("config", "out", "seed")})
 
 
 def build_parser() -> ArgumentParser:
@@ -204,6 +252,27 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--mode", choices=["depth", "height"], default="depth", help="distance in the tree")
     sub.add_argument("--seed", type=int, default=0, help="of the orientation")
     commands.add_subcommand("frame", sub)
+    commands.add_subcommand("convert", _convert_parser())
+    return parser
+
+
+def _convert_parser() -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        description="without training, lock the layers of a trained network beyond its effective depth to simplex "
+        "ETFs, or cut it there and finish with the nearest class mean; print accuracy, parameters, FLOPs and time",
+        exit_on_error=False,
+    )
+    parser.add_argument("run", type=Path, help="<out>/<method>/seed-<s> that compare or train wrote")
+    parser.add_argument("--truncate", action="store_true", help="cut instead of lock, after every layer in turn")
+    parser.add_argument("--out", type=Path | None, default=None, help="directory; by default RUN/locked, RUN/truncated")
+    parser.add_argument("--epsilon", type=float, default=0.01, help="error of the nearest class mean at the depth")
+    parser.add_argument("--pooling", choices=["flatten", "mean", "cls"], help="of tokens and maps")
+    parser.add_argument("--kind", type=str, default="aligned", help="of the fixed weights; see lock_to_etf")
+    parser.add_argument("--gain", type=float | str | None, default=None, help="of the fixed weights; see lock_to_etf")
+    parser.add_argument("--inclusive", action="store_true", help="lock the layer at the depth too")
+    parser.add_argument("--seed", type=int, default=0, help="of drawn weights")
     return parser
 
 
@@ -256,6 +325,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             report(options.out)
         elif command == "frame":
             frame(**vars(options))
+        elif command == "convert":
+            convert(**vars(options))
         else:
             recipes(options.action, options.name)
     except TightframeError as error:

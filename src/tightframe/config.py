@@ -47,17 +47,24 @@ class Method:
         dim: feature dimension for a backbone with ``dim: auto``: a number, ``classes`` (K, as without it),
             ``classes-1``, or ``nodes`` of the hierarchy, the root left out.
         hierarchy: file with another hierarchy for this classifier and loss, evaluation keeping that of the recipe.
+        adaptive: arguments of ``AdaptiveETF``: lock the layers beyond the effective depth; None trains them all. Draws
+            depend on the seed of the run if none is given, here and in ``etf_transformer``.
+        etf_transformer: arguments of ``etf_transformer_``: lock feed-forward layers of the backbone from the start.
+        backbone: arguments of the backbone that differ from the recipe's, as for a control that is shallower.
     """
 
     classifier: Part
     loss: Part = field(default_factory=lambda: Part("CrossEntropyLoss"))
     dim: int | str | None = None
     hierarchy: str | None = None
+    adaptive: dict[str, Any] | None = None
+    etf_transformer: dict[str, Any] | None = None
+    backbone: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Recipe:
-    """What to run. Methods share everything but classifier and loss.
+    """What to run. Methods share everything but classifier and loss, and what they say differs.
 
     Args:
         data: where samples come from.
@@ -190,11 +197,12 @@ def check_bindings(recipe: Recipe, data: "ClassificationData", methods: Iterable
         if recipe.scheduler is not None:
             _scheduler(recipe.scheduler)(optimizer, steps)
     try:
-        check_options(recipe.collapse, recipe.trainer)
+        for method in methods:
+            check_options(recipe.collapse, recipe.trainer, recipe.methods[method].adaptive)
     except TightframeError:
         raise
     except Exception as error:  # Lightning refuses arguments with exceptions of many kinds
-        raise ConfigError(f"collapse or trainer: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"collapse, trainer or adaptive: {' '.join(str(error).split())}") from error
 
 
 def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: int) -> "ClassifierModule":
@@ -236,7 +244,9 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
         "dim": _dimension(chosen.dim, data.num_classes, tree, f"{where}.dim"),
         "num_samples": len(data.train),  # type: ignore[arg-type]  # it is sized
     }
-    backbone = bind(recipe.backbone, ("tightframe.training", "torch.nn"), nn.Module, "backbone", {**given, **sizes})
+    part = Part(recipe.backbone.name, {**recipe.backbone.args, **chosen.backbone})
+    named = f"backbone with {where}.backbone" if chosen.backbone else "backbone"
+    backbone = bind(part, ("tightframe.training", "torch.nn"), nn.Module, named, {**given, **sizes})
     dim = getattr(backbone, "out_features", None)
     if not isinstance(dim, int):
         raise ConfigError(f"backbone.name: {recipe.backbone.name} has no integer out_features, the feature dimension d")
@@ -248,6 +258,8 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
     if issubclass(_find_class(recipe.optimizer.name, OPTIMIZERS, "optimizer"), AGD):
         scaled_orthogonal_([*backbone.parameters(), *classifier.parameters()], seed)
         classifier.project_()
+    if chosen.etf_transformer is not None:
+        _lock_feed_forward(backbone, {"seed": seed, **chosen.etf_transformer}, f"{where}.etf_transformer")
     return ClassifierModule(
         backbone if transform is None else nn.Sequential(transform, backbone),
         classifier,
@@ -259,6 +271,15 @@ def build_module(recipe: Recipe, method: str, data: "ClassificationData", seed: 
         seed=seed,
         distances=None if judge is None else judge.distances(),
     )
+
+
+def _lock_feed_forward(backbone: Any, args: dict[str, Any], where: str) -> None:
+    from tightframe.surgery import etf_transformer_
+
+    try:
+        etf_transformer_(backbone, **args)
+    except TypeError as error:  # an unknown argument
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _dimension(wanted: int | str | None, num_classes: int, tree: "Tree | None", where: str) -> int:

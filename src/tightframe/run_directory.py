@@ -76,7 +76,8 @@ def _differences(mine: Any, theirs: Any, prefix: str = "") -> list[str]:
     if isinstance(mine, dict) and isinstance(theirs, dict):
         keys = sorted({*mine, *theirs})
         return [d for k in keys for d in _differences(mine.get(k), theirs.get(k), f"{prefix}.{k}" if prefix else k)]
-    return [] if mine == theirs else [prefix or "everything"]
+    unset: tuple[Any, ...] = (None, {})  # a key that an earlier version did not know is missing there
+    return [] if mine == theirs or (mine in unset and theirs in unset) else [prefix or "everything"]
 
 
 def _versions() -> dict[str, str]:

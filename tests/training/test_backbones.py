@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from tightframe._checks import ArgumentError
-from tightframe.training import MLP, FreeFeatures, SmallCNN, TokenMean
+from tightframe.surgery import etf_transformer_
+from tightframe.training import MLP, FreeFeatures, SmallCNN, TokenMean, TokenTransformer
 
 
 def kinds(model):
@@ -130,3 +131,108 @@ def test_sizes_of_free_features_must_be_positive(sizes, name):
 def test_widths_must_be_positive(make, widths):
     with pytest.raises(ArgumentError, match="widths"):
         make(3, widths)
+
+
+# --- TokenTransformer ---
+
+WIDTH, LENGTH, WORDS = 8, 6, 11
+
+
+def transformer(**changes):
+    torch.manual_seed(0)
+    return TokenTransformer(LENGTH, WORDS, WIDTH, **{"heads": 2, "feed_forward": 12, **changes})
+
+
+def tokens(batch=5, length=LENGTH):
+    return torch.randint(0, WORDS, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def test_token_transformer_is_the_encoder_of_pytorch_with_the_norm_first():
+    model = transformer(dropout=0.0)
+    layers = []
+    for block in model.blocks:
+        layer = nn.TransformerEncoderLayer(
+            WIDTH, 2, 12, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        for mine, theirs in (
+            ("attention", "self_attn"),
+            ("norm1",) * 2,
+            ("norm2",) * 2,
+            ("linear1",) * 2,
+            ("linear2",) * 2,
+        ):
+            layer.get_submodule(theirs).load_state_dict(block.get_submodule(mine).state_dict())
+        layers.append(layer)
+    stream = model.tokens(tokens()) + model.positions
+    for layer in layers:
+        stream = layer(stream)
+    features = model(tokens())
+    torch.testing.assert_close(features, model.norm(stream).mean(dim=1))
+    torch.testing.assert_close(model.eval()(tokens()), features)
+    assert features.shape == (5, WIDTH)
+    assert model.out_features == WIDTH
+    assert model(tokens(length=4)).shape == (5, WIDTH)
+
+
+def test_dropout_acts_in_training_alone():
+    model = transformer(dropout=0.5)
+    assert not torch.equal(model(tokens()), model(tokens()))
+    assert torch.equal(model.eval()(tokens()), model(tokens()))
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("feed_forward", [0, 12])
+def test_token_transformer_has_the_parameters_it_should(blocks, feed_forward):
+    model = transformer(blocks=blocks, feed_forward=feed_forward)
+    attention = 4 * WIDTH * WIDTH + 4 * WIDTH + 2 * WIDTH
+    ff = 2 * WIDTH * feed_forward + feed_forward + WIDTH + 2 * WIDTH if feed_forward else 0
+    expected = (WORDS + LENGTH) * WIDTH + blocks * (attention + ff) + 2 * WIDTH
+    assert sum(p.numel() for p in model.parameters()) == expected
+    model(tokens()).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_block_without_feed_forward_is_attention_alone():
+    model = transformer(blocks=1, feed_forward=0, dropout=0.0)
+    stream = model.tokens(tokens()) + model.positions
+    normed = model.blocks[0].norm1(stream)
+    stream = stream + model.blocks[0].attention(normed, normed, normed)[0]
+    torch.testing.assert_close(model(tokens()), model.norm(stream).mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("which", "layers"), [("w1", ["linear1"]), ("w2", ["linear2"]), ("both", ["linear1", "linear2"])]
+)
+def test_its_feed_forward_layers_are_found(which, layers):
+    model = transformer()
+    found = [lock.name for lock in etf_transformer_(model, which)]
+    assert found == [f"blocks.{i}.{layer}" for i in (0, 1) for layer in layers]
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == [f"{name}.weight" for name in found]
+
+
+def test_without_feed_forward_there_is_none_to_lock():
+    with pytest.raises(ArgumentError, match="no feed-forward layers were found"):
+        etf_transformer_(transformer(feed_forward=0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"blocks": 0}, "blocks must be an integer >= 1"),
+        ({"heads": 0}, "heads must be an integer >= 1"),
+        ({"heads": 3}, "dim must be a multiple of heads, got 8 and 3"),
+        ({"feed_forward": -1}, "feed_forward must be an integer >= 0"),
+        ({"feed_forward": 1.5}, "feed_forward"),
+    ],
+)
+def test_sizes_that_no_transformer_has(changes, text):
+    with pytest.raises(ArgumentError, match=text):
+        transformer(**changes)
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "in_features"), (1, "vocabulary"), (2, "dim")])
+def test_lengths_and_widths_must_be_positive(place, name):
+    sizes = [LENGTH, WORDS, WIDTH]
+    sizes[place] = 0
+    with pytest.raises(ArgumentError, match=f"{name} must be an integer >= 1"):
+        TokenTransformer(*sizes)

@@ -1,7 +1,8 @@
 """Training with Lightning: the module, callbacks for any Trainer, and one resumable run."""
 
+from tightframe.training.adaptive import AdaptiveETF
 from tightframe.training.agd import AGD, scaled_orthogonal_
-from tightframe.training.backbones import MLP, FreeFeatures, SmallCNN, TokenMean
+from tightframe.training.backbones import MLP, FreeFeatures, SmallCNN, TokenMean, TokenTransformer
 from tightframe.training.collapse import NeuralCollapseCallback
 from tightframe.training.convnets import VGG13, ResNet
 from tightframe.training.loaders import BatchSampler, evaluation_loader, make_loader
@@ -14,6 +15,7 @@ __all__ = [
     "AGD",
     "MLP",
     "VGG13",
+    "AdaptiveETF",
     "BatchSampler",
     "ClassifierModule",
     "FreeFeatures",
@@ -23,6 +25,7 @@ __all__ = [
     "ResNet",
     "SmallCNN",
     "TokenMean",
+    "TokenTransformer",
     "check_options",
     "evaluation_loader",
     "fit",

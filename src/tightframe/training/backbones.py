@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tightframe._checks import ArgumentError, check_positive
@@ -90,6 +91,74 @@ class TokenMean(nn.Module):
             keep = (torch.rand(tokens.shape, device=tokens.device) >= self.token_dropout).float()
         kept = keep.sum(dim=1, keepdim=True).clamp(min=1)
         return self.blocks(self.project(self.embedding(tokens, per_sample_weights=keep / kept)))
+
+
+class TokenTransformer(nn.Module):
+    """A pre-LN transformer encoder of tokens ``(B, T)``; its features are the mean over the tokens of the last norm.
+
+    The feed-forward layers of a block are ``linear1`` and ``linear2``, as those of ``nn.TransformerEncoderLayer``.
+
+    Args:
+        in_features: T, the length of the inputs.
+        vocabulary: number of distinct tokens.
+        dim: feature dimension d, the width of all blocks, a multiple of ``heads``.
+        blocks: at least 1.
+        heads: of the attention.
+        feed_forward: width of the feed-forward layers; 0 leaves them out.
+        dropout: of embeddings, attention and what is added to the stream.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        vocabulary: int,
+        dim: int,
+        *,
+        blocks: int = 2,
+        heads: int = 4,
+        feed_forward: int = 512,
+        dropout: float = 0.1,
+    ) -> None:
+        sizes = {"in_features": in_features, "vocabulary": vocabulary, "dim": dim, "blocks": blocks, "heads": heads}
+        for name, value in sizes.items():
+            check_positive(name, value)
+        check_positive("feed_forward", feed_forward, 0)
+        if dim % heads:
+            raise ArgumentError(f"dim must be a multiple of heads, got {dim} and {heads}")
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, dim)
+        self.positions = nn.Parameter(torch.empty(in_features, dim))
+        for table in (self.tokens.weight, self.positions):
+            nn.init.normal_(table, std=0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(*(_EncoderBlock(dim, heads, feed_forward, dropout) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(dim)
+        self.out_features = dim
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return features ``(B, d)`` of tokens ``(B, T)``."""
+        stream = self.dropout(self.tokens(tokens) + self.positions[: tokens.shape[1]])
+        return self.norm(self.blocks(stream)).mean(dim=1)
+
+
+class _EncoderBlock(nn.Module):
+    def __init__(self, dim: int, heads: int, feed_forward: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.has_feed_forward = feed_forward > 0
+        if self.has_feed_forward:
+            self.norm2 = nn.LayerNorm(dim)
+            self.linear1 = nn.Linear(dim, feed_forward)
+            self.linear2 = nn.Linear(feed_forward, dim)
+
+    def forward(self, stream: Tensor) -> Tensor:
+        normed = self.norm1(stream)
+        stream = stream + self.dropout(self.attention(normed, normed, normed, need_weights=False)[0])
+        if not self.has_feed_forward:
+            return stream
+        return stream + self.dropout(self.linear2(F.gelu(self.linear1(self.norm2(stream)))))
 
 
 class FreeFeatures(nn.Embedding):

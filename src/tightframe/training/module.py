@@ -152,8 +152,18 @@ class ClassifierModule(LightningModule):
         optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
         if self._scheduler is None:
             return optimizer
-        scheduler = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+        """Return a new scheduler over so many steps.
+
+        Raises:
+            ArgumentError: if the module was made without one.
+        """
+        if self._scheduler is None:
+            raise ArgumentError("scheduler must be given to make another one, got None")
+        return self._scheduler(optimizer, steps)
 
     def _logits_and_loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(self.loss, FeatureLoss):

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tightframe._checks import ResumeError
 from tightframe.records import RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
+from tightframe.training.adaptive import AdaptiveETF
 from tightframe.training.collapse import NeuralCollapseCallback
 from tightframe.training.loaders import make_loader
 from tightframe.training.module import ClassifierModule
@@ -47,9 +48,12 @@ class _Parts(LightningDataModule):
         return [self._loader(part, max(self.batch_size, 512), None) for part in self.evaluation.values()]
 
 
-def check_options(collapse: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
-    """Raise whatever :class:`NeuralCollapseCallback` and Lightning's Trainer raise on these arguments."""
+def check_options(
+    collapse: Mapping[str, Any], trainer: Mapping[str, Any], adaptive: Mapping[str, Any] | None = None
+) -> None:
+    """Raise whatever the callbacks and Lightning's Trainer raise on these arguments of :func:`fit`."""
     NeuralCollapseCallback(snapshot_dir=None, **collapse)
+    AdaptiveETF(**(adaptive or {}))
     with _quiet():
         _trainer(trainer, max_epochs=1, callbacks=None, default_root_dir=None)
 
@@ -77,6 +81,7 @@ def fit(
     batch_size: int,
     collapse: Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
+    adaptive: Mapping[str, Any] | None = None,
 ) -> None:
     """Train a module, going on where an earlier call in the same directory was stopped.
 
@@ -95,11 +100,13 @@ def fit(
         batch_size: over all ranks together.
         collapse: arguments of :class:`NeuralCollapseCallback`.
         trainer: further arguments of ``lightning.Trainer``.
+        adaptive: arguments of :class:`AdaptiveETF`, to lock layers along the way; None locks nothing.
     """
     checkpoint = directory / CHECKPOINT
     if checkpoint.exists():
         _check_checkpoint(checkpoint)
     callbacks = [
+        *([] if adaptive is None else [AdaptiveETF(**adaptive)]),
         NeuralCollapseCallback(snapshot_dir=directory / SNAPSHOT_DIR, **(collapse or {})),
         RecordWriter(directory / RECORDS_FILE, run=run, seed=seed),
         ConfusionWriter(directory),

@@ -10,12 +10,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tightframe._checks import ResumeError
 from tightframe.records import Record, Records
+from tightframe.training.adaptive import AdaptiveETF
 from tightframe.training.collapse import NeuralCollapseCallback
 from tightframe.training.module import ClassifierModule
 
 
 class RecordWriter(Callback):
-    """Appends to a JSONL file, after every epoch, what the module logged and what collapse callbacks measured.
+    """Appends to a JSONL file, after every epoch, what the module logged and what other callbacks measured.
 
     A checkpoint remembers how many rows had been written. Resuming from it cuts the file back to these, half a line of
     a killed process included, so the file ends up as if nothing had happened.
@@ -36,7 +37,7 @@ class RecordWriter(Callback):
         self._of_evaluation: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many rows the file has, and how many of each collapse callback are in it."""
+        """Return how many rows the file has, and how many of each callback are in it."""
         return {"rows": self._rows, "taken": dict(self._taken)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -94,10 +95,11 @@ class RecordWriter(Callback):
             self._write(self._measured(trainer))
 
     def _measured(self, trainer: Trainer) -> Records:
-        """Return the rows of collapse callbacks that have not been written yet."""
+        """Return the rows of other callbacks that have not been written yet."""
         rows = Records()
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        for i, callback in enumerate(c for c in callbacks if isinstance(c, NeuralCollapseCallback)):
+        measuring = [c for c in callbacks if isinstance(c, NeuralCollapseCallback | AdaptiveETF)]
+        for i, callback in enumerate(measuring):
             measured = list(callback.records)
             rows.extend(measured[self._taken.get(i, 0) :])
             self._taken[i] = len(measured)

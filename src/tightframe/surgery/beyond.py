@@ -1,0 +1,60 @@
+"""Lock every layer beyond a depth: what a trained network's effective depth leaves over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tightframe._checks import ArgumentError, check_positive
+from tightframe.surgery._modules import find_module
+from tightframe.surgery.locking import Lock, lock_to_etf
+
+
+def lock_beyond(
+    model: nn.Module,
+    layers: Sequence[str],
+    depth: int,
+    *,
+    inclusive: bool = False,
+    min_trainable: int = 1,
+    seed: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+    **options: Any,
+) -> list[Lock]:
+    """Lock those of the layers 1..L beyond a depth whose weights are still trained, each with a draw of its own.
+
+    Args:
+        model: any module.
+        layers: names of its linear maps in order of execution, as in :attr:`~tightframe.probing.LayerCurves.layers`.
+        depth: the last layer to keep, 1..L, such as :func:`~tightframe.probing.effective_depth`.
+        inclusive: lock that one too.
+        min_trainable: first layers that are kept whatever the depth, >= 1.
+        seed: of the draws, >= 0.
+        optimizer: as in :func:`~tightframe.surgery.lock_to_etf`.
+        options: its further arguments, such as ``kind`` and ``gain``.
+
+    Raises:
+        ArgumentError: if the depth is no layer, or as in :func:`~tightframe.surgery.lock_to_etf`; what was locked
+            before the layer at fault stays so.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> [lock.name for lock in lock_beyond(model, ["0", "2", "4"], depth=1)]
+        ['2', '4']
+    """
+    check_positive("depth", depth)
+    check_positive("min_trainable", min_trainable)
+    check_positive("seed", seed, 0)
+    if depth > len(layers):
+        raise ArgumentError(f"depth must be one of the layers 1..{len(layers)}, got {depth}")
+    beyond = list(enumerate(layers))[max(depth - inclusive, min_trainable) :]
+    trained = [(index, name) for index, name in beyond if _is_trained(find_module(model, name))]
+    return [lock_to_etf(model, name, seed=seed + index, optimizer=optimizer, **options) for index, name in trained]
+
+
+def _is_trained(layer: nn.Module) -> bool:
+    """Return whether a layer has a matrix that is trained, under whatever name: what cannot be locked is refused."""
+    return any(p.requires_grad and p.ndim > 1 for p in layer.parameters())

@@ -1,0 +1,360 @@
+"""AdaptiveETF: lock the layers beyond the effective depth to simplex ETFs while any Lightning Trainer trains."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from tightframe._checks import ArgumentError, TightframeError, check_choice, check_positive, check_range
+from tightframe.probing import LayerCurves, effective_depth, find_classifier, num_outputs, probe_layers
+from tightframe.records import Record, Records
+from tightframe.surgery import Lock, lock_beyond, lock_to_etf, reestimate_batch_norm
+from tightframe.surgery.locking import check_optimizer
+from tightframe.training.collapse import forward_in_precision, training_loader
+from tightframe.training.loaders import evaluation_loader
+from tightframe.training.module import ClassifierModule
+
+
+class AdaptiveETF(Callback):
+    r"""Locks every linear map beyond the effective depth to a simplex ETF (Liu 2024, arXiv 2412.00884, reconstructed).
+
+    Layers are the linear maps 1..L in order of execution, the classifier last. After an epoch the depth d is the first
+    layer from which the nearest class means err on at most ε of the training samples, in every later layer too
+    (:func:`~tightframe.probing.effective_depth`). Once d is below the boundary b (at first L) in ``patience`` checks in
+    a row, layers beyond the largest of these depths are locked (:func:`~tightframe.surgery.lock_to_etf`) and b falls to
+    it; nothing is ever unlocked. Then the statistics of batch norm are estimated anew, and the schedule of the learning
+    rate begins again over the steps that are left, as late steps are too small to recover.
+
+    The rows of :attr:`records` are ``ncc.error`` of each layer and ``effective_depth`` (nan if there is none) at each
+    check, ``lock.distance`` of each locked layer (relative change of its weight) and ``trainable_parameters``. A
+    checkpoint keeps them with what is locked, and a training resumed from the end of an epoch is the uninterrupted one.
+
+    It measures and locks in one process, so it refuses several. What the paper does at these places is not public:
+    rule, patience and defaults are ours. That every layer which the rule may come to can be locked is checked before
+    the first step. Training from scratch begins anew whatever this callback has seen before.
+
+    Args:
+        layers: dotted names or patterns of the layers, see :func:`~tightframe.probing.probe_layers`; None for all
+            linear maps that run.
+        epsilon: ε in [0, 1). 0.1 is vacuous on easy data, whose inputs pass.
+        patience: checks in a row that must agree, >= 1.
+        every_n_epochs: epochs between checks.
+        warmup: epochs before the first check, >= 0.
+        inclusive: lock layer d too. The default leaves it trainable: it makes what the later layers only keep.
+        min_trainable: first layers that are never locked, >= 1.
+        start: lock the layers beyond this one before training, and look no further; None does not.
+        first_stage: train so many epochs, find the depth, go back to the first weights, lock beyond the depth and train
+            again in the epochs that are left; where there is nothing to lock, training goes on. None locks along the
+            way.
+        kind: of the fixed weights, as in :func:`~tightframe.surgery.lock_to_etf`; also the controls ``"orthogonal"``
+            and ``"gaussian"``.
+        gain: their gain, as there.
+        activation: for the variance-preserving gain.
+        seed: of drawn weights; each layer has a draw of its own.
+        tap: where the representation of a layer is read, ``"post"`` or ``"pre"``.
+        pooling: how tokens and maps become vectors, see :class:`~tightframe.probing.Probe`: ``"flatten"``, ``"mean"``,
+            ``"cls"`` or None.
+        rewarm: begin the learning-rate schedule again after a lock; for a :class:`ClassifierModule` with a scheduler.
+        batch_size: samples of a batch in the checks.
+        forward: how to run the module on the inputs of a batch; ``module(inputs)`` by default.
+
+    Raises:
+        ArgumentError: if an argument is outside its range; in training, if there are several processes, optimisers or
+            training loaders, or a layer cannot be locked.
+        DimensionError: in training, if there is no such simplex in the sizes of a layer.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[str] | None = None,
+        epsilon: float = 0.01,
+        patience: int = 3,
+        every_n_epochs: int = 1,
+        warmup: int = 0,
+        inclusive: bool = False,
+        min_trainable: int = 1,
+        start: int | None = None,
+        first_stage: int | None = None,
+        kind: str = "aligned",
+        gain: str | float | None = None,
+        activation: str | Callable[[Tensor], Tensor] = "relu",
+        seed: int = 0,
+        tap: str = "post",
+        pooling: str | None = None,
+        rewarm: bool = True,
+        batch_size: int = 512,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+    ) -> None:
+        check_range("epsilon", epsilon, isinstance(epsilon, int | float) and 0 <= epsilon < 1, "in [0, 1)")
+        check_choice("tap", tap, ("post", "pre"))
+        if pooling is not None:
+            check_choice("pooling", pooling, ("flatten", "mean", "cls"))
+        for name, value, minimum in (
+            ("patience", patience, 1),
+            ("every_n_epochs", every_n_epochs, 1),
+            ("min_trainable", min_trainable, 1),
+            ("batch_size", batch_size, 1),
+            ("warmup", warmup, 0),
+            ("start", 1 if start is None else start, 1),
+            ("first_stage", 1 if first_stage is None else first_stage, 1),
+        ):
+            check_positive(name, value, minimum)
+        if start is not None and first_stage is not None:
+            raise ArgumentError(f"start and first_stage exclude each other, got {start} and {first_stage}")
+        if layers is not None and (isinstance(layers, str) or not layers):
+            raise ArgumentError(f"layers must be a list of names or patterns, got {layers!r}; None is all linear maps")
+        lock_options: dict[str, Any] = {"kind": kind, "gain": gain, "activation": activation, "seed": seed}
+        _check_lock_options(lock_options)
+        self.layers = layers
+        self.epsilon = epsilon
+        self.patience = patience
+        self.every_n_epochs = every_n_epochs
+        self.warmup = warmup
+        self.inclusive = inclusive
+        self.min_trainable = min_trainable
+        self.start = start
+        self.first_stage = first_stage
+        self.rewarm = rewarm
+        self.batch_size = batch_size
+        self._lock_options = lock_options
+        self._probe_options: dict[str, Any] = {"tap": tap, "pooling": pooling}
+        self._forward = forward
+        self._forget()
+
+    def _forget(self) -> None:
+        self.records = Records()
+        self.locked: list[str] = []
+        self._layers: list[str] = []
+        self._boundary: int | None = None  # layers that are not locked; None before any lock
+        self._window: list[int] = []  # the depths of the last checks in a row that were below it
+        self._schedule_step = 0  # of the optimiser, at which the present schedule began
+        self._first_weights: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is locked, the state of the rule and the rows so far, for the checkpoint."""
+        return {
+            "records": [record.to_json() for record in self.records],
+            "locked": list(self.locked),
+            "layers": list(self._layers),
+            "boundary": self._boundary,
+            "window": list(self._window),
+            "schedule_step": self._schedule_step,
+            "first_weights": dict(self._first_weights),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.records = Records(map(Record.from_json, state_dict["records"]))
+        self.locked = list(state_dict["locked"])
+        self._layers = list(state_dict["layers"])
+        self._boundary = state_dict["boundary"]
+        self._window = list(state_dict["window"])
+        self._schedule_step = state_dict["schedule_step"]
+        self._first_weights = dict(state_dict["first_weights"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier training; the state of a checkpoint comes after this."""
+        if stage == "fit" and trainer.global_step == 0:
+            self._forget()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lock again what a checkpoint says is locked, before the states of optimiser and schedule come back."""
+        if not isinstance(trainer.strategy, SingleDeviceStrategy):
+            raise ArgumentError(
+                f"AdaptiveETF locks in one process, got {type(trainer.strategy).__name__} with "
+                f"world_size={trainer.world_size}; train with devices=1 and strategy='auto'"
+            )
+        if len(trainer.optimizers) != 1:
+            raise ArgumentError(f"AdaptiveETF locks what one optimiser trains, got {len(trainer.optimizers)} of them")
+        check_optimizer(trainer.optimizers[0])
+        later = self.start is None  # what is locked from the start has its schedule from there
+        if self.rewarm and later and trainer.lr_scheduler_configs and not isinstance(pl_module, ClassifierModule):
+            raise ArgumentError(
+                f"rewarm must be False for a {type(pl_module).__name__} with a scheduler: only a ClassifierModule says "
+                "how to begin its schedule again"
+            )
+        if self._boundary is not None:
+            self._lock(trainer, pl_module, self._boundary)
+        if self._schedule_step:
+            self._begin_schedule(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lock what is to be locked from the start, or remember the weights to come back to."""
+        if len(self.records):
+            return  # a training that goes on
+        epoch, last = trainer.current_epoch, trainer.max_epochs
+        self._layers = list(self._curves(trainer, pl_module, at_a_glance=True).layers)
+        self._check_layers(pl_module)
+        if self.start is not None:
+            self._lock_beyond(trainer, pl_module, self.start, epoch)
+        if not self.locked:
+            self._count_parameters(trainer, pl_module, epoch)
+        if self.first_stage is not None:
+            if self.first_stage <= epoch or (last not in (None, -1) and self.first_stage >= last):
+                raise ArgumentError(
+                    f"first_stage must lie between {epoch}, the epochs behind, and max_epochs = {last}, got "
+                    f"{self.first_stage}"
+                )
+            self._first_weights = {name: t.detach().cpu().clone() for name, t in pl_module.state_dict().items()}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the depth, and lock if the rule says so; after the last epoch nothing could recover, so it rests."""
+        epoch = trainer.current_epoch + 1
+        if self.start is not None or epoch == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step:
+            return
+        if self.first_stage is not None:
+            if epoch == self.first_stage:
+                self._second_stage(trainer, pl_module, epoch)
+        elif epoch > self.warmup and epoch % self.every_n_epochs == 0:
+            depth = self._check(trainer, pl_module, epoch)
+            boundary = len(self._layers) if self._boundary is None else self._boundary
+            self._window = [*self._window, depth] if depth is not None and depth < boundary else []
+            if len(self._window) == self.patience:
+                self._lock_beyond(trainer, pl_module, max(self._window), epoch)
+                self._window = []
+
+    def _second_stage(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
+        """Go back to the first weights with the layers beyond the depth locked, or go on if there are none."""
+        depth = self._check(trainer, module, epoch)
+        if depth is not None and self._trained_beyond(module, depth):
+            module.load_state_dict(self._first_weights)
+            for optimizer in trainer.optimizers:
+                optimizer.state.clear()
+            self._lock_beyond(trainer, module, depth, epoch)
+        self._first_weights = {}
+
+    def _check(self, trainer: Trainer, module: LightningModule, epoch: int) -> int | None:
+        """Return the effective depth, and record the curve that it is read from."""
+        curves = self._curves(trainer, module)
+        depth = effective_depth(curves.ncc_error, self.epsilon)
+        for layer, error in zip(curves.layers, curves.ncc_error, strict=True):
+            self._record(trainer, epoch, "ncc.error", error, layer)
+        self._record(trainer, epoch, "effective_depth", torch.nan if depth is None else depth)
+        return depth
+
+    def _curves(self, trainer: Trainer, module: LightningModule, at_a_glance: bool = False) -> LayerCurves:
+        """Probe the layers; at a glance, on one batch, only to see which they are."""
+        with _training_data(trainer, module) as loader:
+            batches = evaluation_loader(loader, self.batch_size)
+            return probe_layers(
+                module,
+                itertools.islice(batches, 1) if at_a_glance else batches,
+                layers=self.layers,
+                ncc=not at_a_glance,
+                forward=forward_in_precision(trainer, self._forward),
+                **self._probe_options,
+            )
+
+    def _check_layers(self, module: LightningModule) -> None:
+        """Raise now what locking would raise when much has been trained already."""
+        if self.start is not None and self.start >= len(self._layers):
+            raise ArgumentError(f"start must be below the number of layers, {len(self._layers)}, got {self.start}")
+        options = {**self._options(module), "gain": 1.0}
+        if options["kind"] == "aligned":
+            options["kind"] = "canonical"  # of the same sizes, cheaper, and there is one whatever the weight is
+        for name in self._trained_beyond(module, self.start or 1):
+            layer = module.get_submodule(name)
+            weight: Any = copy.deepcopy(layer._parameters.get("weight"))
+            try:
+                lock_to_etf(module, name, **options)
+            except TightframeError as error:
+                raise type(error)(f"{error}; or pass layers=[...] without {name!r}") from error
+            layer.load_state_dict({"weight": weight}, strict=False)
+            layer.get_parameter("weight").requires_grad_(weight.requires_grad)
+
+    def _trained_beyond(self, module: LightningModule, depth: int) -> list[str]:
+        """Return the layers beyond a depth that have a matrix to train: a fixed classifier has at most a scale."""
+        return [
+            name
+            for name in self._layers[self._kept(depth) :]
+            if any(p.requires_grad and p.ndim > 1 for p in module.get_submodule(name).parameters())
+        ]
+
+    def _kept(self, depth: int) -> int:
+        """Return how many layers stay as they are if the depth is this."""
+        return min(max(depth - self.inclusive, self.min_trainable), len(self._layers))
+
+    def _lock_beyond(self, trainer: Trainer, module: LightningModule, depth: int, epoch: int) -> None:
+        """Lock what is trained beyond a depth, mend what this breaks, and begin the schedule again."""
+        self._boundary = min(self._kept(depth), len(self._layers) if self._boundary is None else self._boundary)
+        locks = self._lock(trainer, module, self._boundary)
+        for lock in locks:
+            self.locked.append(lock.name)
+            self._record(trainer, epoch, "lock.distance", lock.distance, lock.name)
+        if locks:
+            with _training_data(trainer, module) as loader:
+                reestimate_batch_norm(_InPrecision(module, forward_in_precision(trainer, self._forward)), loader)
+            self._count_parameters(trainer, module, epoch)
+            if self.rewarm and self.start is None:
+                self._schedule_step = trainer.global_step
+                self._begin_schedule(trainer, module)
+
+    def _lock(self, trainer: Trainer, module: LightningModule, boundary: int) -> list[Lock]:
+        (optimizer,) = trainer.optimizers
+        return lock_beyond(module, self._layers, boundary, optimizer=optimizer, **self._options(module))
+
+    def _options(self, module: LightningModule) -> dict[str, Any]:
+        """Return how to lock the layers of a module."""
+        if self._lock_options["kind"] != "class-rank":
+            return dict(self._lock_options)
+        return {**self._lock_options, "num_classes": num_outputs(module.get_submodule(find_classifier(module)))}
+
+    def _begin_schedule(self, trainer: Trainer, module: LightningModule) -> None:
+        """Put a new scheduler, for the steps that were left when it began, in place of the old one."""
+        for config in trainer.lr_scheduler_configs:
+            steps = int(trainer.estimated_stepping_batches) - self._schedule_step
+            optimizer = config.scheduler.optimizer
+            for group in optimizer.param_groups:
+                group["lr"] = copy.deepcopy(group["initial_lr"])  # may be a tensor, which schedulers write into
+            config.scheduler = module.schedule(optimizer, steps)  # type: ignore[operator]  # of a ClassifierModule
+
+    def _count_parameters(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        self._record(trainer, epoch, "trainable_parameters", trained)
+
+    def _record(self, trainer: Trainer, epoch: int, metric: str, value: float, layer: str = "") -> None:
+        self.records.add(metric, value, epoch=epoch, step=trainer.global_step, split="train", layer=layer)
+
+
+class _InPrecision(nn.Module):
+    """A module that runs as it does in training, for code that calls it by itself."""
+
+    def __init__(self, module: nn.Module, run: Callable[[nn.Module, Any], Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.run = run
+
+    def forward(self, inputs: Any) -> Any:
+        return self.run(self.module, inputs)
+
+
+@contextmanager
+def _training_data(trainer: Trainer, module: LightningModule) -> Iterator[DataLoader[Any]]:
+    """Lend the training loader, and leave the next epoch and all random numbers as they would have been."""
+    loader = copy.copy(training_loader(trainer))
+    loader._iterator = None  # that of persistent workers may stand at the start of an epoch already
+    owners = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    states = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
+    with isolate_rng(include_cuda=module.device.type == "cuda"):
+        yield loader
+    for generator, state in states:
+        generator.set_state(state)
+
+
+def _check_lock_options(options: dict[str, Any]) -> None:
+    """Raise what :func:`lock_to_etf` would say of these options for any layer."""
+    layer = nn.utils.skip_init(nn.Linear, 4, 4, bias=False)
+    nn.init.eye_(layer.weight)
+    lock_to_etf(layer, "", classifier=False, num_classes=2 if options["kind"] == "class-rank" else None, **options)

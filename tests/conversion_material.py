@@ -1,0 +1,94 @@
+"""Small problems of three kinds of input, and short trainings on them in run directories, to be converted."""
+
+import torch
+from torch.utils.data import TensorDataset
+
+from tightframe import config
+from tightframe.config import Method, Part, Recipe
+from tightframe.data import ClassificationData, DataSource
+from tightframe.run_directory import write_directory
+from tightframe.training import fit
+
+K = 4
+SHAPES = {"vectors": (6,), "images": (1, 8, 8), "tokens": (6,), "bytes": (3, 8, 8)}
+VOCABULARY = 20
+
+
+class Blobs(DataSource):
+    """Four classes that overlap a little.
+
+    Args:
+        kind: of input.
+        validation: whether there is such a part.
+    """
+
+    def __init__(self, kind: str = "vectors", validation: bool = False):
+        self.kind = kind
+        self.validation = validation
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        centers = torch.randn(K, *SHAPES[self.kind], generator=generator)
+
+        def part(size):
+            labels = torch.arange(size) % K
+            places = centers[labels]
+            if self.kind == "vectors":  # each class is two blobs, whose mean says nothing
+                places = (
+                    1.5 * places * torch.arange(size)[:, None].div(K, rounding_mode="floor").remainder(2).mul(2).sub(1)
+                )
+            inputs = places + 0.7 * torch.randn(size, *SHAPES[self.kind], generator=generator)
+            if self.kind == "tokens":
+                inputs = (3 * inputs + VOCABULARY / 2).long().clamp(0, VOCABULARY - 1)
+            if self.kind == "bytes":
+                inputs = (40 * inputs + 128).clamp(0, 255).to(torch.uint8)
+            return TensorDataset(inputs, labels)
+
+        train, test = part(130), part(70)
+        names = tuple("abcd")
+        counts = train.tensors[1].bincount()
+        return ClassificationData(train, part(30) if self.validation else None, test, K, names, counts)
+
+
+BACKBONES = {
+    "vectors": Part("MLP", {"widths": [12, 10, 8]}),
+    "images": Part("SmallCNN", {"widths": [4, 6, 8]}),
+    "bytes": Part("SmallCNN", {"widths": [4, 6, 8]}),
+    "tokens": Part("TokenTransformer", {"vocabulary": VOCABULARY, "dim": 8, "heads": 2, "feed_forward": 12}),
+}
+
+
+def recipe(kind="vectors", method=None, **changes):
+    given = {
+        "data": Part("tests.conversion_material.Blobs", {"kind": kind}),
+        "backbone": BACKBONES[kind],
+        "methods": {"learned": method or Method(Part("LinearClassifier"))},
+        "optimizer": Part("SGD", {"lr": 0.1, "momentum": 0.9}),
+        "epochs": 10 if kind == "vectors" else 3,
+        "batch_size": 20,
+        "collapse": {"every_n_epochs": 10},
+    }
+    return Recipe(**{**given, **changes})
+
+
+def trained(out, chosen, seed=0):
+    """Train the one method of a recipe; return its directory, and the module as it was at the end."""
+    ((method, how),) = chosen.methods.items()
+    data = config.build_data(chosen)
+    write_directory(out, chosen, data)
+    directory = out / method / f"seed-{seed}"
+    module = config.build_module(chosen, method, data, seed)
+    fit(
+        module,
+        data.train,
+        config.evaluation_parts(data),
+        directory,
+        run=method,
+        seed=seed,
+        epochs=chosen.epochs,
+        batch_size=chosen.batch_size,
+        collapse=chosen.collapse,
+        trainer={"accelerator": "cpu"},
+        adaptive=how.adaptive,
+    )
+    return directory, module
