@@ -1,10 +1,14 @@
 """Small problems of three kinds of input, and short trainings on them in run directories, to be converted."""
 
+import copy
+
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from tightframe import config
 from tightframe.config import Method, Part, Recipe
+from tightframe.conversion import Parts, network_of_run
 from tightframe.data import ClassificationData, DataSource
 from tightframe.run_directory import write_directory
 from tightframe.training import fit
@@ -92,3 +96,43 @@ def trained(out, chosen, seed=0):
         adaptive=how.adaptive,
     )
     return directory, module
+
+
+def run_of(factory, name, *args, **kwargs):
+    chosen = recipe(*args, **kwargs)
+    directory, module = trained(factory.mktemp(name), chosen)
+    return directory, module.eval(), chosen, config.build_data(chosen)
+
+
+def opened(run):
+    directory, _, chosen, data = run
+    return network_of_run(directory, chosen, data), Parts(data, chosen.batch_size)
+
+
+def right(network, part):
+    """The share of samples that a network gets right."""
+    inputs, labels = part.tensors
+    with torch.no_grad():
+        return (copy.deepcopy(network).eval()(inputs).argmax(dim=1) == labels).double().mean().item()
+
+
+def size(network, trained_alone=False):
+    return sum(p.numel() for p in network.parameters() if p.requires_grad or not trained_alone)
+
+
+def same_state(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def early_means_err():
+    """A network whose last layer alone has nearest class means that never err, and its data."""
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.eye(2))
+        network[2].weight.copy_(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+        network[1].bias.copy_(torch.tensor([-0.5, 0.0]))
+    points = torch.tensor([[0.0, 0.0], [0.0, 10.0], [0.0, 10.0], [1.0, 0.0], [1.0, 0.0], [1.0, 10.0]])
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    part = TensorDataset(points, labels)
+    return network, ClassificationData(part, None, part, 2, ("a", "b"), labels.bincount())

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from tightframe.frames import SimplexETF, hierarchy_aware_frame, nearest_simplex_etf, simplex_etf
     from tightframe.functional import ClassMoments
     from tightframe.hierarchy import Tree
-    from tightframe.probing import Probe, find_classifier, measure
+    from tightframe.probing import Probe, effective_depth, find_classifier, measure
     from tightframe.records import Records
+    from tightframe.surgery import etf_transformer_, lock_to_etf, parameter_report, replace_classifier
 
 __version__ = "0.1.0"
 
@@ -21,13 +22,18 @@ __all__ = [
     "Records",
     "SimplexETF",
     "Tree",
+    "effective_depth",
+    "etf_transformer_",
     "find_classifier",
     "functional",
     "hierarchy_aware_frame",
+    "lock_to_etf",
     "measure",
     "metrics",
     "nearest_simplex_etf",
     "nn",
+    "parameter_report",
+    "replace_classifier",
     "simplex_etf",
 ]
 
@@ -37,10 +43,15 @@ _HOMES = {
     "Records": "records",
     "SimplexETF": "frames",
     "Tree": "hierarchy",
+    "effective_depth": "probing",
+    "etf_transformer_": "surgery",
     "find_classifier": "probing",
     "hierarchy_aware_frame": "frames",
+    "lock_to_etf": "surgery",
     "measure": "probing",
     "nearest_simplex_etf": "frames",
+    "parameter_report": "surgery",
+    "replace_classifier": "surgery",
     "simplex_etf": "frames",
 }
 

@@ -1,0 +1,301 @@
+import copy
+import json
+import os
+from collections import OrderedDict
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conversion_material import K, early_means_err, opened, recipe, run_of, same_state, size, trained
+from tests.training.models import quiet
+from tightframe import conversion
+from tightframe._checks import ConfigError, DataFileError
+from tightframe.config import Method, Part, build_data, build_module
+from tightframe.conversion import (
+    CONVERSION_FILE,
+    MODEL_FILE,
+    Parts,
+    load_conversion,
+    lock_network,
+    network_of_run,
+    truncate_network,
+    write_conversion,
+)
+from tightframe.training.run import CHECKPOINT
+
+pytestmark = quiet
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    monkeypatch.setattr(conversion, "ROUNDS", 2)
+
+
+@pytest.fixture(scope="module")
+def mlp(tmp_path_factory):
+    return run_of(tmp_path_factory, "mlp")
+
+
+@pytest.fixture(scope="module")
+def cnn(tmp_path_factory):
+    return run_of(tmp_path_factory, "cnn", "images")
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+    return run_of(tmp_path_factory, "transformer", "tokens", optimizer=Part("AdamW", {"lr": 0.01}))
+
+
+# --- the network of a run ---
+
+
+def test_the_network_of_a_run_is_that_which_training_ended_with(mlp):
+    network, _ = opened(mlp)
+    _, module, _, data = mlp
+    inputs = data.test.tensors[0]
+    torch.testing.assert_close(network.eval()(inputs), module(inputs), rtol=0, atol=0)
+    assert size(network, True) == size(network) == sum(p.numel() for p in module.parameters())
+
+
+def test_layers_that_training_locked_stay_locked(tmp_path):
+    method = Method(Part("LinearClassifier"), adaptive={"kind": "haar", "start": 2})
+    directory, module = trained(tmp_path, recipe(method=method))
+    chosen = recipe(method=method)
+    data = build_data(chosen)
+    network = network_of_run(directory, chosen, data)
+    frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
+    assert frozen == ["backbone.7.weight", "classifier.weight"]
+    assert frozen == [name for name, p in module.named_parameters() if not p.requires_grad]
+    before = network.backbone[7].weight.clone()
+    found = lock_network(network, Parts(data, 20), epsilon=0.99)
+    assert found.depth == 1
+    assert [lock.name for lock in found.locks] == ["backbone.4"]
+    assert torch.equal(network.backbone[7].weight, before)
+
+
+def test_layers_that_are_fixed_from_the_start_stay_so(tmp_path):
+    method = Method(Part("LinearClassifier"), etf_transformer={"which": "w2"})
+    chosen = recipe("tokens", method)
+    directory, module = trained(tmp_path, chosen)
+    network = network_of_run(directory, chosen, build_data(chosen))
+    frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
+    assert frozen == [f"backbone.blocks.{i}.linear2.weight" for i in (0, 1)]
+    for name in frozen:
+        assert torch.equal(network.get_parameter(name), module.get_parameter(name))
+
+
+def test_a_transform_stands_in_front_and_a_validation_part_changes_nothing(tmp_path):
+    chosen = recipe("bytes", transform=Part("ImageTransform", {"mean": [0.5] * 3, "std": [0.2] * 3, "flip": True}))
+    chosen.data.args["validation"] = True
+    directory, module = trained(tmp_path, chosen)
+    data = build_data(chosen)
+    network = network_of_run(directory, chosen, data)
+    inputs = data.test.tensors[0]
+    assert inputs.dtype == torch.uint8
+    torch.testing.assert_close(network.eval()(inputs), module.eval()(inputs))
+    parts = Parts(data, 20)
+    locked = lock_network(copy.deepcopy(network), parts, epsilon=0.99)
+    assert [lock.name for lock in locked.locks] == ["backbone.1.3", "backbone.1.6", "classifier"]
+    cut = truncate_network(network, parts, epsilon=0.99)
+    assert [stage.name for stage in cut.stages] == ["whole", *(f"{i} backbone.1.{3 * i - 3}" for i in (1, 2, 3))]
+    write_conversion(cut, tmp_path / "cut", {})
+    loaded = load_conversion(tmp_path / "cut", network_of_run(directory, chosen, data), parts.sample)
+    assert torch.equal(loaded.eval()(inputs), cut.network.eval()(inputs))
+
+
+def test_a_checkpoint_of_another_device_is_read(mlp, tmp_path, monkeypatch):
+    directory, _, chosen, data = mlp
+    state = torch.load(directory / CHECKPOINT, weights_only=False)
+    elsewhere = tmp_path / "learned" / "seed-0"
+    (elsewhere / "checkpoints").mkdir(parents=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+        torch.save(state, elsewhere / CHECKPOINT)
+    with pytest.raises(RuntimeError, match=r"(?i)cuda"):
+        torch.load(elsewhere / CHECKPOINT, weights_only=False)
+    assert same_state(network_of_run(elsewhere, chosen, data), network_of_run(directory, chosen, data))
+
+
+@pytest.mark.parametrize("place", ["nosuch/seed-0", "learned/seed-x", "learned/0", "learned/seed-", "learned/xseed-0"])
+def test_what_is_no_run(mlp, tmp_path, place):
+    _, _, chosen, data = mlp
+    with pytest.raises(ConfigError, match=r"RUN must be <out>/<method>/seed-<s>"):
+        network_of_run(tmp_path / place, chosen, data)
+
+
+def test_a_run_without_a_checkpoint(mlp, tmp_path):
+    _, _, chosen, data = mlp
+    with pytest.raises(DataFileError, match=r"last.ckpt does not exist: the training of learned with seed 3 has not"):
+        network_of_run(tmp_path / "learned" / "seed-3", chosen, data)
+
+
+CHECKPOINTS = {
+    "empty": lambda state, other: None,
+    "list": lambda state, other: [1],
+    "no state": lambda state, other: {"callbacks": {}},
+    "no callbacks": lambda state, other: {"state_dict": state["state_dict"]},
+    "other layers": lambda state, other: {**state, "callbacks": {"AdaptiveETF": {"locked": ["backbone.99"]}}},
+    "no weight": lambda state, other: {**state, "callbacks": {"AdaptiveETF": {"locked": ["backbone.0"]}}},
+    "other network": lambda state, other: {**state, "state_dict": other.state_dict()},
+}
+
+
+@pytest.mark.parametrize("kind", [*CHECKPOINTS, "garbage", "half"])
+def test_a_checkpoint_that_is_something_else(mlp, tmp_path, kind):
+    directory, _, chosen, data = mlp
+    here = tmp_path / "learned" / "seed-0"
+    (here / "checkpoints").mkdir(parents=True)
+    path = here / CHECKPOINT
+    if kind == "garbage":
+        path.write_bytes(b"\x00\x80 nothing")
+    elif kind == "half":
+        whole = (directory / CHECKPOINT).read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    else:
+        other = build_module(replace(chosen, backbone=Part("MLP", {"widths": [12, 9, 8]})), "learned", data, 0)
+        torch.save(CHECKPOINTS[kind](torch.load(directory / CHECKPOINT, weights_only=False), other), path)
+    with pytest.raises(DataFileError, match=r"last\.ckpt cannot be loaded: .") as caught:
+        network_of_run(here, chosen, data)
+    assert "\n" not in str(caught.value)
+
+
+# --- writing and loading ---
+
+
+@pytest.mark.parametrize("run", ["mlp", "cnn", "transformer"])
+@pytest.mark.parametrize("convert", [lock_network, truncate_network])
+@pytest.mark.parametrize("epsilon", [0.99, 0.0])
+def test_a_conversion_comes_back_as_it_was(request, tmp_path, run, convert, epsilon):
+    run = request.getfixturevalue(run)
+    network, parts = opened(run)
+    network.get_submodule("classifier").bias.requires_grad_(False)  # frozen, and no lock
+    found = convert(network, parts, epsilon=epsilon, pooling="mean")
+    assert found.changed is (epsilon > 0)
+    write_conversion(found, tmp_path / "a" / "b", {"note": "x"})
+    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == [CONVERSION_FILE, MODEL_FILE]
+    facts = json.loads((tmp_path / "a" / "b" / CONVERSION_FILE).read_text())
+    assert facts["note"] == "x"
+    assert facts["depth"] == found.depth
+    assert facts["truncated"] is found.truncated
+    fresh = build_module(run[2], "learned", run[3], seed=9)
+    fresh = nn.Sequential(OrderedDict(backbone=fresh.backbone, classifier=fresh.classifier))
+    loaded = load_conversion(tmp_path / "a" / "b", fresh, parts.sample)
+    assert same_state(loaded, found.network)
+    assert torch.equal(loaded.eval()(parts.sample), found.network.eval()(parts.sample))
+    flags = [{n: p.requires_grad for n, p in network.named_parameters()} for network in (loaded, found.network)]
+    if found.truncated:  # its classifier is new, and the old one is gone
+        assert all(flags[0].values())
+    assert flags[0] == flags[1]
+
+
+def test_tied_weights_are_written(tmp_path):
+    network, data = early_means_err()
+    network[2].weight = network[0].weight
+    found = truncate_network(network, Parts(data, 6), epsilon=0.0)
+    write_conversion(found, tmp_path, {})
+    fresh = copy.deepcopy(network)
+    nn.init.zeros_(fresh[0].weight)
+    loaded = load_conversion(tmp_path, fresh, data.train.tensors[0])
+    assert torch.equal(loaded[2].weight, torch.eye(2))
+
+
+def written(mlp, out, convert=lock_network, **options):
+    network, parts = opened(mlp)
+    found = convert(network, parts, epsilon=0.99, **options)
+    write_conversion(found, out, {})
+    return found, parts
+
+
+def without(out, key):
+    facts = json.loads((out / CONVERSION_FILE).read_text())
+    del facts[key]
+    (out / CONVERSION_FILE).write_text(json.dumps(facts))
+
+
+def half(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+DAMAGES = {
+    "no directory": lambda out: out.rename(out.with_name("gone")),
+    "no model": lambda out: (out / MODEL_FILE).unlink(),
+    "no facts": lambda out: (out / CONVERSION_FILE).unlink(),
+    "half a model": lambda out: half(out / MODEL_FILE),
+    "half the facts": lambda out: half(out / CONVERSION_FILE),
+    "empty model": lambda out: (out / MODEL_FILE).write_bytes(b""),
+    "a list": lambda out: (out / CONVERSION_FILE).write_text("[]"),
+    "bytes": lambda out: (out / CONVERSION_FILE).write_bytes(b"\xff\xfe\x00"),
+    "no layers": lambda out: [without(out, key) for key in ("layers", "frozen")],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("convert", [lock_network, truncate_network])
+def test_a_damaged_conversion_is_refused(mlp, tmp_path, damage, convert):
+    _, parts = written(mlp, tmp_path / "here", convert)
+    DAMAGES[damage](tmp_path / "here")
+    with pytest.raises(DataFileError, match=r"here holds no conversion of this network: .") as caught:
+        load_conversion(tmp_path / "here", opened(mlp)[0], parts.sample)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("convert", [lock_network, truncate_network])
+def test_a_conversion_of_another_network_is_refused(mlp, tmp_path, convert):
+    _, parts = written(mlp, tmp_path, convert)
+    for other in (nn.Linear(6, K), nn.Sequential(nn.Linear(6, 7), nn.Linear(7, K))):
+        with pytest.raises(DataFileError, match="holds no conversion of this network"):
+            load_conversion(tmp_path, other, parts.sample)
+
+
+def contents(out):
+    return {path.name: path.read_bytes() for path in out.iterdir() if not path.name.endswith(".partial")}
+
+
+@pytest.mark.parametrize("at", ["save_file", "write_text"])
+def test_what_was_written_stays_if_writing_fails(mlp, tmp_path, monkeypatch, at):
+    found, _ = written(mlp, tmp_path)
+    before = contents(tmp_path)
+
+    def fails(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    where = (conversion, "save_file") if at == "save_file" else (type(tmp_path), "write_text")
+    monkeypatch.setattr(*where, fails)
+    with pytest.raises(ConfigError, match=r"cannot be written: .*No space left"):
+        write_conversion(replace(found, depth=3), tmp_path, {})
+    assert contents(tmp_path) == before
+
+
+def test_a_conversion_that_is_half_replaced_is_refused(mlp, tmp_path, monkeypatch):
+    found, parts = written(mlp, tmp_path)
+    with torch.no_grad():
+        found.network.classifier.bias += 1
+    calls = []
+
+    def killed(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        os.rename(source, target)
+
+    monkeypatch.setattr(conversion.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_conversion(found, tmp_path, {})
+    monkeypatch.undo()
+    with pytest.raises(DataFileError, match="holds no conversion"):
+        load_conversion(tmp_path, opened(mlp)[0], parts.sample)
+    write_conversion(found, tmp_path, {})
+    assert same_state(load_conversion(tmp_path, opened(mlp)[0], parts.sample), found.network)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "folders"])
+def test_a_directory_that_cannot_be_written(mlp, tmp_path, place):
+    found, _ = written(mlp, tmp_path / "fine")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folders" / f"{MODEL_FILE}.partial").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"--out .*{place} cannot be written: .") as caught:
+        write_conversion(found, tmp_path / place, {})
+    assert "\n" not in str(caught.value)
