@@ -63,8 +63,9 @@ def conversions(directory: RunDirectory, method: str, kind: str) -> list[list[di
         path = directory.path / method / f"seed-{training.seed}" / kind / CONVERSION_FILE
         if path.is_file():
             facts = json.loads(path.read_text(encoding="utf-8"))
+            cut = facts["depth"] if facts["truncated"] else 0  # without a depth below the last the network stays whole
             for number, stage in enumerate(facts["stages"]):
-                stage["chosen"] = number == facts["depth"]
+                stage["chosen"] = number == cut
             found.append(facts["stages"])
     return found
 

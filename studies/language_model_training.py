@@ -25,6 +25,7 @@ from tightframe.data import ByteCorpus
 from tightframe.data.base import check_fraction
 from tightframe.frames.layers import check_gain
 from tightframe.records import RECORDS_FILE, TIMING_FILE, Records
+from tightframe.surgery import parameter_report
 
 SCORED_WINDOWS = 1500
 LOSS_EVERY = 100
@@ -151,6 +152,7 @@ class LanguageModel(LightningModule):
             "blocks": len(self.network.blocks),
             "trainable_parameters": trainable(self.network),
             "optimizer_bytes": optimizer_bytes(self.optimizers(use_pl_optimizer=False)),
+            "optimizer_bytes_saved": parameter_report(self.network, "adam").optimizer_bytes_saved,
         }
 
     def configure_optimizers(self) -> Any:

@@ -8,8 +8,8 @@ from importlib import metadata
 import pytest
 import yaml
 
-from tests.conversion_material import recipe as small_recipe
-from tests.conversion_material import trained
+from tests.conversion.material import recipe as small_recipe
+from tests.conversion.material import trained
 from tests.training.models import quiet
 from tests.training.processes import Interrupted, run
 from tightframe import __version__, cli

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from tests.conversion_material import recipe as small_recipe
+from tests.conversion.material import recipe as small_recipe
 from tests.recipe_material import K, data, recipe
 from tests.training.models import quiet, trainer
 from tightframe._checks import ArgumentError, ConfigError, ShapeError, TightframeError

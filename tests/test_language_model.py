@@ -213,6 +213,9 @@ def test_aligned_matrices_are_locked_to_the_nearest_simplex_after_a_third(
     assert timing["trainable_parameters"] == trainable(tiny("baseline")) - len(locked) * 2 * 32 * 128
     # Two float32 averages of each entry, and a float32 count of steps for each tensor.
     assert timing["optimizer_bytes"] == 8 * timing["trainable_parameters"] + 4 * len(trained)
+    # What the report computes for the locked is what the baseline's optimiser holds beside.
+    of_baseline = 8 * trainable(tiny("baseline")) + 4 * sum(1 for _ in tiny("baseline").parameters())
+    assert timing["optimizer_bytes"] + timing["optimizer_bytes_saved"] == of_baseline
 
 
 def test_a_training_leaves_records_and_timing_and_comes_out_the_same_again(corpus, tmp_path, monkeypatch):
@@ -222,7 +225,8 @@ def test_a_training_leaves_records_and_timing_and_comes_out_the_same_again(corpu
     assert records.value("bits_per_byte") == score == bits_per_byte(network, corpus.test)
     assert not any(torch.equal(weight, matrices(tiny("baseline"))[key]) for key, weight in matrices(network).items())
     assert timing.keys() == {
-        "fit_seconds", "cpu_seconds", "steps", "blocks", "trainable_parameters", "optimizer_bytes", "device"
+        "fit_seconds", "cpu_seconds", "steps", "blocks", "trainable_parameters", "device",
+        "optimizer_bytes", "optimizer_bytes_saved",
     }  # fmt: skip
     assert fit("baseline", 0, TINY, corpus, tmp_path / "again")[0] == score
     assert fit("baseline", 1, TINY, corpus, tmp_path / "other")[0] != score

@@ -238,7 +238,9 @@ def test_trained_parameters_and_conversions(tmp_path, capsys):
         for seed in (0, 1):
             folder = out / "learned" / f"seed-{seed}" / kind
             folder.mkdir()
-            (folder / "conversion.json").write_text(json.dumps({"depth": 1, "stages": stages}))
+            (folder / "conversion.json").write_text(
+                json.dumps({"depth": 1, "truncated": kind == "truncated", "stages": stages})
+            )
     assert adaptive_etf.main([str(out)]) == 0
     _, table, locked, truncated, *_ = capsys.readouterr().out.split("\n\n")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]

@@ -25,18 +25,19 @@ from tightframe.config import Recipe, build_module
 from tightframe.data import ClassificationData
 from tightframe.probing import LayerCurves, effective_depth, probe_layers
 from tightframe.probing.names import CONVOLUTIONS
+from tightframe.probing.passes import evaluating, restored_modes
 from tightframe.probing.pooling import pool
 from tightframe.records import CONFIG_FILE
 from tightframe.surgery import (
     Lock,
     TruncatedModel,
+    check_lock_options,
     lock_beyond,
     nearest_class_mean_linear,
     parameter_report,
     reestimate_batch_norm,
     truncate,
 )
-from tightframe.surgery._modules import restored_modes
 from tightframe.training import make_loader
 from tightframe.training.run import CHECKPOINT
 
@@ -177,15 +178,9 @@ class Parts:
 
 def count_flops(network: nn.Module, inputs: Tensor) -> int:
     """Return the floating-point operations of a forward pass; fused attention, which is not counted, is taken apart."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), restored_modes(network), sdpa_kernel(SDPBackend.MATH):
-            network.eval()
-            with FlopCounterMode(display=False) as counter:
-                network(inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), evaluating(network), sdpa_kernel(SDPBackend.MATH), counter:
+        network(inputs)
     return int(counter.get_total_flops())
 
 
@@ -213,15 +208,12 @@ def lock_network(
         epsilon: of the depth.
         inclusive: lock the layer at the depth too.
         pooling: how tokens and maps become vectors.
-        options: further arguments of :func:`~tightframe.surgery.lock_beyond`, such as ``kind``; they are checked also
-            where nothing is to be locked.
+        options: ``kind``, ``gain``, ``activation`` and ``seed`` of :func:`~tightframe.surgery.lock_to_etf`; they are
+            checked also where nothing is to be locked.
     """
+    check_lock_options(**options)
     if options.get("kind") == "class-rank":
         options["num_classes"] = parts.num_classes
-    size = max(4, parts.num_classes)
-    lock_beyond(
-        nn.ModuleList(nn.Linear(size, size) for _ in range(2)), ["0", "1"], 1, **{**options, "classifier": False}
-    )
     curves, depth = find_depth(network, parts, epsilon, pooling)
     stages = [parts.stage("trained", network)]
     locks: list[Lock] = []

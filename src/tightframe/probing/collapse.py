@@ -14,7 +14,7 @@ from tightframe._checks import EmptyDataError
 from tightframe.functional import ClassMoments
 from tightframe.nn import Classifier
 from tightframe.probing.classifier import find_classifier, num_outputs
-from tightframe.probing.names import match_layers
+from tightframe.probing.names import match_layers, trains_matrix
 from tightframe.probing.nearest import NearestCenters
 from tightframe.probing.passes import Forward, Held, logits_of, moments_on, run
 from tightframe.probing.probe import Probe
@@ -200,14 +200,9 @@ def layer_metrics(
     """
     weight, bias = getattr(classifier, "weight", None), getattr(classifier, "bias", None)
     values = F.collapse_metrics(moments, weight, None if bias is None else bias.detach(), preset=preset)
-    if classifier is not None and weight is not None and preset is None and not _trains_vectors(classifier):
+    if classifier is not None and weight is not None and preset is None and not trains_matrix(classifier):
         values |= F.frame_metrics(moments, weight.detach())
     return {metric: value.item() for metric, value in values.items()}
-
-
-def _trains_vectors(classifier: nn.Module) -> bool:
-    """Return whether a matrix of it is trained; a bias or a scale may be, over a frame that stands still."""
-    return any(p.requires_grad and p.ndim > 1 for p in classifier.parameters())
 
 
 def sample_metrics(

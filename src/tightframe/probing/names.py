@@ -75,3 +75,8 @@ def is_inside(name: str, outer: str) -> bool:
 def is_dense(module: nn.Module) -> bool:
     """Return whether a module maps the last dimension of its input, whatever comes before it."""
     return isinstance(module, nn.Linear | Classifier) or type(module).__name__ == "Conv1D"
+
+
+def trains_matrix(module: nn.Module) -> bool:
+    """Return whether a matrix of it is trained, under whatever name; a bias or a scale may be, over a fixed one."""
+    return any(p.requires_grad and p.ndim > 1 for p in module.parameters())

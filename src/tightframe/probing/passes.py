@@ -40,7 +40,7 @@ def run(
         ArgumentError: if a mask keeps no token of a sample, or the probe raises it.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with _evaluating(model), torch.no_grad(), probe:
+    with evaluating(model), torch.no_grad(), probe:
         for batch in batches:
             inputs, labels = _to(batch[0], device), _to(batch[1], device)
             if mask_of is not None:
@@ -53,21 +53,30 @@ def run(
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def restored_modes(model: nn.Module) -> Iterator[None]:
+    """Put every module back into its own training mode at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch every module to eval mode, and each back to its own mode.
 
     The fast path of ``nn.TransformerEncoder`` goes past the layers, so it is switched off as well.
     """
-    modes = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
     try:
-        yield
+        with restored_modes(model):
+            model.eval()
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in modes:
-            module.training = training
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -124,14 +122,3 @@ def _memory(tensor: Tensor) -> tuple[int, int]:
         return 0, 0
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + span * tensor.element_size()
-
-
-@contextlib.contextmanager
-def restored_modes(model: nn.Module) -> Iterator[None]:
-    """Put every module back into its own training mode at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

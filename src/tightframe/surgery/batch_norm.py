@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from tightframe._checks import EmptyDataError
-from tightframe.surgery._modules import restored_modes
+from tightframe.probing.passes import restored_modes
 
 
 def reestimate_batch_norm(model: nn.Module, loader: Iterable[Any]) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tightframe._checks import ArgumentError, check_positive
+from tightframe.probing.names import trains_matrix
 from tightframe.surgery._modules import find_module
 from tightframe.surgery.locking import Lock, lock_to_etf
 
@@ -51,10 +52,5 @@ def lock_beyond(
     if depth > len(layers):
         raise ArgumentError(f"depth must be one of the layers 1..{len(layers)}, got {depth}")
     beyond = list(enumerate(layers))[max(depth - inclusive, min_trainable) :]
-    trained = [(index, name) for index, name in beyond if _is_trained(find_module(model, name))]
+    trained = [(index, name) for index, name in beyond if trains_matrix(find_module(model, name))]
     return [lock_to_etf(model, name, seed=seed + index, optimizer=optimizer, **options) for index, name in trained]
-
-
-def _is_trained(layer: nn.Module) -> bool:
-    """Return whether a layer has a matrix that is trained, under whatever name: what cannot be locked is refused."""
-    return any(p.requires_grad and p.ndim > 1 for p in layer.parameters())

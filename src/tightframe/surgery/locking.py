@@ -110,8 +110,7 @@ def lock_to_etf(
         >>> [key for key, p in model.named_parameters() if p.requires_grad]
         ['0.bias', '2.weight', '2.bias']
     """
-    check_choice("kind", kind, LOCK_KINDS)
-    check_positive("seed", seed, 0)
+    check_lock_options(kind, gain, activation, seed)
     if optimizer is not None:
         check_optimizer(optimizer)
     if classifier is None:
@@ -140,6 +139,20 @@ def lock_to_etf(
     weight = module.get_parameter("weight")
     freed = _fix(weight, optimizer)
     return Lock(name, kind, tuple(weight.shape), length, distance, freed)
+
+
+def check_lock_options(
+    kind: str = "aligned", gain: str | float | None = None, activation: Activation = "relu", seed: int = 0
+) -> None:
+    """Raise :class:`ArgumentError` where :func:`lock_to_etf` would for these arguments, whatever the layer."""
+    check_choice("kind", kind, LOCK_KINDS)
+    check_positive("seed", seed, 0)
+    if isinstance(gain, str):
+        check_choice("gain", gain, GAINS)
+    elif gain is not None:
+        check_gain(gain)
+    if gain == "variance-preserving" or (gain is None and kind != "aligned"):
+        variance_preserving_gain(activation)
 
 
 def lockable(model: nn.Module, name: str, kind: str, gain: str | float | None, classifier: bool) -> Tensor:
@@ -196,9 +209,7 @@ def _length(gain: str | float | None, activation: Activation, W: Tensor, vertice
     if gain is None or gain == "variance-preserving":
         return variance_preserving_gain(activation)
     if not isinstance(gain, str):
-        check_gain(gain)
         return float(gain)
-    check_choice("gain", gain, GAINS)
     if gain == "unit":
         return 1.0
     return _norm(W) / math.sqrt(vertices)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tightframe._checks import ArgumentError, ShapeError, check_choice
 from tightframe.probing import linear_maps, match_layers
-from tightframe.surgery._modules import find_module, refuse_wrapped, restored_modes
+from tightframe.probing.passes import restored_modes
+from tightframe.surgery._modules import find_module, refuse_wrapped
 
 
 class _Reached(BaseException):  # no error, and no `except Exception` of a model may catch it

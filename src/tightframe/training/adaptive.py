@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from tightframe._checks import ArgumentError, TightframeError, check_choice, check_positive, check_range
 from tightframe.probing import LayerCurves, effective_depth, find_classifier, num_outputs, probe_layers
+from tightframe.probing.names import trains_matrix
 from tightframe.records import Record, Records
-from tightframe.surgery import Lock, lock_beyond, lock_to_etf, reestimate_batch_norm
+from tightframe.surgery import Lock, check_lock_options, lock_beyond, lock_to_etf, reestimate_batch_norm
 from tightframe.surgery.locking import check_optimizer
 from tightframe.training.collapse import forward_in_precision, training_loader
 from tightframe.training.loaders import evaluation_loader
@@ -115,7 +116,7 @@ class AdaptiveETF(Callback):
         if layers is not None and (isinstance(layers, str) or not layers):
             raise ArgumentError(f"layers must be a list of names or patterns, got {layers!r}; None is all linear maps")
         lock_options: dict[str, Any] = {"kind": kind, "gain": gain, "activation": activation, "seed": seed}
-        _check_lock_options(lock_options)
+        check_lock_options(**lock_options)
         self.layers = layers
         self.epsilon = epsilon
         self.patience = patience
@@ -275,11 +276,7 @@ class AdaptiveETF(Callback):
 
     def _trained_beyond(self, module: LightningModule, depth: int) -> list[str]:
         """Return the layers beyond a depth that have a matrix to train: a fixed classifier has at most a scale."""
-        return [
-            name
-            for name in self._layers[self._kept(depth) :]
-            if any(p.requires_grad and p.ndim > 1 for p in module.get_submodule(name).parameters())
-        ]
+        return [name for name in self._layers[self._kept(depth) :] if trains_matrix(module.get_submodule(name))]
 
     def _kept(self, depth: int) -> int:
         """Return how many layers stay as they are if the depth is this."""
@@ -351,10 +348,3 @@ def _training_data(trainer: Trainer, module: LightningModule) -> Iterator[DataLo
         yield loader
     for generator, state in states:
         generator.set_state(state)
-
-
-def _check_lock_options(options: dict[str, Any]) -> None:
-    """Raise what :func:`lock_to_etf` would say of these options for any layer."""
-    layer = nn.utils.skip_init(nn.Linear, 4, 4, bias=False)
-    nn.init.eye_(layer.weight)
-    lock_to_etf(layer, "", classifier=False, num_classes=2 if options["kind"] == "class-rank" else None, **options)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conversion_material import K, early_means_err, opened, recipe, run_of, same_state, size, trained
+from tests.conversion.material import K, early_means_err, opened, recipe, same_state, size, trained
 from tests.training.models import quiet
 from tightframe import conversion
 from tightframe._checks import ConfigError, DataFileError
@@ -26,26 +26,6 @@ from tightframe.conversion import (
 from tightframe.training.run import CHECKPOINT
 
 pytestmark = quiet
-
-
-@pytest.fixture(autouse=True)
-def hurry(monkeypatch):
-    monkeypatch.setattr(conversion, "ROUNDS", 2)
-
-
-@pytest.fixture(scope="module")
-def mlp(tmp_path_factory):
-    return run_of(tmp_path_factory, "mlp")
-
-
-@pytest.fixture(scope="module")
-def cnn(tmp_path_factory):
-    return run_of(tmp_path_factory, "cnn", "images")
-
-
-@pytest.fixture(scope="module")
-def transformer(tmp_path_factory):
-    return run_of(tmp_path_factory, "transformer", "tokens", optimizer=Part("AdamW", {"lr": 0.01}))
 
 
 # --- the network of a run ---

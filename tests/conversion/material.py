@@ -64,7 +64,7 @@ BACKBONES = {
 
 def recipe(kind="vectors", method=None, **changes):
     given = {
-        "data": Part("tests.conversion_material.Blobs", {"kind": kind}),
+        "data": Part("tests.conversion.material.Blobs", {"kind": kind}),
         "backbone": BACKBONES[kind],
         "methods": {"learned": method or Method(Part("LinearClassifier"))},
         "optimizer": Part("SGD", {"lr": 0.1, "momentum": 0.9}),

@@ -5,20 +5,18 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conversion_material import (
+from tests.conversion.material import (
     VOCABULARY,
     K,
     early_means_err,
     opened,
     recipe,
     right,
-    run_of,
     same_state,
     size,
     trained,
 )
 from tests.training.models import quiet
-from tightframe import conversion
 from tightframe._checks import ArgumentError
 from tightframe.config import Method, Part, build_data
 from tightframe.conversion import (
@@ -35,26 +33,6 @@ from tightframe.probing import probe_layers
 from tightframe.surgery import LOCK_KINDS, lock_to_etf
 
 pytestmark = quiet
-
-
-@pytest.fixture(autouse=True)
-def hurry(monkeypatch):
-    monkeypatch.setattr(conversion, "ROUNDS", 2)
-
-
-@pytest.fixture(scope="module")
-def mlp(tmp_path_factory):
-    return run_of(tmp_path_factory, "mlp")
-
-
-@pytest.fixture(scope="module")
-def cnn(tmp_path_factory):
-    return run_of(tmp_path_factory, "cnn", "images")
-
-
-@pytest.fixture(scope="module")
-def transformer(tmp_path_factory):
-    return run_of(tmp_path_factory, "transformer", "tokens", optimizer=Part("AdamW", {"lr": 0.01}))
 
 
 def between(curve, depth):
