@@ -11,6 +11,7 @@ NAMES = (
     "cosine_gram",
     "hierarchical_frame",
     "etf_linear",
+    "etf_transformer",
     "layer_probing",
 )
 

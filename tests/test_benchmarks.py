@@ -12,6 +12,7 @@ from benchmarks import (
     cosine_gram,
     etf_linear,
     etf_logits,
+    etf_transformer,
     hierarchical_frame,
     layer_probing,
     moments,
@@ -44,7 +45,7 @@ def test_every_benchmark_is_run_by_the_command():
     "module",
     [
         *(nc1_accuracy, moments, nc1_time, etf_linear, etf_logits, callback),
-        *(nearest_step, hierarchical_frame, cosine_gram, layer_probing),
+        *(nearest_step, hierarchical_frame, cosine_gram, layer_probing, etf_transformer),
     ],
     ids=lambda m: m.__name__,
 )
