@@ -68,7 +68,7 @@ def _save(figure: Any, stem: Path) -> None:
 def _curves(panels: Sequence[Panel], runs: Sequence[str]) -> Any:
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(max(5.0, 4.2 * columns), 3.1 * rows + 0.7)
+    figure = figure_of(max(5.0, 4.2 * columns), 3.1 * rows + 0.7)
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis, panel in zip(axes, panels, strict=False):
         _draw_panel(axis, panel, runs)
@@ -77,7 +77,7 @@ def _curves(panels: Sequence[Panel], runs: Sequence[str]) -> Any:
     handles = {line.get_label(): line for axis in axes for line in axis.lines if line.get_label() in runs}
     figure.legend(
         [handles[run] for run in runs if run in handles],
-        [_plain(run) for run in runs if run in handles],
+        [plain(run) for run in runs if run in handles],
         loc="outside lower center",
         ncols=min(len(runs), 3),
     )
@@ -96,27 +96,28 @@ def _draw_panel(axis: Any, panel: Panel, runs: Sequence[str]) -> None:
         axis.fill_between(curve.epochs, low, high, color=color, alpha=0.16, linewidth=0)
     axis.set_yscale("log" if panel.log else "linear")
     axis.set_ylim(*(factor * limit for limit in panel.limits))
-    axis.set_title(_plain(panel.title) + (" %" if panel.quantity.percent else ""))
+    axis.set_title(plain(panel.title) + (" %" if panel.quantity.percent else ""))
     axis.set_xlabel("epoch")
 
 
 def _class_means(classes: Sequence[RunGeometry]) -> Any:
     """Draw a column a run, class means above and classifier below, and the simplex ETF at the end."""
-    figure = _figure(2.5 * (len(classes) + 1) + 0.6, 5.6)
+    figure = figure_of(2.5 * (len(classes) + 1) + 0.6, 5.6)
     axes = figure.subplots(2, len(classes) + 1, squeeze=False)
     limit = max(item.color_limit for item in classes)
     for column, item in enumerate(classes):
-        _heat_map(axes[0, column], item.means, limit, textwrap.fill(_plain(item.run), 20))
-        image = _heat_map(axes[1, column], item.classifier, limit)
+        heat_map(axes[0, column], item.means, limit, textwrap.fill(plain(item.run), 20))
+        image = heat_map(axes[1, column], item.classifier, limit)
     axes[0, 0].set_ylabel("class means")
     axes[1, 0].set_ylabel("class vectors")
-    _heat_map(axes[0, -1], classes[0].ideal, limit, "simplex ETF")
+    heat_map(axes[0, -1], classes[0].ideal, limit, "simplex ETF")
     axes[1, -1].set_visible(False)
     figure.colorbar(image, ax=axes, shrink=0.7, aspect=30, label="cosine after centring", pad=0.02)
     return figure
 
 
-def _heat_map(axis: Any, matrix: Array, limit: float, title: str = "") -> Any:
+def heat_map(axis: Any, matrix: Array, limit: float, title: str = "") -> Any:
+    """Draw a matrix in colours from -limit to limit, and return the image."""
     image = axis.imshow(matrix, cmap="PuOr_r", vmin=-limit, vmax=limit, interpolation="nearest")
     axis.set_title(title, fontsize=10.5)
     axis.grid(False)
@@ -126,11 +127,12 @@ def _heat_map(axis: Any, matrix: Array, limit: float, title: str = "") -> Any:
     return image
 
 
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
+    """Return an empty figure of so many inches."""
     # A bare Figure leaves pyplot's global state, and any display, alone.
     return require_extra("matplotlib.figure", "cli").Figure(figsize=(width, height), layout="constrained")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Keep matplotlib from reading a name as mathematics."""
     return text.replace("$", r"\$")

@@ -1,0 +1,141 @@
+"""Charts of lines, points and matrices that theory draws, side by side in one PNG or SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tightframe._checks import ConfigError, require_extra
+from tightframe.report.figures import DASHES, PALETTE, STYLE, figure_of, heat_map, plain
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve or a row of points.
+
+    Args:
+        label: for the legend; "" for none.
+        x: ``(n,)``.
+        y: ``(n,)``; nan breaks the line.
+        group: lines of one group have one colour; None gives a line a colour of its own.
+        points: marked, not joined: what was measured beside what is predicted.
+        dashed: as for a bound or a prediction.
+    """
+
+    label: str
+    x: ArrayLike
+    y: ArrayLike
+    group: str | None = None
+    points: bool = False
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Axes with lines.
+
+    Args:
+        title: above it.
+        x: what is along the horizontal axis.
+        y: what is along the vertical one.
+        lines: drawn in this order.
+        log_x: whether that axis is logarithmic.
+        log_y: whether that axis is logarithmic.
+        marks: places on the horizontal axis with what is there, such as a threshold.
+    """
+
+    title: str
+    x: str
+    y: str
+    lines: Sequence[Line]
+    log_x: bool = False
+    log_y: bool = False
+    marks: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A matrix in colours, symmetric around zero.
+
+    Args:
+        title: above it.
+        matrix: ``(n, m)``.
+    """
+
+    title: str
+    matrix: ArrayLike
+
+
+def write_charts(path: Path, charts: Sequence[Chart | HeatMap], columns: int = 3) -> None:
+    """Draw charts side by side into a file.
+
+    Args:
+        path: ``*.png`` or ``*.svg``; its folder is created.
+        charts: at least one.
+        columns: at most so many in a row.
+
+    Raises:
+        ConfigError: if the file has another ending, or cannot be written.
+    """
+    if path.suffix not in (".png", ".svg"):
+        raise ConfigError(f"a figure must be written to *.png or *.svg, got {path}")
+    matplotlib = require_extra("matplotlib", "cli")
+    columns = min(columns, len(charts))
+    rows = math.ceil(len(charts) / columns)
+    with matplotlib.rc_context(STYLE):
+        figure = figure_of(4.4 * columns, 3.5 * rows)
+        axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+        for axis, chart in zip(axes, charts, strict=False):
+            _draw(figure, axis, chart)
+        for axis in axes[len(charts) :]:
+            axis.set_visible(False)
+        partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(partial, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+            partial.replace(path)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error}") from error
+
+
+def _draw(figure: Any, axis: Any, chart: Chart | HeatMap) -> None:
+    if isinstance(chart, HeatMap):
+        matrix = np.asarray(chart.matrix)
+        image = heat_map(axis, matrix, float(np.abs(matrix).max()) or 1.0, plain(chart.title))
+        figure.colorbar(image, ax=axis, shrink=0.8)
+        return
+    groups = list(dict.fromkeys(_group(line, i) for i, line in enumerate(chart.lines)))
+    for i, line in enumerate(chart.lines):
+        index = groups.index(_group(line, i))
+        axis.plot(
+            np.asarray(line.x),
+            np.asarray(line.y),
+            color=PALETTE[index % len(PALETTE)],
+            linestyle="none" if line.points else "--" if line.dashed else DASHES[index // len(PALETTE) % len(DASHES)],
+            marker="o" if line.points else None,
+            markersize=4,
+            linewidth=1.6,
+            label=plain(line.label) or None,
+        )
+    for text, place in chart.marks.items():
+        axis.axvline(place, color="#6B6B6B", linewidth=1, linestyle=":")
+        axis.annotate(
+            plain(text), (place, 1), xycoords=("data", "axes fraction"), rotation=90, fontsize=8, ha="right", va="top"
+        )
+    axis.set_xscale("log" if chart.log_x else "linear")
+    axis.set_yscale("log" if chart.log_y else "linear")
+    axis.set_title(plain(chart.title))
+    axis.set_xlabel(plain(chart.x))
+    axis.set_ylabel(plain(chart.y))
+    if any(line.label for line in chart.lines):
+        axis.legend(fontsize=8)
+
+
+def _group(line: Line, index: int) -> object:
+    return index if line.group is None else line.group
