@@ -122,12 +122,15 @@ class LanguageModel(LightningModule):
         aligned: feed-forward matrices to lock after a third of the steps.
     """
 
+    losses: Tensor
+
     def __init__(self, network: GPT, settings: Settings, aligned: tuple[str, ...]) -> None:
         super().__init__()
         self.network = network
         self.settings = settings
         self.aligned = aligned
-        self.losses: list[Tensor] = []
+        # In one block: a tensor for each step, allocated between the activations, would keep the heap from shrinking.
+        self.register_buffer("losses", torch.empty(settings.steps), persistent=False)
         self.timing: Timing = {}
 
     def on_train_start(self) -> None:
@@ -139,7 +142,7 @@ class LanguageModel(LightningModule):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss = negative_log_likelihood(self.network, batch).mean()
-        self.losses.append(loss.detach())
+        self.losses[batch_idx] = loss.detach()
         return loss
 
     def on_train_end(self) -> None:
@@ -226,8 +229,9 @@ def fit(variant: str, seed: int, settings: Settings, corpus: ByteCorpus, directo
     return score, timing
 
 
-def _means(losses: list[Tensor]) -> Iterator[tuple[int, float]]:
+def _means(losses: Tensor) -> Iterator[tuple[int, float]]:
     """Yield step and mean loss of every hundred steps."""
-    for start in range(0, len(losses), LOSS_EVERY):
-        some = torch.stack(losses[start : start + LOSS_EVERY])
-        yield start + len(some), some.double().mean().item()
+    last = 0
+    for some in losses.split(LOSS_EVERY):
+        last += len(some)
+        yield last, some.double().mean().item()
