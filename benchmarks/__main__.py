@@ -13,6 +13,8 @@ NAMES = (
     "etf_linear",
     "etf_transformer",
     "layer_probing",
+    "ufm_solve",
+    "ufm_thresholds",
 )
 
 

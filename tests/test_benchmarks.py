@@ -20,6 +20,8 @@ from benchmarks import (
     nc1_time,
     nearest_step,
     sync,
+    ufm_solve,
+    ufm_thresholds,
 )
 from benchmarks.__main__ import NAMES
 from benchmarks._timing import Race, Row
@@ -46,6 +48,7 @@ def test_every_benchmark_is_run_by_the_command():
     [
         *(nc1_accuracy, moments, nc1_time, etf_linear, etf_logits, callback),
         *(nearest_step, hierarchical_frame, cosine_gram, layer_probing, etf_transformer),
+        *(ufm_solve, ufm_thresholds),
     ],
     ids=lambda m: m.__name__,
 )

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tightframe import functional, metrics, nn
+    from tightframe import functional, metrics, nn, ufm
     from tightframe.frames import SimplexETF, hierarchy_aware_frame, nearest_simplex_etf, simplex_etf
     from tightframe.functional import ClassMoments
     from tightframe.hierarchy import Tree
@@ -35,6 +35,7 @@ __all__ = [
     "parameter_report",
     "replace_classifier",
     "simplex_etf",
+    "ufm",
 ]
 
 _HOMES = {

@@ -1,4 +1,4 @@
-"""The command line: ``tightframe compare | train | report | recipes | frame | convert``."""
+"""The command line: ``tightframe compare | train | report | recipes | frame | convert | theory``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tightframe._checks import ConfigError, TightframeError, check_positive
 from tightframe.config import Recipe, find_recipe, shipped_recipes
 from tightframe.records import CONFIG_FILE, TIMING_FILE
 from tightframe.run_directory import check_directory, write_directory
+from tightframe.theory.problems import PROBLEMS, make_problem
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -194,6 +195,22 @@ def convert(run: Path, out: Path | None, truncate: bool, epsilon: float, pooling
     print(f"\nnetwork: {out / conversion.MODEL_FILE}")  # noqa: T201
 
 
+def theory(problem: str, name: str | None, seed: int, plot: Path | None, out: Path | None, **options: Any) -> None:
+    """Solve and certify a model, or draw a figure."""
+    check_positive("--seed", seed, 0)
+    if problem == "figure":
+        from tightframe.theory.figures import draw_figure
+
+        draw_figure(name, seed, out)
+        return
+    if name is not None:
+        raise ConfigError(f"theory {problem} takes no second name, got {name!r}; theory figure does")
+    from tightframe.theory.describe import describe
+
+    shape = {key: options.pop(key) for key in ("counts", "classes", "samples", "dim")}
+    describe(make_problem(problem, **shape, options=options), seed, plot)
+
+
 def _recipe_of(path: Path) -> Recipe:
     """Return the recipe that a directory of runs was made with."""
     from jsonargparse import ArgumentError
@@ -253,6 +270,41 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="of the orientation")
     commands.add_subcommand("frame", sub)
     commands.add_subcommand("convert", _convert_parser())
+    commands.add_subcommand("theory", _theory_parser())
+    return parser
+
+
+def _theory_parser() -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        description="solve an unconstrained-feature model: print its closed form, its solved optimum, the certificates "
+        "of both and their collapse; or draw a figure of the theory: theory figure NAME (theory figure lists them). "
+        f"PROBLEM is figure or one of {', '.join(PROBLEMS)}",
+        exit_on_error=False,
+    )
+    parser.add_argument("problem", type=str, help="name of a model, or figure")
+    parser.add_argument("name", nargs="?", help="name of a figure")
+    parser.add_argument("--counts", type=list[int] | None, default=None, help="samples of each class, as in [90,90,9]")
+    parser.add_argument("--classes", type=int | None, default=None, help="number of classes, where there are no counts")
+    parser.add_argument("--samples", type=int, default=1, help="of each class, where there are no counts")
+    parser.add_argument(
+        "--dim", type=int | None, default=None, help="feature dimension; the number of classes by default"
+    )
+    for option, kind, text in (
+        ("weight_decay", float, "penalty on the classifier"),
+        ("feature_decay", float, "penalty on the features"),
+        ("bias_decay", float, "penalty on the bias; 0 is a free one; no bias by default"),
+        ("sample_weights", list[float], "weight of a sample of each class; 1/N by default"),
+        ("weight_budget", float, "E_W of the layer-peeled model"),
+        ("feature_budget", float, "E_H of the layer-peeled model"),
+        ("decays", list[float], "penalties of a deep model: features, then each matrix"),
+        ("relu", bool, "whether a deep model has ReLUs"),
+    ):
+        parser.add_argument(f"--{option}", type=kind | None, default=None, help=text)
+    parser.add_argument("--seed", type=int, default=0, help="of the solver's starts, or of a figure")
+    parser.add_argument("--plot", type=Path | None, default=None, help="*.png or *.svg for the Gram matrices")
+    parser.add_argument("--out", type=Path | None, default=None, help="of a figure; NAME.svg by default")
     return parser
 
 
@@ -327,6 +379,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             frame(**vars(options))
         elif command == "convert":
             convert(**vars(options))
+        elif command == "theory":
+            theory(**vars(options))
         else:
             recipes(options.action, options.name)
     except TightframeError as error:

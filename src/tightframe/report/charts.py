@@ -108,6 +108,9 @@ def _draw(figure: Any, axis: Any, chart: Chart | HeatMap) -> None:
     if isinstance(chart, HeatMap):
         matrix = np.asarray(chart.matrix)
         image = heat_map(axis, matrix, float(np.abs(matrix).max()) or 1.0, plain(chart.title))
+        integers = require_extra("matplotlib.ticker", "cli").MaxNLocator
+        for each in (axis.xaxis, axis.yaxis):
+            each.set_major_locator(integers("auto", integer=True))
         figure.colorbar(image, ax=axis, shrink=0.8)
         return
     groups = list(dict.fromkeys(_group(line, i) for i, line in enumerate(chart.lines)))

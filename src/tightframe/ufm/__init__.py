@@ -1,0 +1,41 @@
+"""Unconstrained-feature models: problems, closed forms, solvers and certificates."""
+
+from tightframe.ufm.certificate import Certificate
+from tightframe.ufm.certify import certify
+from tightframe.ufm.closed_form import closed_form
+from tightframe.ufm.heads import certify_head
+from tightframe.ufm.layer_peeled import minority_collapse_threshold
+from tightframe.ufm.minority import minority_collapse
+from tightframe.ufm.network import certify_network
+from tightframe.ufm.problems import (
+    ULPM,
+    CrossEntropyUFM,
+    DeepUFM,
+    LayerPeeled,
+    MaxMargin,
+    MeanSquaredUFM,
+    Problem,
+    ReLUImbalanced,
+)
+from tightframe.ufm.solution import Solution
+from tightframe.ufm.solve import solve
+
+__all__ = [
+    "ULPM",
+    "Certificate",
+    "CrossEntropyUFM",
+    "DeepUFM",
+    "LayerPeeled",
+    "MaxMargin",
+    "MeanSquaredUFM",
+    "Problem",
+    "ReLUImbalanced",
+    "Solution",
+    "certify",
+    "certify_head",
+    "certify_network",
+    "closed_form",
+    "minority_collapse",
+    "minority_collapse_threshold",
+    "solve",
+]

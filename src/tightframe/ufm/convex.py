@@ -1,0 +1,282 @@
+"""Global minima of the one-layer models: the convex problem in the logits, solved and certified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tightframe._checks import ArgumentError, DimensionError, check_positive
+from tightframe.ufm.descent import lbfgs
+from tightframe.ufm.duality import descent_of_fit, log_probabilities, logits_bound, nuclear_budget
+from tightframe.ufm.grouped import Grouped, Point
+from tightframe.ufm.newton import Iterate, Outcome, Penalty, newton
+from tightframe.ufm.objective import class_weights, factorise, feature_prices, fit
+from tightframe.ufm.problems import CrossEntropyUFM, LayerPeeled, MeanSquaredUFM, Problem, check_penalty
+from tightframe.ufm.solution import Solution
+
+Convex = CrossEntropyUFM | MeanSquaredUFM | LayerPeeled
+
+_RESCUES, _DESCENT = 3, 300  # of Newton's method by L-BFGS, and its steps
+_MULTIPLIERS = 60  # tried at most
+_SAME_NORM = 1e-11  # relative error of the norm at which the multiplier of a budget is found
+
+
+@dataclass(frozen=True)
+class ConvexSolver:
+    r"""The global minimum over all features and classifiers, with a certificate.
+
+    .. math:: \min_{Y, b} F(\mathrm{diag}(c)^{-1/2}\, Y + 1 b^\top) + \sigma \lVert Y\rVert_*
+        + \tfrac{\lambda_b}2\lVert b\rVert^2
+
+    by Newton's method on matrices of the rank that it finds (:mod:`tightframe.ufm.newton`), with equal classes merged;
+    under budgets, the multiplier of :math:`\lVert Y\rVert_* \le K \sqrt{E_W E_H}` is found by secants about it.
+
+    Args:
+        tolerance: largest duality gap, relative to the objective.
+        max_iterations: Newton steps for one penalty.
+    """
+
+    tolerance: float = 1e-9
+    max_iterations: int = 100
+
+    def __post_init__(self) -> None:
+        check_penalty("tolerance", self.tolerance)
+        check_positive("max_iterations", self.max_iterations, minimum=0)
+
+    def solve(self, problem: Problem) -> Solution:
+        """Return the minimum; ``exact`` says whether the gap met the tolerance.
+
+        Raises:
+            ArgumentError: if the problem is none of :class:`CrossEntropyUFM`, :class:`MeanSquaredUFM` and
+                :class:`LayerPeeled`.
+            DimensionError: if d is smaller than the rank of the minimum, whose bound the message holds.
+        """
+        if not isinstance(problem, Convex):
+            raise ArgumentError(
+                f"problem must be convex in its logits for ConvexSolver, got {type(problem).__name__}; "
+                "use MultistartLBFGS or LogTimeFlow"
+            )
+        grouped = Grouped(problem)
+        if isinstance(problem, LayerPeeled):
+            outcome, multiplier = self._under_budgets(problem, grouped)
+        else:
+            multiplier = math.sqrt(problem.weight_decay * problem.feature_decay)
+            outcome = self._penalised(problem, grouped, Penalty(multiplier, problem.bias_decay))
+        return self._solution(problem, grouped, outcome, multiplier)
+
+    def _penalised(self, problem: CrossEntropyUFM | MeanSquaredUFM, grouped: Grouped, penalty: Penalty) -> Outcome:
+        def certified(last: Iterate) -> bool:
+            return last.value - _bound(problem, grouped, last.point) <= self.tolerance * abs(last.value)
+
+        start = first_guess(problem, grouped, penalty.sigma)
+        return self._newton(problem, grouped, penalty, start, self.tolerance, certified)
+
+    def _newton(
+        self,
+        problem: Convex,
+        grouped: Grouped,
+        penalty: Penalty,
+        start: Point,
+        tolerance: float,
+        done: Callable[[Iterate], bool] | None = None,
+    ) -> Outcome:
+        """Run Newton's method; where probabilities underflow and it finds no step, go on by L-BFGS in the factors."""
+        outcome = newton(grouped, penalty, start, tolerance, self.max_iterations, done)
+        for _ in range(_RESCUES):
+            if outcome.reason == "converged" or outcome.iterations >= self.max_iterations:
+                break
+            start = descended(problem, grouped, penalty, outcome.last.point)
+            again = newton(grouped, penalty, start, tolerance, self.max_iterations - outcome.iterations, done)
+            iterations, products = outcome.iterations + again.iterations, outcome.products + again.products
+            outcome = replace(again, iterations=iterations, products=products)
+        return outcome
+
+    def _under_budgets(self, problem: LayerPeeled, grouped: Grouped) -> tuple[Outcome, float]:
+        """Find the multiplier at which the norm is the budget's."""
+        budget, high = nuclear_budget(problem), _largest_multiplier(problem, grouped)
+        low, norms, error = -math.inf, {high: 0.0}, 1.0
+        at, point, steps, products = high - 1.0, first_guess(problem, grouped, math.exp(high - 1)), 0, 0
+        for _ in range(_MULTIPLIERS):
+            # The objective misses by the square of what the norm does.
+            tolerance = min(self.tolerance, max(1e-11, 1e-3 * error**2))
+            outcome = self._newton(problem, grouped, Penalty(math.exp(at)), point, tolerance)
+            point, norm = outcome.last.point, outcome.last.norm
+            steps, products = steps + outcome.iterations, products + outcome.products
+            error = abs(norm / budget - 1)
+            low, high = (at, high) if norm > budget else (low, at)
+            if outcome.reason != "converged" or error <= _SAME_NORM or high - low <= 4e-16 * abs(at):
+                break
+            norms[at] = norm
+            at = _next_multiplier(norms, budget, low, high)
+        last = outcome.last
+        scaled = Point(last.point.packed * (budget / last.norm if last.norm > 0 else 1.0))
+        value, _ = grouped.shares(grouped.logits(scaled))
+        last = replace(last, point=scaled, value=value, fit=value, norm=budget)
+        return Outcome(last, steps, products, outcome.reason), math.exp(at)
+
+    def _solution(self, problem: Convex, grouped: Grouped, outcome: Outcome, multiplier: float) -> Solution:
+        last = outcome.last
+        Z, bias = grouped.unfold(last.point)
+        bound = _bound(problem, grouped, last.point)
+        gap = last.value - bound
+        exact = gap <= self.tolerance * abs(last.value)
+        rank = last.rank + int(((grouped.sizes - 1) * (last.point.alpha > 0)).sum())
+        if rank > problem.dim:
+            raise DimensionError(
+                f"dim must be at least the rank {rank} of the global minimum, got d = {problem.dim}; its objective "
+                f"{last.value:.12g} is a lower bound of all d. Use MultistartLBFGS for smaller d"
+            )
+        W, H = factorise(problem, Z)
+        facts = {
+            "duality_gap": gap,
+            "rank": float(rank),
+            "groups": float(len(grouped.sizes)),
+            "hessian_products": float(outcome.products),
+            "multiplier": multiplier,
+        }
+        met = f"duality gap {gap:.1e} of objective {last.value:.6g}"
+        return Solution(
+            problem,
+            W,
+            H,
+            bias if getattr(problem, "bias_decay", None) is not None else None,
+            loss=last.value,
+            exact=exact,
+            reason=f"certified: {met}" if exact else f"{outcome.reason}; {met}",
+            lower_bound=bound,
+            facts=facts,
+            iterations=outcome.iterations,
+            residual=last.gap,
+        )
+
+
+@dataclass(frozen=True)
+class FrankWolfe:
+    r"""The layer-peeled model by conditional gradients: simple steps, and a gap that falls as 1/t only.
+
+    Each step moves towards the matrix :math:`-r\, u v^\top` of the top singular pair of the slope, r the radius of the
+    ball of nuclear norm, by the best step on the way (Frank & Wolfe 1956; Jaggi 2013).
+
+    Args:
+        tolerance: largest Frank-Wolfe gap, relative to the objective.
+        max_iterations: steps at most.
+    """
+
+    tolerance: float = 1e-2
+    max_iterations: int = 5000
+
+    def __post_init__(self) -> None:
+        check_penalty("tolerance", self.tolerance)
+        check_positive("max_iterations", self.max_iterations, minimum=0)
+
+    def solve(self, problem: Problem) -> Solution:
+        """Return the point reached, with its bound.
+
+        Raises:
+            ArgumentError: if the problem is no :class:`LayerPeeled`.
+            DimensionError: if d < K, where the steps may leave the rank.
+        """
+        if not isinstance(problem, LayerPeeled):
+            raise ArgumentError(f"problem must have budgets for FrankWolfe, got {type(problem).__name__}")
+        if problem.dim < problem.num_classes:
+            raise DimensionError(
+                f"dim must be at least K = {problem.num_classes} for FrankWolfe, got {problem.dim}; use ConvexSolver"
+            )
+        labels, weights = torch.arange(problem.num_classes), class_weights(problem)
+        radius, Z = nuclear_budget(problem), torch.zeros(len(labels), len(labels), dtype=torch.float64)
+        value, bound, iterations = 0.0, 0.0, 0
+        for iterations in range(self.max_iterations + 1):
+            losses, _ = log_probabilities(Z, labels)
+            value = (weights @ losses).item()
+            A = descent_of_fit(problem, Z, labels, weights)
+            left, norms, right = torch.linalg.svd(A)
+            bound = max(bound, value + (A * Z).sum().item() - radius * norms[0].item())
+            if value - bound <= self.tolerance * value or iterations == self.max_iterations:
+                break
+            Z = _best_between(problem, Z, radius * torch.outer(left[:, 0], right[0]))
+        gap = value - bound
+        W, H = factorise(problem, Z)
+        exact = gap <= self.tolerance * value
+        reason = (
+            f"Frank-Wolfe gap {gap:.1e}" if exact else f"max_iterations = {self.max_iterations} reached, gap {gap:.1e}"
+        )
+        facts = {"duality_gap": gap}
+        return Solution(problem, W, H, None, value, exact, reason, bound, facts, iterations, residual=gap)
+
+
+def _best_between(problem: LayerPeeled, Z: Tensor, end: Tensor) -> Tensor:
+    """Return the point of smallest fit between two, by bisection of the slope along the way."""
+    labels, weights, way = torch.arange(len(Z)), class_weights(problem), end - Z
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        falls = (descent_of_fit(problem, Z + middle * way, labels, weights) * way).sum() > 0
+        low, high = (middle, high) if falls else (low, middle)
+    return Z + low * way
+
+
+def first_guess(problem: Convex, grouped: Grouped, sigma: float) -> Point:
+    """Return the logits a_k (e_k - 1/K) that balance the slope of each class alone: the minimum if all are equal."""
+    K = problem.num_classes
+    strength = class_weights(problem) / (sigma * feature_prices(problem).sqrt())
+    centred = torch.eye(K, dtype=torch.float64)
+    if isinstance(problem, MeanSquaredUFM):
+        scale = (1 - 1 / strength).clamp_min(0)
+        if problem.bias_decay is not None:
+            centred -= 1 / K
+    else:
+        scale = (K * strength - K + 1).clamp_min(1.0).log()
+        centred -= 1 / K
+    return grouped.fold(scale.unsqueeze(1) * centred)
+
+
+def _largest_multiplier(problem: LayerPeeled, grouped: Grouped) -> float:
+    """Return the logarithm of the multiplier from which on zero is optimal: the norm of the slope there."""
+    zero = grouped.fold(torch.zeros(problem.num_classes, problem.num_classes, dtype=torch.float64))
+    slope = grouped.pulled_back(grouped.slope(grouped.shares(grouped.logits(zero))[1]))
+    siblings = (slope.alpha.abs() / (grouped.sizes - 1)).where(grouped.sizes > 1, 0.0).max()
+    return math.log(max(torch.linalg.matrix_norm(slope.Y, 2).item(), siblings.item()))
+
+
+def _next_multiplier(norms: dict[float, float], budget: float, low: float, high: float) -> float:
+    """Return where the secant through the two nearest norms, about linear in the logarithm, meets the budget."""
+    first, second = sorted(norms, key=lambda at: abs(norms[at] - budget))[:2]
+    rate = (norms[second] - norms[first]) / (second - first)
+    at = max(first + (budget - norms[first]) / rate, min(first, second) - 4.0) if rate < 0 else math.nan
+    if low < at < high:
+        return at
+    return (low + high) / 2 if math.isfinite(low) else high - 4.0
+
+
+def descended(problem: Convex, grouped: Grouped, penalty: Penalty, start: Point) -> Point:
+    """Return where L-BFGS comes to in factors of Y, from a point that is disturbed to let new directions in."""
+    root = feature_prices(problem).sqrt().unsqueeze(1)
+    labels, weights = torch.arange(problem.num_classes), class_weights(problem)
+    Z, bias = grouped.unfold(start)
+    U, S, Vh = torch.linalg.svd(root * Z)
+    noise = torch.randn(2, *Z.shape, generator=torch.Generator().manual_seed(0), dtype=Z.dtype)
+    parts = [U * S.sqrt() + 1e-2 * noise[0], Vh.T * S.sqrt() + 1e-2 * noise[1]]
+    if penalty.bias_decay is not None:
+        parts.append(bias)
+
+    def value(parts: Sequence[Tensor]) -> Tensor:
+        left, right, *rest = parts
+        logits = left @ right.T / root
+        total = penalty.sigma / 2 * (left.square().sum() + right.square().sum())
+        for b in rest:
+            logits, total = logits + b, total + (penalty.bias_decay or 0.0) / 2 * b.square().sum()
+        return fit(problem, logits, labels, weights) + total
+
+    left, right, *rest = lbfgs(value, parts, _DESCENT, 1e-12).parameters
+    return grouped.fold(left @ right.T / root, rest[0] if rest else None)
+
+
+def _bound(problem: Convex, grouped: Grouped, point: Point) -> float:
+    Z, bias = grouped.unfold(point)
+    return logits_bound(
+        problem, Z, torch.arange(problem.num_classes), class_weights(problem), feature_prices(problem), bias
+    )

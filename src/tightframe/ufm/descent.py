@@ -1,0 +1,203 @@
+"""L-BFGS in the factors, from several starts: for any width, for nonnegative features, and for deep models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tightframe._checks import ArgumentError, check_positive
+from tightframe.ufm.duality import OneLayer, dual_bound
+from tightframe.ufm.objective import feature_prices, objective, split
+from tightframe.ufm.problems import DeepUFM, LayerPeeled, Problem, ReLUImbalanced, check_penalty
+from tightframe.ufm.solution import Solution
+from tightframe.ufm.structures import deep_objective
+
+Features = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
+
+_CERTAIN = 1e-7  # relative gap below which a point is taken for the minimum: L-BFGS stops at √eps of the parameters
+
+_ROUNDING = 1e-13  # relative decrease of the objective that is none
+
+
+@dataclass(frozen=True)
+class MultistartLBFGS:
+    r"""The best of several descents by L-BFGS, each from a Gaussian draw.
+
+    The parameters are :math:`(\lambda_W/\lambda_H)^{1/4} W` and :math:`(\lambda_H/\lambda_W)^{1/4} \sqrt{c_k}\, h_k`,
+    between which the penalty does not distinguish; of a budget, directions whose norm is the budget's; of
+    :class:`ReLUImbalanced`, S with :math:`H = S \circ S`; of :class:`DeepUFM`, its factors.
+
+    Args:
+        starts: how many descents.
+        max_iterations: steps of each at most.
+        tolerance: a descent has converged once no entry of the gradient is larger.
+        scale: standard deviation of the logits at a start, about.
+        generator: of the draws, on the CPU; None is one of seed 0.
+    """
+
+    starts: int = 8
+    max_iterations: int = 3000
+    tolerance: float = 1e-10
+    scale: float = 1.0
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("starts", self.starts)
+        check_positive("max_iterations", self.max_iterations)
+        check_penalty("tolerance", self.tolerance)
+        check_penalty("scale", self.scale)
+
+    def solve(self, problem: Problem) -> Solution:
+        """Return the best point; ``facts`` hold the objective of every start, as ``start.0``, ``start.1`` and so on.
+
+        Raises:
+            ArgumentError: if the problem has no minimum (:class:`ULPM`), or constraints (:class:`MaxMargin`).
+        """
+        if not isinstance(problem, OneLayer | DeepUFM):
+            raise ArgumentError(
+                f"problem must have an unconstrained minimum for MultistartLBFGS, got {type(problem).__name__}; "
+                "use LogTimeFlow for ULPM, closed_form for MaxMargin"
+            )
+        generator = self.generator or torch.Generator().manual_seed(0)
+        build = factors_of(problem)
+        runs = [self._descend(problem, build, self._draw(problem, generator)) for _ in range(self.starts)]
+        best = min(runs, key=lambda run: run.value if math.isfinite(run.value) else math.inf)
+        facts = {f"start.{index}": run.value for index, run in enumerate(runs)}
+        return _solution(problem, tuple(part.detach() for part in build(best.parameters)), best, facts)
+
+    def _draw(self, problem: OneLayer | DeepUFM, generator: torch.Generator) -> list[Tensor]:
+        K, d = problem.num_classes, problem.dim
+        widths = [(K, d)] * 2
+        if isinstance(problem, DeepUFM):
+            widths = [(K, d)] + [(d, d)] * (problem.num_layers - 1) + [(K, d)]
+        # Logits of several factors have the spread of a product of as many, each of unit rows.
+        size = self.scale ** (1 / len(widths))
+        parts = [
+            size * torch.randn(shape, generator=generator, dtype=torch.float64) / d ** (0.5 if i else 0)
+            for i, shape in enumerate(widths)
+        ]
+        if not isinstance(problem, DeepUFM):
+            parts[0], parts[1] = parts[0] / d**0.25, parts[1] * d**0.25
+        if getattr(problem, "bias_decay", None) is not None:
+            parts.append(torch.zeros(K, dtype=torch.float64))
+        return parts
+
+    def _descend(self, problem: OneLayer | DeepUFM, build: Features, parameters: list[Tensor]) -> Descent:
+        return lbfgs(lambda parts: _objective(problem, build(parts)), parameters, self.max_iterations, self.tolerance)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where a descent stopped, and why; ``slope`` is the largest entry of the gradient there."""
+
+    parameters: list[Tensor]
+    value: float
+    slope: float
+    iterations: int
+    reason: str
+
+
+def lbfgs(
+    function: Callable[[Sequence[Tensor]], Tensor], parameters: Sequence[Tensor], max_iterations: int, tolerance: float
+) -> Descent:
+    """Minimise a function of several tensors; where the line search finds nothing, start anew until that fails too."""
+    leaves = [part.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for part in parameters]
+    iterations = 0
+
+    def closure() -> Tensor:
+        loss = function(leaves)
+        for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
+            leaf.grad = gradient.contiguous()
+        return loss.detach()
+
+    previous, value = math.inf, closure().item()
+    while (reason := _stops(previous, value, _slope(leaves), tolerance)) is None and iterations < max_iterations:
+        optimizer = torch.optim.LBFGS(
+            leaves,
+            max_iter=max_iterations - iterations,
+            history_size=30,
+            tolerance_grad=tolerance,
+            tolerance_change=1e-18,
+            line_search_fn="strong_wolfe",
+        )
+        optimizer.step(closure)
+        iterations += max(1, optimizer.state[leaves[0]]["n_iter"])
+        previous, value = value, closure().item()
+    if reason is None or (iterations >= max_iterations and _slope(leaves) > tolerance):
+        reason = f"max_iterations = {max_iterations} reached"
+    return Descent([leaf.detach() for leaf in leaves], value, _slope(leaves), iterations, reason)
+
+
+def _stops(previous: float, value: float, slope: float, tolerance: float) -> str | None:
+    if not math.isfinite(value) or not math.isfinite(slope):
+        return "the objective is not finite"
+    if slope <= tolerance:
+        return f"no entry of the gradient is above {tolerance:g}"
+    if not value < previous - _ROUNDING * abs(value):
+        return f"no step lowers the objective any more; largest entry of the gradient {slope:.1e}"
+    return None
+
+
+def factors_of(problem: OneLayer | DeepUFM) -> Features:
+    """Return how parameters become H, W and bias, or the factors of a deep model."""
+    if isinstance(problem, DeepUFM):
+        return tuple
+    root, ratio = feature_prices(problem).sqrt().unsqueeze(1), split(problem) ** 0.25
+
+    def build(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        features, classifier, *bias = parts
+        if isinstance(problem, LayerPeeled):
+            K = problem.num_classes
+            features = features * math.sqrt(K * problem.feature_budget) / torch.linalg.matrix_norm(features)
+            return features, classifier * math.sqrt(K * problem.weight_budget) / torch.linalg.matrix_norm(classifier)
+        if isinstance(problem, ReLUImbalanced):
+            features = features.square()
+        return features / (ratio * root), ratio * classifier, *bias
+
+    return build
+
+
+def _objective(problem: OneLayer | DeepUFM, factors: Sequence[Tensor]) -> Tensor:
+    if isinstance(problem, DeepUFM):
+        return deep_objective(problem, factors)
+    H, W, *bias = factors
+    return objective(problem, W, H, *bias)
+
+
+def _solution(
+    problem: OneLayer | DeepUFM, factors: tuple[Tensor, ...], best: Descent, facts: dict[str, float]
+) -> Solution:
+    H, W, *rest = factors
+    if isinstance(problem, DeepUFM):
+        W = factors[-1]
+        for factor in reversed(factors[1:-1]):
+            W = W @ factor
+        bound = 0.0
+    else:
+        bound = dual_bound(problem, W, H, *rest)
+    gap = best.value - bound
+    exact = math.isfinite(best.value) and gap <= _CERTAIN * abs(best.value)
+    starts = len(facts)
+    facts["duality_gap"] = gap
+    return Solution(
+        problem,
+        W,
+        H,
+        rest[0] if rest and not isinstance(problem, DeepUFM) else None,
+        best.value,
+        exact,
+        f"best of {starts} starts: {best.reason}; duality gap {gap:.1e}",
+        bound,
+        facts,
+        best.iterations,
+        best.slope,
+        factors if isinstance(problem, DeepUFM) else (),
+    )
+
+
+def _slope(leaves: Sequence[Tensor]) -> float:
+    return max(leaf.grad.abs().max().item() for leaf in leaves if leaf.grad is not None)

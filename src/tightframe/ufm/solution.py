@@ -1,0 +1,98 @@
+"""What the closed forms and the solvers return: one point of a model, and what is known of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tightframe import functional as F
+from tightframe.functional import ClassMoments
+from tightframe.ufm.problems import Problem
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A point of a model.
+
+    Everything is float64 on the CPU, and rows are classes or samples, as in the rest of the package: the logits are
+    ``H @ W.T``, the transpose of the papers' Z = WH.
+
+    Args:
+        problem: that it is a point of.
+        W: class vectors ``(K, d)``; of a deep model, the product of all its matrices.
+        H: features: those of each class, which all its samples share, ``(K, d)``; or of every sample, class by class,
+            ``(N, d)``.
+        bias: ``(K,)``, or None where the model has none.
+        loss: value of the objective.
+        exact: whether it is the global minimum, by proof; ``reason`` says by which, or why not.
+        reason: why this point: the theorem, or what stopped the solver.
+        lower_bound: no point of the model has a smaller objective than this.
+        facts: further numbers by name: thresholds, norms, roots.
+        iterations: of the solver; 0 of a closed form.
+        residual: norm of the gradient, in the solver's own measure; nan if it has none.
+        factors: of a deep model: ``(H_1, W_1, ..., W_L)``.
+    """
+
+    problem: Problem
+    W: Tensor
+    H: Tensor
+    bias: Tensor | None
+    loss: float
+    exact: bool
+    reason: str
+    lower_bound: float = -math.inf
+    facts: Mapping[str, float] = field(default_factory=dict)
+    iterations: int = 0
+    residual: float = math.nan
+    factors: tuple[Tensor, ...] = ()
+
+    @property
+    def labels(self) -> Tensor:
+        """Class of each row of H."""
+        return labels_of_rows(self.problem, self.H)
+
+    @property
+    def logits(self) -> Tensor:
+        """``H @ W.T + bias``, one row for each of H."""
+        Z = self.H @ self.W.T
+        return Z if self.bias is None else Z + self.bias
+
+    @property
+    def class_means(self) -> Tensor:
+        """Mean feature of each class ``(K, d)``."""
+        return self.moments.mean
+
+    @property
+    def moments(self) -> ClassMoments:
+        """Class moments of the features, with the counts of the problem."""
+        H, labels = self.H, self.labels
+        if len(H) == self.problem.num_classes:
+            labels = labels.repeat_interleave(torch.tensor(self.problem.counts))
+            H = H[labels]
+        return ClassMoments.from_samples(H, labels, self.problem.num_classes)
+
+    @property
+    def gram_W(self) -> Tensor:  # noqa: N802  # W is the literature's letter
+        """Inner products of the class vectors ``(K, K)``."""
+        return self.W @ self.W.T
+
+    @property
+    def gram_H(self) -> Tensor:  # noqa: N802
+        """Inner products of the class means ``(K, K)``."""
+        return self.class_means @ self.class_means.T
+
+    def collapse(self) -> dict[str, float]:
+        """Return the collapse metrics of features and classifier, from the code that judges networks."""
+        return {name: value.item() for name, value in F.collapse_metrics(self.moments, self.W, self.bias).items()}
+
+
+def labels_of_rows(problem: Problem, H: Tensor) -> Tensor:
+    """Return the class of each row of H ``(K, d)`` or ``(N, d)``, class by class."""
+    classes = torch.arange(problem.num_classes)
+    if len(H) == problem.num_classes:
+        return classes
+    return classes.repeat_interleave(torch.tensor(problem.counts))

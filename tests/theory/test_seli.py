@@ -1,0 +1,78 @@
+"""The numbers behind the figure of the SELI geometry."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from tightframe.report.charts import HeatMap
+from tightframe.theory.figures import FIGURES
+from tightframe.theory.figures.seli import cosine, path_distances, path_slope, penalised, step_cosine, unit
+from tightframe.ufm.closed_form import closed_form
+from tightframe.ufm.forms.margin import step_geometry
+from tightframe.ufm.problems import MaxMargin
+
+PROFILES = [(12, 12, 3, 3), (100, 100, 1, 1), (50, 20, 5, 1), (7, 2), (9, 4, 4, 2, 1, 1)]
+
+
+@pytest.mark.parametrize("counts", PROFILES)
+def test_the_path_has_the_derived_slope(counts):
+    exponents = (24, 48, 96)
+    distances = path_distances(counts, [10.0**-exponent for exponent in exponents])
+    measured = [d * math.log(10) * e for d, e in zip(distances, exponents, strict=True)]
+    errors = [abs(value - path_slope(counts)) for value in measured]
+    assert errors[-1] < 0.02
+    # What is left is of the next order in 1/log(1/λ).
+    for error, half in pairwise(errors):
+        assert half == pytest.approx(error / 2, rel=0.15, abs=1e-6)
+
+
+def test_the_printed_slope_of_the_specification():
+    assert path_slope((12, 12, 3, 3)) == pytest.approx(0.504, abs=5e-4)
+
+
+@pytest.mark.parametrize("counts", [(5, 5), (5, 5, 5), (1,) * 7])
+def test_equal_counts_are_on_the_path_from_the_start(counts):
+    assert path_slope(counts) < 1e-12
+    assert path_distances(counts, [1e-3])[0] < 1e-7
+
+
+def test_the_slope_knows_no_order_and_no_unit_of_counts():
+    assert path_slope((1, 50, 5, 20)) == pytest.approx(path_slope((50, 20, 5, 1)))
+    assert path_slope((24, 24, 6, 6)) == pytest.approx(path_slope((12, 12, 3, 3)))
+
+
+@pytest.mark.parametrize("ratio", [1, 3, 100])
+def test_cosines_are_those_of_the_closed_form(ratio):
+    solution, step = closed_form(MaxMargin((ratio, ratio, 1, 1), dim=3)), step_geometry(ratio, 0.5, 4)
+    for which, gram in (("w", solution.gram_W), ("h", solution.gram_H)):
+        for pair, (i, j) in {"majority": (0, 1), "minority": (2, 3), "cross": (0, 2)}.items():
+            assert step_cosine(step, which, pair) == pytest.approx(cosine(gram, i, j))
+
+
+def test_angles_approach_seli():
+    target = step_cosine(step_geometry(100, 0.5, 4), "w", "minority")
+    errors = [abs(cosine(penalised((100, 100, 1, 1), 10.0**-e).gram_W, 2, 3) - target) for e in (4, 12, 36)]
+    assert errors[0] > 2.5 * errors[1] > 5 * errors[2] > 0
+
+
+def test_unit_has_norm_one():
+    assert torch.linalg.matrix_norm(unit(torch.eye(4))) == pytest.approx(1)
+
+
+def test_figure_is_made(monkeypatch):
+    figure = importlib.import_module("tightframe.theory.figures.seli")  # the package's attribute is the function
+    monkeypatch.setattr(figure, "_RATIOS", (1, 10))
+    monkeypatch.setattr(figure, "_EXPONENTS", (3, 96))
+    charts = FIGURES["seli"](0)
+    assert [isinstance(chart, HeatMap) for chart in charts] == [True] * 3 + [False] * 3
+    path = charts[-1]
+    for points, tangent in zip(path.lines[::2], path.lines[1::2], strict=True):
+        x, y = tangent.x[-1], tangent.y[-1]
+        assert points.points
+        assert not tangent.points
+        assert points.y[-1] == pytest.approx(y / x * points.x[-1], rel=0.02)
