@@ -60,19 +60,21 @@ def optimizer_row(locked: str, width: int, blocks: int, batch: int) -> Row:
 
 
 def run(width: int = 256, blocks: int = 4, batch: int = 16, rounds: int = 9) -> list[Row]:
-    size, small = (width, blocks, batch), (16, 1, 1)
+    size = (width, blocks, batch)
     rows = [
         race(Step(locked, *size), Step("", *size), rounds).costlier(f"training step, {locked} locked; peer: trained")
         for locked in LOCKS
     ]
-    rows += [optimizer_row(locked, *size) for locked in LOCKS]
+    return rows + [optimizer_row(locked, *size) for locked in LOCKS]
+
+
+def memory(width: int = 256, blocks: int = 4, batch: int = 16) -> list[Row]:
+    small, size, rows = (16, 1, 1), (width, blocks, batch), []
     trained = extra_memory(three_steps, ("", *small), ("", *size))
     for locked in LOCKS:
         mine = extra_memory(three_steps, (locked, *small), (locked, *size))
-        cell = f"{mine / trained:.2f}x the memory"
-        rows.append(
-            Row(f"peak beside the weights, {locked} locked; peer: trained", megabytes(mine), megabytes(trained), cell)
-        )
+        name = f"peak beside the weights, {locked} locked; peer: trained"
+        rows.append(Row(name, megabytes(mine), megabytes(trained), f"{mine / trained:.2f}x the memory"))
     return rows
 
 
@@ -81,7 +83,7 @@ TINY = {"width": 16, "blocks": 1, "batch": 2, "rounds": 1}
 
 def main() -> None:
     one_thread()
-    report("ETF-Transformer: a training step, width 256, 4 blocks, 16 x 64 tokens, AdamW", run())
+    report("ETF-Transformer: a training step, width 256, 4 blocks, 16 x 64 tokens, AdamW", run() + memory())
 
 
 if __name__ == "__main__":

@@ -63,6 +63,16 @@ def test_a_tiny_run_fills_its_table(module, capsys):
     assert len({len(line) for line in table}) == 1
 
 
+def test_a_step_whose_memory_is_measured_moves_what_is_not_locked():
+    step = etf_transformer.three_steps("both", 16, 1, 2)
+    before = {name: p.clone() for name, p in etf_transformer.Step("both", 16, 1, 2).model.named_parameters()}
+    after = dict(step().model.named_parameters())
+    assert {name for name, p in after.items() if torch.equal(p, before[name])} == {
+        "layers.0.linear1.weight",
+        "layers.0.linear2.weight",
+    }
+
+
 def test_reference_has_the_closed_form_value():
     K, sigma, radius = 5, 0.3, 2.0
     problem = isotropic(K, 12, sigma, radius, offset=10.0)

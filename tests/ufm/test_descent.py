@@ -78,7 +78,8 @@ def test_deep_squared_error(relu):
     assert found.loss == pytest.approx(best.loss, abs=1e-10)
     assert found.loss == pytest.approx(deep_objective(problem, found.factors).item())
     assert [tuple(factor.shape) for factor in found.factors] == [(3, 4), (4, 4), (3, 4)]
-    torch.testing.assert_close(found.W, found.factors[2] @ found.factors[1])
+    hidden = found.factors[0] @ found.factors[1].T
+    torch.testing.assert_close(found.logits, (hidden.relu() if relu else hidden) @ found.factors[2].T)
     assert found.lower_bound == 0
     assert not found.exact
 
@@ -138,3 +139,12 @@ def test_problems_without_a_free_minimum(problem):
 def test_options_are_checked(options):
     with pytest.raises(ArgumentError, match=next(iter(options))):
         MultistartLBFGS(**options)
+
+
+def test_every_class_that_should_live_does():
+    counts = (40, 30, 25, 20, 16, 12, 9, 8, 7, 5, 3, 1)
+    problem = ReLUImbalanced(counts, len(counts), weight_decay=0.008, feature_decay=0.008)
+    found, best = MultistartLBFGS(starts=1).solve(problem), closed_form(problem)
+    assert 0 < best.facts["active_classes"] < len(counts)
+    assert found.loss == pytest.approx(best.loss, abs=1e-10)
+    torch.testing.assert_close(found.gram_W, best.gram_W, rtol=0, atol=1e-4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,11 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tightframe.data import Digits
-from tightframe.ufm.duality import descent_of_fit, log_probabilities
-from tightframe.ufm.forms.common import bisect, sigma_of
-from tightframe.ufm.objective import fit, row_weights
-from tightframe.ufm.problems import CrossEntropyUFM
-from tightframe.ufm.solution import Solution
+from tightframe.ufm.duality import log_probabilities
 
 NUM_CLASSES = 10
 
@@ -149,49 +144,3 @@ def unregularised(
             yield time, loss
         if not waiting:
             return
-
-
-def best_scaled(problem: CrossEntropyUFM, W: Tensor, H: Tensor) -> float:
-    r"""Return the least objective of these class vectors and features, each of the two scaled as is best.
-
-    .. math:: \min_{c \ge 0} F(c\, H W^\top) + c\, \sigma\, \lVert W\rVert\, \lVert\tilde H\rVert
-
-    which is convex in c.
-
-    Args:
-        problem: without bias.
-        W: ``(K, d)``.
-        H: ``(K, d)`` or ``(N, d)``, class by class.
-    """
-    Z = H @ W.T
-    point = Solution(problem, W, H, None, math.nan, False, "")
-    weights, prices = row_weights(problem, H)
-    price = sigma_of(problem) * W.norm().item() * (prices.sqrt().unsqueeze(1) * H).norm().item()
-
-    def slope(c: float) -> float:
-        return price - (descent_of_fit(problem, c * Z, point.labels, weights) * Z).sum().item()
-
-    high = 1.0
-    while slope(high) < 0:
-        high *= 2
-    c = bisect(slope, 0.0, high) if slope(0.0) < 0 else 0.0
-    return fit(problem, c * Z, point.labels, weights).item() + c * price
-
-
-def gap_parts(point: Solution) -> dict[str, float]:
-    """Return the objective of a network's point, and what it is when parts of its geometry are made as predicted.
-
-    ``as it is``; with ``class means`` for features; with these ``centred``; W and features scaled anew each time. What
-    is still above the minimum then is in the angles and the relative lengths of class means and class vectors.
-
-    Args:
-        point: of a :class:`CrossEntropyUFM` without bias.
-    """
-    problem, means = point.problem, point.class_means
-    if not isinstance(problem, CrossEntropyUFM):
-        raise TypeError(f"point must be one of a CrossEntropyUFM, got {type(problem).__name__}")
-    return {
-        "as it is": point.loss,
-        "class means": best_scaled(problem, point.W, means),
-        "centred": best_scaled(problem, point.W, means - means.mean(dim=0)),
-    }

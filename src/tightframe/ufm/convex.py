@@ -20,6 +20,7 @@ from tightframe.ufm.solution import Solution
 
 Convex = CrossEntropyUFM | MeanSquaredUFM | LayerPeeled
 
+_PATIENCE = 30  # Newton steps before a rescue
 _RESCUES, _DESCENT = 3, 300  # of Newton's method by L-BFGS, and its steps
 _MULTIPLIERS = 60  # tried at most
 _SAME_NORM = 1e-11  # relative error of the norm at which the multiplier of a budget is found
@@ -37,7 +38,7 @@ class ConvexSolver:
 
     Args:
         tolerance: largest duality gap, relative to the objective.
-        max_iterations: Newton steps for one penalty.
+        max_iterations: Newton steps for one penalty at most.
     """
 
     tolerance: float = 1e-9
@@ -84,15 +85,18 @@ class ConvexSolver:
         tolerance: float,
         done: Callable[[Iterate], bool] | None = None,
     ) -> Outcome:
-        """Run Newton's method; where probabilities underflow and it finds no step, go on by L-BFGS in the factors."""
-        outcome = newton(grouped, penalty, start, tolerance, self.max_iterations, done)
+        """Run Newton's method; where it finds no step, or is slow to find the rank, go on by L-BFGS in the factors."""
+        outcome = newton(grouped, penalty, start, tolerance, min(self.max_iterations, _PATIENCE), done)
         for _ in range(_RESCUES):
-            if outcome.reason == "converged" or outcome.iterations >= self.max_iterations:
+            left = self.max_iterations - outcome.iterations
+            if outcome.reason == "converged" or left <= 0:
                 break
             start = descended(problem, grouped, penalty, outcome.last.point)
-            again = newton(grouped, penalty, start, tolerance, self.max_iterations - outcome.iterations, done)
+            again = newton(grouped, penalty, start, tolerance, min(left, _PATIENCE), done)
             iterations, products = outcome.iterations + again.iterations, outcome.products + again.products
             outcome = replace(again, iterations=iterations, products=products)
+        if outcome.iterations >= self.max_iterations and outcome.reason != "converged":
+            return replace(outcome, reason=f"max_iterations = {self.max_iterations} reached")
         return outcome
 
     def _under_budgets(self, problem: LayerPeeled, grouped: Grouped) -> tuple[Outcome, float]:

@@ -14,7 +14,7 @@ from tightframe.ufm.duality import OneLayer, dual_bound
 from tightframe.ufm.objective import feature_prices, objective, split
 from tightframe.ufm.problems import DeepUFM, LayerPeeled, Problem, ReLUImbalanced, check_penalty
 from tightframe.ufm.solution import Solution
-from tightframe.ufm.structures import deep_objective
+from tightframe.ufm.structures import deep_objective, last_features
 
 Features = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 
@@ -29,7 +29,8 @@ class MultistartLBFGS:
 
     The parameters are :math:`(\lambda_W/\lambda_H)^{1/4} W` and :math:`(\lambda_H/\lambda_W)^{1/4} \sqrt{c_k}\, h_k`,
     between which the penalty does not distinguish; of a budget, directions whose norm is the budget's; of
-    :class:`ReLUImbalanced`, S with :math:`H = S \circ S`; of :class:`DeepUFM`, its factors.
+    :class:`ReLUImbalanced`, S with :math:`H = S \circ S`, where the first start gives each class an axis of its own if d
+    >= K; of :class:`DeepUFM`, its factors.
 
     Args:
         starts: how many descents.
@@ -64,7 +65,11 @@ class MultistartLBFGS:
             )
         generator = self.generator or torch.Generator().manual_seed(0)
         build = factors_of(problem)
-        runs = [self._descend(problem, build, self._draw(problem, generator)) for _ in range(self.starts)]
+        draws = [self._draw(problem, generator) for _ in range(self.starts)]
+        if isinstance(problem, ReLUImbalanced) and problem.dim >= problem.num_classes:
+            # From draws alone classes that should live die in each other's way.
+            draws[0][0] = torch.eye(problem.num_classes, problem.dim, dtype=torch.float64)
+        runs = [self._descend(problem, build, draw) for draw in draws]
         best = min(runs, key=lambda run: run.value if math.isfinite(run.value) else math.inf)
         facts = {f"start.{index}": run.value for index, run in enumerate(runs)}
         return _solution(problem, tuple(part.detach() for part in build(best.parameters)), best, facts)
@@ -171,26 +176,25 @@ def _objective(problem: OneLayer | DeepUFM, factors: Sequence[Tensor]) -> Tensor
 def _solution(
     problem: OneLayer | DeepUFM, factors: tuple[Tensor, ...], best: Descent, facts: dict[str, float]
 ) -> Solution:
-    H, W, *rest = factors
+    reason = f"best of {len(facts)} starts: {best.reason}"
     if isinstance(problem, DeepUFM):
-        W = factors[-1]
-        for factor in reversed(factors[1:-1]):
-            W = W @ factor
-        bound = 0.0
+        H, W, bias, bound, exact = last_features(problem, factors), factors[-1], None, 0.0, False
     else:
-        bound = dual_bound(problem, W, H, *rest)
-    gap = best.value - bound
-    exact = math.isfinite(best.value) and gap <= _CERTAIN * abs(best.value)
-    starts = len(facts)
-    facts["duality_gap"] = gap
+        H, W, *rest = factors
+        bias = rest[0] if rest else None
+        bound = dual_bound(problem, W, H, bias)
+        gap = best.value - bound
+        exact = math.isfinite(best.value) and gap <= _CERTAIN * abs(best.value)
+        facts["duality_gap"] = gap
+        reason += f"; duality gap {gap:.1e}"
     return Solution(
         problem,
         W,
         H,
-        rest[0] if rest and not isinstance(problem, DeepUFM) else None,
+        bias,
         best.value,
         exact,
-        f"best of {starts} starts: {best.reason}; duality gap {gap:.1e}",
+        reason,
         bound,
         facts,
         best.iterations,

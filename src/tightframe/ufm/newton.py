@@ -107,7 +107,7 @@ def newton(
         if trial is None:
             return Outcome(current, iteration, products, "no step lowers the objective")
         current = trial
-    return Outcome(current, max_iterations, products, f"max_iterations = {max_iterations} reached")
+    return Outcome(current, max_iterations, products, "no more iterations")
 
 
 def _decomposed(grouped: Grouped, penalty: Penalty, point: Point) -> Iterate:

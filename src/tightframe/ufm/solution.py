@@ -23,9 +23,9 @@ class Solution:
 
     Args:
         problem: that it is a point of.
-        W: class vectors ``(K, d)``; of a deep model, the product of all its matrices.
-        H: features: those of each class, which all its samples share, ``(K, d)``; or of every sample, class by class,
-            ``(N, d)``.
+        W: class vectors ``(K, d)``; of a deep model, its last matrix.
+        H: features, of a deep model those that its last matrix receives: one for each class, which all its samples
+            share, ``(K, d)``; or of every sample, class by class, ``(N, d)``.
         bias: ``(K,)``, or None where the model has none.
         loss: value of the objective.
         exact: whether it is the global minimum, by proof; ``reason`` says by which, or why not.

@@ -161,13 +161,10 @@ def deep_form(problem: DeepUFM) -> Solution:
     scale = candidates[0].scale if candidates else bound
     factors = _factors(problem, candidates[0]) if scale.value > 0 else _zeros(problem)
     exact = scale.loss <= bound.loss * (1 + 1e-12)
-    W = factors[-1]
-    for matrix in factors[-2:0:-1]:
-        W = W @ matrix
     return Solution(
         problem=problem,
-        W=W,
-        H=factors[0],
+        W=factors[-1],
+        H=last_features(problem, factors),
         bias=None,
         loss=scale.loss,
         exact=exact,
@@ -193,12 +190,17 @@ def deep_logits(problem: DeepUFM, factors: Sequence[Tensor]) -> Tensor:
     Raises:
         ShapeError: if the factors are not these.
     """
+    return last_features(problem, factors) @ factors[-1].T
+
+
+def last_features(problem: DeepUFM, factors: Sequence[Tensor]) -> Tensor:
+    """Return what the last matrix receives, ``(K, d)`` or ``(N, d)``; arguments and errors of :func:`deep_logits`."""
     _check_factors(problem, factors)
     hidden, *matrices = factors
-    for index, matrix in enumerate(matrices):
-        if problem.relu and index > 0:
-            hidden = torch.relu(hidden)
+    for matrix in matrices[:-1]:
         hidden = hidden @ matrix.T
+        if problem.relu:
+            hidden = torch.relu(hidden)
     return hidden
 
 

@@ -10,8 +10,10 @@ from tightframe.report.charts import Chart, HeatMap, write_charts
 from tightframe.theory.figures.deep import low_rank
 from tightframe.theory.figures.layer_peeled import minority_collapse, minority_collapse_network, oversampling
 from tightframe.theory.figures.linear_heads import linear_head
+from tightframe.theory.figures.network import network_certificate
 from tightframe.theory.figures.one_layer import balanced_norms, bias_kink, relu_death
 from tightframe.theory.figures.seli import seli
+from tightframe.theory.figures.ulpm import ulpm_flow, ulpm_network
 
 Charts = list[Chart | HeatMap]
 
@@ -23,6 +25,9 @@ FIGURES: dict[str, Callable[[int], Charts]] = {
     "bias-kink": bias_kink,
     "relu-death": relu_death,
     "seli": seli,
+    "ulpm-flow": ulpm_flow,
+    "ulpm-network": ulpm_network,
+    "network-certificate": network_certificate,
     "low-rank": low_rank,
     "linear-head": linear_head,
 }

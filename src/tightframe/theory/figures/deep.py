@@ -1,4 +1,4 @@
-"""The figure of deep linear cross-entropy: how low the rank is that gradient descent, and the depth, prefer."""
+"""The figure of deep linear cross-entropy: the ranks that gradient descent passes through, and that depth prefers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NAMES = {"dnc": "deep neural collapse", "groups_3": "triples"}
 
 
 def low_rank(seed: int) -> list[Chart | HeatMap]:
-    """Wide models find logits of higher rank, deep ones have them of lower: Garrod & Keating 2024, figures 1, 2 and 5.
+    """Rank and loss of deep linear models by width, best logits by depth: Garrod & Keating 2024, figures 1, 2, 5.
 
     K = 10, n = 5, L = 2, λ = 2⁻¹⁰: gradient descent of step 0.5 on the deep linear model of cross-entropy, every sample
     with features of its own, from N(0, 1/d) entries; three starts at each width, 20,000 steps. Dashed lines are

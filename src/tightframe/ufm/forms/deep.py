@@ -12,7 +12,7 @@ from tightframe.ufm.forms.common import bisect, norms, require_dim
 from tightframe.ufm.objective import counts_of
 from tightframe.ufm.problems import DeepUFM
 from tightframe.ufm.solution import Solution
-from tightframe.ufm.structures import deep_objective
+from tightframe.ufm.structures import deep_objective, last_features
 
 
 def deep_squared_form(problem: DeepUFM) -> Solution:
@@ -143,9 +143,6 @@ def _factors(problem: DeepUFM, scales: Tensor) -> tuple[Tensor, ...]:
 
 def _solution(problem: DeepUFM, factors: tuple[Tensor, ...], facts: dict[str, float], proved: bool) -> Solution:
     H, *matrices = factors
-    W = matrices[-1]
-    for matrix in reversed(matrices[:-1]):
-        W = W @ matrix
     squares = [norms(problem, matrices[-1], H)["squared_norm_H"], *(M.square().sum().item() for M in matrices)]
     facts |= {f"squared_norm_factor_{index}": value for index, value in enumerate(squares)}
     loss = deep_objective(problem, factors).item()
@@ -153,4 +150,5 @@ def _solution(problem: DeepUFM, factors: tuple[Tensor, ...], facts: dict[str, fl
     if not proved:
         reason = "the optimum of the linear model, with nonnegative factors; that no other is better is observed only"
     bound = loss if proved else relu_bound(problem)
-    return Solution(problem, W, H, None, loss, proved, reason, bound, facts, factors=factors)
+    H = last_features(problem, factors)
+    return Solution(problem, matrices[-1], H, None, loss, proved, reason, bound, facts, factors=factors)
