@@ -55,7 +55,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(N, K)``."""
-        return self.classifier(self.body(x))  # type: ignore[no-any-return]
+        return self.classifier(self.body(x))
 
     def point(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return W ``(K, d)`` and H ``(N, d)`` in float64, as the loss of a step on all of ``x`` sees them."""
@@ -95,7 +95,7 @@ def decayed(
         yield 0
     for step in range(1, steps + 1):
         optimizer.zero_grad()
-        F.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(network(images), labels).backward()
         optimizer.step()
         schedule.step()
         if step in marks or step == steps:

@@ -29,8 +29,8 @@ class MultistartLBFGS:
 
     The parameters are :math:`(\lambda_W/\lambda_H)^{1/4} W` and :math:`(\lambda_H/\lambda_W)^{1/4} \sqrt{c_k}\, h_k`,
     between which the penalty does not distinguish; of a budget, directions whose norm is the budget's; of
-    :class:`ReLUImbalanced`, S with :math:`H = S \circ S`, where the first start gives each class an axis of its own if d
-    >= K; of :class:`DeepUFM`, its factors.
+    :class:`ReLUImbalanced`, S with :math:`H = S \circ S`, where the first start gives each class an axis of its own if
+    d >= K; of :class:`DeepUFM`, its factors.
 
     Args:
         starts: how many descents.

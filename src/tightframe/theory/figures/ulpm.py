@@ -134,7 +134,7 @@ def ulpm_flow(seed: int) -> list[Chart | HeatMap]:
     courses = {f"K = {problem.num_classes}": flow_course(problem, seed) for problem in MODELS}
     name, (course, _) = next(iter(courses.items()))
     x = ages(course.times)
-    charts = []
+    charts: list[Chart | HeatMap] = []
     for title, metrics in _PANELS.items():
         lines = [Line(label, x, course.values[metric]) for label, metric in metrics.items()]
         lines.append(_guide("1/log t", x, course.values[next(iter(metrics.values()))], power=1.0))
@@ -173,8 +173,7 @@ def _guide(label: str, x: Sequence[float], y: Sequence[float], power: float) -> 
 
 
 def _panel(title: str, x: str, lines: Sequence[Line], log_x: bool) -> Chart:
-    mark = 10.0**_DECADE if log_x else ages([10.0**_DECADE])[0]
-    marks = {} if log_x else {"t = 1e12": mark}
+    marks = {} if log_x else {f"t = 1e{_DECADE}": ages([10.0**_DECADE])[0]}
     return Chart(title, x, "", lines, log_x=log_x, log_y=True, marks=marks)
 
 
@@ -185,7 +184,7 @@ def ulpm_network(seed: int) -> list[Chart | HeatMap]:
     """
     times = torch.logspace(0.05, _DECADE, 30, dtype=torch.float64).tolist()
     courses = {name: network_course(shape, seed, times) for name, shape in SHAPES.items()}
-    charts = []
+    charts: list[Chart | HeatMap] = []
     for title, metrics in _PANELS.items():
         lines = [
             Line(f"{name}: {label}", course.times, course.values[metric])
