@@ -2,10 +2,11 @@
 
     python -m studies.network_certificate [--seeds 3]
 
-Trains one network and its variations, one thing changed at a time, on all training digits of equal classes at once, and
-prints a table; two minutes of one core a seed. Cells are ``median [least, greatest]`` over seeds. *Above the minimum* is by how much the objective exceeds the
-certified bound of the unconstrained-feature model's minimum, in % of it; then the same when features are replaced by their
-class means, and when these are centred too, each scaled anew; and above the minimum of nonnegative features.
+Trains one network and its variations, one thing changed at a time, on equally many digits of each class, all at once,
+and prints a table: a minute of one core a seed. Cells are ``median [least, greatest]`` over seeds. *Above the minimum*
+is by how much the objective exceeds the certified bound of the unconstrained-feature model's minimum, in % of it; then
+the same where features are replaced by their class means, and where these are centred too, scaled anew; then how far
+the objective is above the bound of nonnegative features.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from tightframe.theory.networks import Shape
 class Training:
     """A network and how it is trained."""
 
-    shape: Shape = Shape()
-    decay: float = 5e-3
-    steps: int = 1000
+    shape: Shape
+    decay: float
+    steps: int
 
 
-BASE = Training()
+BASE = Training(Shape(), decay=5e-3, steps=1000)
 
 
 def varied(shape: Mapping[str, Any], **training: Any) -> Training:
@@ -55,9 +56,9 @@ VARIATIONS: dict[str, Training] = {
     "depth 5": varied({"depth": 5}),
     "linear features": varied({"relu": False}),
     "linear features, depth 5": varied({"relu": False, "depth": 5}),
-    "no batch norm": varied({"batch_norm": False}),
-    "no batch norm, 3000 steps": varied({"batch_norm": False}, steps=3000),
-    "no batch norm, linear features": varied({"batch_norm": False, "relu": False}),
+    "depth 2, no batch norm": varied({"batch_norm": False, "depth": 2}),
+    "the same, 3000 steps": varied({"batch_norm": False, "depth": 2}, steps=3000),
+    "the same, linear features": varied({"batch_norm": False, "depth": 2, "relu": False}),
 }
 COLUMNS = (
     "network",

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tightframe._checks import check_positive, check_range
 from tightframe.data import Digits
 from tightframe.ufm.duality import log_probabilities
 
@@ -68,8 +69,15 @@ def balanced_digits(per_class: int = 139) -> tuple[Tensor, Tensor]:
 
     Args:
         per_class: at most 139, the size of the smallest class.
+
+    Raises:
+        ArgumentError: if there are not so many.
     """
-    images, labels = Digits().load().train.tensors  # type: ignore[attr-defined]
+    data = Digits().load()
+    check_positive("per_class", per_class)
+    smallest = int(data.class_counts.min())
+    check_range("per_class", per_class, per_class <= smallest, f"at most {smallest}, the digits of each class")
+    images, labels = data.train.tensors  # type: ignore[attr-defined]
     kept = torch.cat([(labels == k).nonzero().flatten()[:per_class] for k in range(NUM_CLASSES)])
     return images[kept], labels[kept]
 

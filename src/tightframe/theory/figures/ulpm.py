@@ -16,6 +16,7 @@ from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.flow import LogTimeFlow, Trajectory
 from tightframe.ufm.forms.common import centering
 from tightframe.ufm.forms.margin import etf_flow_scale
+from tightframe.ufm.objective import row_weights
 from tightframe.ufm.problems import ULPM, MaxMargin
 from tightframe.ufm.solution import Solution
 
@@ -70,7 +71,8 @@ def measure(problem: ULPM, W: Tensor, H: Tensor) -> dict[str, float]:
         H: ``(K, d)`` or ``(N, d)``, class by class.
     """
     # A network need not share the norm between W and H as the flow does; logits and margins do not see the split.
-    ratio = (H.norm() / W.norm()).sqrt()
+    prices = row_weights(problem, H)[1]
+    ratio = ((prices.sqrt().unsqueeze(1) * H).norm() / W.norm()).sqrt()
     point = Solution(problem, ratio * W, H / ratio, None, math.nan, False, "")
     certificate = certify(problem, point)
     values = point.collapse()

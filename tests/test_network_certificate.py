@@ -1,0 +1,193 @@
+"""The study of certificates of trained networks in small: what a gap is split into, and what the table says."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from studies import network_certificate
+from studies.network_certificate import BASE, COLUMNS, VARIATIONS, Training, table, varied
+
+from tightframe._checks import ArgumentError
+from tightframe.report.charts import Chart
+from tightframe.theory.certified import best_scaled, certified_course, gap_parts
+from tightframe.theory.figures import FIGURES, network
+from tightframe.theory.networks import Network, Shape, balanced_digits, decayed
+from tightframe.ufm import CrossEntropyUFM, MeanSquaredUFM, Solution, certify_network, closed_form
+from tightframe.ufm.objective import objective
+
+PROBLEM = CrossEntropyUFM((3,) * 4, dim=6, weight_decay=2e-2, feature_decay=1e-2)
+TINY = {"small": Training(Shape(16, 1), 5e-3, 30), "linear": Training(Shape(16, 1, relu=False), 5e-3, 30)}
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def point_of(W, H):
+    return Solution(PROBLEM, W, H, None, objective(PROBLEM, W, H).item(), False, "")
+
+
+def samples(H):
+    return H[torch.arange(4).repeat_interleave(3)]
+
+
+# The gap's parts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [4, 12])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_scales_are_those_of_a_search_over_both(rows, seed):
+    W, H = (
+        draw(4, 6, seed=seed),
+        draw(rows, 6, seed=seed + 10) + 2 * (samples(draw(4, 6, seed=seed)) if rows == 12 else 0),
+    )
+    found = best_scaled(PROBLEM, W, H)
+    logs = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logs], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        value = objective(PROBLEM, logs[0].exp() * W, logs[1].exp() * H)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    assert found == pytest.approx(min(closure().item(), math.log(4)), rel=1e-8)
+
+
+def test_features_that_point_away_are_best_left_out():
+    solution = closed_form(PROBLEM)
+    assert best_scaled(PROBLEM, solution.W, -solution.H) == pytest.approx(math.log(4), rel=1e-12)
+
+
+def test_each_part_removes_what_it_is_named_for():
+    solution = closed_form(PROBLEM)
+    W, H, least = solution.W, samples(solution.H), solution.loss
+    assert list(gap_parts(point_of(W, H)).values()) == pytest.approx([least] * 3, rel=1e-12)
+    # longer or shorter: W and features of other lengths are scaled back
+    parts = gap_parts(point_of(2 * W, 3 * H))
+    assert parts["as it is"] > 1.1 * least
+    assert parts["class means"] == pytest.approx(least, rel=1e-9)
+    # spread within the classes, of mean zero
+    spread = torch.stack([draw(6), -draw(6), torch.zeros(6, dtype=torch.float64)]).repeat(4, 1)
+    parts = gap_parts(point_of(W, H + spread))
+    assert parts["as it is"] > 1.1 * least
+    assert parts["class means"] == pytest.approx(least, rel=1e-9)
+    # a common offset
+    parts = gap_parts(point_of(W, H + spread + draw(6, seed=1)))
+    assert parts["class means"] > 1.05 * least
+    assert parts["centred"] == pytest.approx(least, rel=1e-9)
+    # a class vector of another length
+    parts = gap_parts(point_of(torch.cat([3 * W[:1], W[1:]]), H))
+    assert parts["centred"] > 1.02 * least
+
+
+def test_only_cross_entropy_is_split():
+    problem = MeanSquaredUFM((3,) * 4, dim=6, weight_decay=1e-2, feature_decay=1e-2)
+    with pytest.raises(ArgumentError, match="CrossEntropyUFM, got MeanSquaredUFM"):
+        gap_parts(closed_form(problem))
+
+
+# Trainings -----------------------------------------------------------------------------------------------------------
+
+
+def test_training_yields_after_the_marked_steps_and_the_last():
+    images, labels = balanced_digits(2)
+    body = Network(Shape(16, 1), 64, 0)
+    start = F.cross_entropy(body(images), labels).item()
+    assert list(decayed(body, images, labels, 1e-2, 20, marks=(0, 3, 7))) == [0, 3, 7, 20]
+    assert F.cross_entropy(body(images), labels) < start / 2
+    body = Network(Shape(16, 1), 64, 0)
+    norm = body.classifier.weight.norm().item()
+    list(decayed(body, images, labels, 3.0, 20))
+    assert body.classifier.weight.norm() < 0.3 * norm
+
+
+def test_a_course_is_of_certificates_at_their_steps():
+    moments = certified_course(Shape(16, 1), 0, 5e-3, 60, marks=(1, 10), per_class=3)
+    assert [moment.step for moment in moments] == [1, 10, 60]
+    for moment in moments:
+        certificate, relu = moment.network.certificate, moment.relu.certificate
+        assert moment.above["as it is"] == pytest.approx(certificate.loss / certificate.lower_bound - 1)
+        assert moment.above["as it is"] > moment.above["class means"] > moment.above["centred"] >= 0
+        assert moment.above["as it is"] > moment.above_relu > 0
+        assert relu.loss == pytest.approx(certificate.loss, rel=1e-12)
+        W, problem = moment.network.point.W, moment.network.point.problem
+        assert moment.cross_entropy + problem.weight_decay * W.square().sum().item() == pytest.approx(certificate.loss)
+    assert moments[-1].above["as it is"] < moments[1].above["as it is"]
+    assert certified_course(Shape(16, 1, relu=False), 0, 5e-3, 2, per_class=3)[-1].above_relu is None
+
+
+def test_batch_norm_and_depth_come_near_the_minimum_and_a_plain_network_does_not():
+    """The study's finding in small."""
+    normed, plain = (
+        certified_course(shape, 0, 5e-3, 300, per_class=20)[-1]
+        for shape in (Shape(48, 3, relu=False), Shape(48, 2, batch_norm=False, relu=False))
+    )
+    assert normed.above["as it is"] < 0.05
+    assert plain.above["as it is"] > 0.5
+    for end in (normed, plain):  # at the inferred price there is nothing to gain by scaling
+        point = end.network.point
+        assert 0.99 * point.loss < best_scaled(point.problem, point.W, point.H) <= point.loss * (1 + 1e-12)
+
+
+def test_a_network_whose_features_have_died_has_no_gap_but_is_not_what_is_predicted():
+    labels = torch.arange(10).repeat_interleave(5)
+    found = certify_network(1e-6 * draw(50, 12), labels, 1e-3 * draw(10, 12, seed=1), weight_decay=5e-3)
+    assert found.certificate.relative_gap < 1e-6
+    assert found.point.loss == pytest.approx(math.log(10), rel=1e-5)
+    assert found.deviations()["gram_W"] == math.inf
+
+
+# The table -----------------------------------------------------------------------------------------------------------
+
+
+def test_cells_are_medians_over_seeds():
+    lines = table(TINY, seeds=3, per_class=3).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert tuple(cells[0]) == COLUMNS
+    assert [row[0] for row in cells[2:]] == list(TINY)
+    ends = [certified_course(Shape(16, 1), seed, 5e-3, 30, per_class=3)[-1] for seed in range(3)]
+    losses = sorted(end.network.certificate.loss for end in ends)
+    assert cells[2][2] == f"{losses[1]:.4g} [{losses[0]:.4g}, {losses[2]:.4g}]"
+    above = sorted(100 * (end.network.certificate.loss / end.network.certificate.lower_bound - 1) for end in ends)
+    assert cells[2][3] == "{1:g} [{0:g}, {2:g}]".format(*(round(value, 1) for value in above))
+    assert cells[3][6] == "–"
+    assert cells[2][6] != "–"
+
+
+def test_the_command_prints_what_it_was_asked_for(capsys, monkeypatch):
+    for name, training in TINY.items():
+        monkeypatch.setitem(VARIATIONS, name, training)
+    assert network_certificate.main(["--seeds", "1", "--per_class", "3", "--only", "linear"]) == 0
+    printed = capsys.readouterr().out
+    assert "decay 0.005, 1000 steps, 1 seeds" in printed
+    assert [line.split("|")[1].strip() for line in printed.splitlines() if line[:1] == "|"][2:] == ["linear"]
+
+
+def test_wrong_arguments_are_refused(capsys):
+    assert network_certificate.main(["--seeds", "0"]) == 2
+    assert "--seeds" in capsys.readouterr().err
+    assert network_certificate.main(["--seeds", "1", "--per_class", "140", "--only", "base"]) == 2
+    assert "at most 139" in capsys.readouterr().err
+
+
+def test_one_thing_is_changed_at_a_time():
+    assert varied({"width": 16}) == Training(Shape(16), BASE.decay, BASE.steps)
+    assert len(set(map(repr, VARIATIONS.values()))) == len(VARIATIONS)
+
+
+# The figure ----------------------------------------------------------------------------------------------------------
+
+
+def test_certificates_are_drawn_along_the_trainings(monkeypatch):
+    monkeypatch.setattr(network, "SHAPES", {"one": Shape(16, 1)})
+    monkeypatch.setattr(network, "_MARKS", (1, 5, 20))
+    charts = FIGURES["network-certificate"](0)
+    assert len(charts) == 3
+    assert all(isinstance(chart, Chart) for chart in charts)
+    objective_line, bound = charts[0].lines
+    assert list(objective_line.x) == [1, 5, 20]
+    assert all(low < high for low, high in zip(bound.y, objective_line.y, strict=True))
+    assert [line.label for line in charts[1].lines] == ["one: as it is", "one: class means", "one: centred"]

@@ -1,0 +1,225 @@
+"""The numbers behind the figures of training without penalties."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tightframe.report.charts import Chart
+from tightframe.theory.figures import FIGURES, ulpm
+from tightframe.theory.figures.ulpm import (
+    ABOVE,
+    CERTIFIED,
+    SCALE,
+    flow_course,
+    measure,
+    network_course,
+    start_of_equal_norm,
+)
+from tightframe.theory.networks import Network, Shape, balanced_digits, unregularised
+from tightframe.ufm import ULPM, MaxMargin, closed_form
+from tightframe.ufm.flow import LogTimeFlow
+from tightframe.ufm.forms.margin import etf_flow_scale
+
+PROBLEM = ULPM((4,) * 3, dim=5)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def best(problem=PROBLEM):
+    solution = closed_form(MaxMargin(problem.counts, problem.dim))
+    return solution.W, solution.H
+
+
+def slope(course, name, points=4):
+    """Power of log t by which a quantity falls at the end of a course."""
+    ages = np.log(np.log(course.times[-points:]))
+    return np.polyfit(ages, np.log(course.values[name][-points:]), 1)[0]
+
+
+# Points --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_largest_margin_is_certified_and_has_the_scale_of_its_logits():
+    W, H = best()
+    values = measure(PROBLEM, 3 * W, 3 * H)
+    assert abs(values[ABOVE]) < 1e-12
+    assert abs(values[CERTIFIED]) < 1e-9
+    assert values[SCALE] == pytest.approx(9, rel=1e-12)
+    assert values["nc3.distance"] < 1e-20
+
+
+def test_the_gap_does_not_see_how_weight_and_features_share_their_norm():
+    W, H = best()
+    W, H = W + 0.1 * draw(3, 5), H[torch.arange(3).repeat_interleave(4)] + 0.1 * draw(12, 5, seed=1)
+    wanted = measure(PROBLEM, W, H)
+    found = measure(PROBLEM, 10 * W, H / 10)
+    assert 0 < wanted[ABOVE] < wanted[CERTIFIED] < math.inf
+    for name in (ABOVE, CERTIFIED, SCALE, "nc1.ratio"):
+        assert found[name] == pytest.approx(wanted[name], rel=1e-9)
+    # by hand: p = |W| |H| / margin, the least p is (K - 1) √n
+    logits, labels = H @ W.T, torch.arange(3).repeat_interleave(4)
+    margin = min(
+        (row[y] - torch.cat([row[:y], row[y + 1 :]]).max()).item() for row, y in zip(logits, labels, strict=True)
+    )
+    assert wanted[ABOVE] == pytest.approx((W.norm() * H.norm()).item() / margin / (2 * 2) - 1, rel=1e-9)
+
+
+def test_a_misclassified_sample_leaves_no_gap():
+    W, H = best()
+    H = H.clone()
+    H[0] = -H[0]
+    values = measure(PROBLEM, W, H)
+    assert math.isnan(values[ABOVE])
+    assert math.isnan(values[CERTIFIED])
+
+
+def test_a_mean_of_the_class_vectors_does_not_reach_what_is_centred():
+    W, H = best()
+    values = measure(PROBLEM, W + draw(5), H)
+    assert values["nc2.equinorm.centred"] < 1e-12
+    assert values["nc2.max_angle.centred"] < 1e-12
+    assert values["nc2.equinorm.classifier"] > 1e-2
+
+
+# Flow ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_flow_from_an_etf_is_the_dashed_line():
+    W, H = best()
+    flow = LogTimeFlow(1e12, records=6, start=(W, H)).run(PROBLEM)
+    start = start_of_equal_norm(flow)
+    assert start == pytest.approx(1.0, rel=1e-12)
+    scales = [measure(PROBLEM, w, h)[SCALE] for w, h in zip(flow.W, flow.H, strict=True)]
+    assert torch.tensor(scales, dtype=torch.float64) == pytest.approx(
+        etf_flow_scale(PROBLEM, flow.times, start), rel=1e-8
+    )
+
+
+def test_the_sum_of_the_class_vectors_never_moves():
+    flow = LogTimeFlow(1e12, records=4, per_sample=True).run(PROBLEM)
+    sums = flow.W.sum(dim=1)
+    assert (sums - sums[0]).abs().max() < 1e-9
+    assert (flow.H[-1].sum(dim=0) - flow.H[0].sum(dim=0)).abs().max() > 0.1
+
+
+def test_what_is_centred_falls_as_one_over_log_t_and_the_classifier_as_its_root():
+    course, flow = flow_course(PROBLEM, seed=1, final_time=1e120, points=20)
+    assert flow.drifts.max() < 1e-8
+    for name in ("nc1.ratio", "nc3.distance", "nc2.equinorm.means", "nc2.equinorm.centred", ABOVE):
+        assert slope(course, name) == pytest.approx(-1, abs=0.12), name
+    assert slope(course, "nc2.equinorm.classifier") == pytest.approx(-0.5, abs=0.12)
+    law = etf_flow_scale(PROBLEM, torch.tensor(course.times, dtype=torch.float64), start_of_equal_norm(flow))
+    assert course.values[SCALE][-1] == pytest.approx(law[-1].item(), rel=1e-2)
+
+
+def test_a_course_is_of_the_times_that_were_asked_for():
+    course, _ = flow_course(PROBLEM, seed=0, final_time=1e6, points=9)
+    assert len(course.times) == len(course.losses) == len(course.values[ABOVE]) <= 9
+    assert sorted(set(course.times)) == course.times
+    assert course.times[0] == pytest.approx(10, rel=0.2)
+    assert course.times[-1] == pytest.approx(1e6, rel=1e-9)
+    for above, certified in zip(course.values[ABOVE], course.values[CERTIFIED], strict=True):
+        assert 0 < above <= certified
+
+
+# Networks ------------------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_as_many_of_each_class():
+    images, labels = balanced_digits(7)
+    assert images.shape == (70, 64)
+    assert labels.tolist() == [k for k in range(10) for _ in range(7)]
+    with pytest.raises(ValueError, match="per_class must be finite and at most 139"):
+        balanced_digits(140)
+
+
+@pytest.mark.parametrize("shape", [Shape(8, 2), Shape(8, 2, batch_norm=False), Shape(8, 1, relu=False)], ids=str)
+def test_a_network_is_of_its_shape_and_its_seed(shape):
+    state = torch.random.get_rng_state()
+    network, same, other = (Network(shape, 64, seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    images, _ = balanced_digits(3)
+    W, H = network.point(images)
+    assert (W.shape, H.shape, H.dtype) == ((10, 8), (30, 8), torch.float64)
+    assert bool((H >= 0).all()) == shape.relu
+    assert torch.equal(same.point(images)[1], H)
+    assert not torch.equal(other.point(images)[1], H)
+    linear = [layer for layer in network.body if isinstance(layer, torch.nn.Linear)]
+    normed = [layer for layer in network.body if isinstance(layer, torch.nn.BatchNorm1d)]
+    assert len(linear) == shape.depth
+    assert len(normed) == shape.depth * shape.batch_norm
+    assert network.classifier.bias is None
+
+
+def test_descent_without_penalty_yields_when_a_time_is_reached():
+    images, labels = balanced_digits(3)
+    network = Network(Shape(16, 1), 64, 0).double()
+    times, before = [1.0, 1.0001, 1e3, 1e9], math.inf
+    reached = []
+    for time, loss in unregularised(network, images.double(), labels, times):
+        assert loss < before
+        before = loss
+        # far below what the mean of float64 log-softmaxes can tell from zero
+        margins = network(images.double()).detach()
+        margins = (margins - margins.gather(1, labels.unsqueeze(1))).scatter(1, labels.unsqueeze(1), -torch.inf)
+        assert loss == pytest.approx(torch.log1p(margins.exp().sum(dim=1)).sum().item(), rel=1e-9)
+        reached.append(time)
+    assert len(reached) in (3, 4)  # one step may reach the first two
+    for time in (1.0, 1e3, 1e9):
+        assert any(time <= moment < 3 * time for moment in reached)
+    assert before < 1e-8
+
+
+def test_descent_without_penalty_gives_up():
+    images, labels = balanced_digits(3)
+    network = Network(Shape(16, 1), 64, 0)
+    start = F.cross_entropy(network(images), labels)
+    assert list(unregularised(network, images, labels, [1e300], max_steps=20)) == []
+    assert F.cross_entropy(network(images), labels) < start
+
+
+def test_batch_norm_collapses_in_log_t_and_a_plain_network_does_not():
+    times = [1.0, 1e8]
+    normed, plain = (network_course(Shape(16, 1, batch_norm=on), 0, times, per_class=5) for on in (True, False))
+    for course in (normed, plain):
+        assert len(course.times) == 2
+        assert course.losses[1] < 1e-6 * course.losses[0]
+    assert normed.values["nc1.ratio"][1] < 0.5 * normed.values["nc1.ratio"][0]
+    assert plain.values["nc1.ratio"][1] > 0.7 * plain.values["nc1.ratio"][0]
+    assert normed.values[ABOVE][1] < plain.values[ABOVE][1] / 4
+
+
+# Figures -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_flow_is_drawn(monkeypatch):
+    monkeypatch.setattr(ulpm, "flow_course", functools.partial(flow_course, final_time=1e4, points=6))
+    charts = FIGURES["ulpm-flow"](0)
+    assert len(charts) == 6
+    assert all(isinstance(chart, Chart) and chart.x == "log log t" for chart in charts)
+    guides = [line for line in charts[0].lines if line.dashed]
+    assert [line.label for line in guides] == ["1/log t", "1/√(log t)"]
+    for line, power in zip(guides, (1, 0.5), strict=True):
+        assert np.polyfit(line.x, np.log(line.y), 1)[0] == pytest.approx(-power)
+    assert [line.label for line in charts[4].lines if not line.dashed] == [
+        "K = 4: p above its minimum",
+        "K = 10: p above its minimum",
+    ]
+
+
+def test_the_networks_are_drawn(monkeypatch):
+    monkeypatch.setattr(ulpm, "SHAPES", {"one": Shape(16, 1), "other": Shape(16, 1, batch_norm=False)})
+    monkeypatch.setattr(ulpm, "network_course", functools.partial(network_course, per_class=3))
+    monkeypatch.setattr(ulpm, "_DECADE", 3)
+    charts = FIGURES["ulpm-network"](0)
+    assert len(charts) == 6
+    assert [line.label for line in charts[-1].lines] == ["one", "other"]
+    for line in charts[-1].lines:
+        assert line.x[-1] >= 1e3
+        assert list(line.y) == sorted(line.y, reverse=True)
