@@ -204,3 +204,9 @@ def test_errors():
 def test_options_are_checked(options):
     with pytest.raises(ArgumentError, match=next(iter(options))):
         LogTimeFlow(**options)
+
+
+def test_times_at_which_the_gradient_squared_is_below_the_smallest_number():
+    facts = LogTimeFlow(final_time=1e250, records=20).solve(ULPM((2, 2, 2), 3)).facts
+    assert facts["primal"] >= facts["dual"] > 0.99 * facts["primal"]
+    assert 0 < facts["misalignment"] < 1e-3

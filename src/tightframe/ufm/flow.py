@@ -42,7 +42,7 @@ class Trajectory:
         margins: the smallest of a sample ``(T,)``.
         primal: norm at margin 1, :math:`p = (\lVert W\rVert^2 + \lVert H\rVert^2) / (2\,\text{margin})`; inf where a
             sample is misclassified.
-        dual: its lower bound D from the softmax weights (section "certificates" of the documentation).
+        dual: its lower bound D from the softmax weights, as of :func:`~tightframe.ufm.certify_margin.certify_margin`.
         misalignments: 1 - cos of the point and minus its gradient.
         drifts: how far :math:`W^\top W - H^\top H` is from its start, relative to :math:`\lVert W\rVert^2 +
             \lVert H\rVert^2` at that time, in Frobenius norm: the integrator's error, for the flow keeps it.
@@ -252,6 +252,7 @@ class _Field:
         square = state.square().sum()
         margin = (logits.gather(1, own) - logits.scatter(1, own, -torch.inf).amax(dim=1, keepdim=True)).min()
         A = self.descent(state)
+        A = A / A.abs().max()  # only ratios count, and its square may be below the smallest number
         weight = (A * self.root).gather(1, own).sum()
         velocity = torch.cat([A.T @ H, A @ W])
         yield (self.weights @ losses).item()

@@ -89,10 +89,10 @@ def certify_head(
         \kappa(W_L) &\le \Bigl(\frac{s_1(A_h)^2 + \delta}{s_K(A_h)^2 - \delta}\Bigr)^{1/(2 L_2)},
             \qquad \delta = \tfrac{L_2(L_2-1)}2\, r^{2(L_2-1)} \varepsilon_2
 
-    with :math:`A_h` the product of all :math:`L_2` matrices and r here the largest of their norms. But in
-    :math:`\delta`, :math:`\varepsilon_2` is that of the last two matrices. The first and the last hold for every loss
-    and with biases; those of NC2 and NC3 need a head without biases whose logits are near one-hot targets, as squared
-    error makes them.
+    with :math:`A_h` the product of all :math:`L_2` matrices and, in :math:`\delta`, r the largest of their norms.
+    Outside :math:`\delta`, :math:`\varepsilon_2` is that of the last two matrices alone. The first and the last hold
+    for every loss and with biases; those of NC2 and NC3 need a head without biases whose logits are near one-hot
+    targets, as squared error makes them.
 
     Args:
         matrices: :math:`L_2 \ge 2` weights in the order in which they act, each ``(out, in)`` as in ``nn.Linear``; the

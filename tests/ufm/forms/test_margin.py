@@ -243,8 +243,9 @@ def test_exponential_integral_is_an_integral(a, b):
     ("counts", "times", "start", "message"),
     [
         ((3, 2), [1.0], 1.0, r"counts must be equal .*got \(3, 2\)"),
-        ((3, 3), [1.0, -1.0], 1.0, "times must be >= 0, got -1.0"),
-        ((3, 3), [1.0, math.nan], 1.0, "times must be >= 0, got nan"),
+        ((3, 3), [1.0, -1.0], 1.0, "times must be finite and >= 0, got -1.0"),
+        ((3, 3), [1.0, math.nan], 1.0, "times must be finite and >= 0, got nan"),
+        ((3, 3), [1.0, math.inf], 1.0, "times must be finite and >= 0, got 1.0 to inf"),
         ((3, 3), [1.0], 0.0, "start must be finite and > 0, got 0.0"),
     ],
 )

@@ -161,7 +161,7 @@ def etf_flow_scale(problem: ULPM, times: Tensor, start: float) -> Tensor:
         start: a(0) > 0.
 
     Raises:
-        ArgumentError: if the counts differ, a time is negative, or ``start`` is not a finite number > 0.
+        ArgumentError: if the counts differ, a time is negative or infinite, or ``start`` is not a finite number > 0.
 
     Example:
         >>> etf_flow_scale(ULPM((10, 10, 10), dim=2), torch.tensor([0.0, 1.0, 1e6, 1e12]), start=1.0)
@@ -171,8 +171,8 @@ def etf_flow_scale(problem: ULPM, times: Tensor, start: float) -> Tensor:
         raise ArgumentError(f"counts must be equal for the flow to stay on simplex ETFs, got {problem.counts}")
     check_range("start", start, start > 0, "> 0")
     times = times.double()
-    if not bool((times >= 0).all()):
-        raise ArgumentError(f"times must be >= 0, got {times.min().item()}")
+    if not bool(((times >= 0) & times.isfinite()).all()):
+        raise ArgumentError(f"times must be finite and >= 0, got {times.min().item()} to {times.max().item()}")
     K = problem.num_classes
     speed = 2 * math.sqrt(problem.counts[0]) * K
 
