@@ -280,3 +280,30 @@ def test_errors_name_what_does_not_fit(change, error, message):
         certify_head(
             arguments["matrices"], arguments["inputs"], arguments["labels"], biases=arguments.get("biases", None)
         )
+
+
+def test_imbalance_decays_exactly_along_gradient_flow():
+    """Whatever the loss, W₂ᵀW₂ - W₁W₁ᵀ falls as exp(-2λt): RK4 keeps it to the order of its step."""
+    decay, step, steps = 0.3, 2e-3, 1000
+    inputs, labels = draw(12, 5, seed=1), torch.arange(12) % 3
+    state = [0.5 * draw(6, 5, seed=2), 0.5 * draw(4, 6, seed=3), 0.5 * draw(3, 4, seed=4)]
+
+    def velocity(matrices):
+        leaves = [matrix.clone().requires_grad_() for matrix in matrices]
+        logits = torch.relu(inputs @ leaves[0].T) @ leaves[1].T @ leaves[2].T
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        gradients = torch.autograd.grad(loss, leaves)
+        return [-g - decay * m for g, m in zip(gradients, matrices, strict=True)]
+
+    def moved(slopes, size):
+        return [m + size * v for m, v in zip(state, slopes, strict=True)]
+
+    first = state[2].T @ state[2] - state[1] @ state[1].T
+    for _ in range(steps):
+        a = velocity(state)
+        b = velocity(moved(a, step / 2))
+        c = velocity(moved(b, step / 2))
+        e = velocity(moved(c, step))
+        state = [m + step / 6 * (p + 2 * q + 2 * r + s) for m, p, q, r, s in zip(state, a, b, c, e, strict=True)]
+    last = state[2].T @ state[2] - state[1] @ state[1].T
+    torch.testing.assert_close(last, math.exp(-2 * decay * step * steps) * first, rtol=0, atol=1e-11)
