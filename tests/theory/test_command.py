@@ -50,6 +50,12 @@ def test_too_few_dimensions_leave_the_solver(capsys):
     assert "solved: best of" in out
 
 
+def test_a_model_of_which_nothing_is_known_is_solved(capsys):
+    out = theory(capsys, "deep-cross-entropy --counts [3,2] --decays [0.01,0.01,0.01]")
+    assert "no closed form: counts must be equal" in out
+    assert "solved: best of" in out
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

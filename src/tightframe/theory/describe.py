@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tightframe._checks import DimensionError
+from tightframe._checks import ArgumentError, DimensionError
 from tightframe.report.charts import HeatMap, write_charts
 from tightframe.report.names import quantity
 from tightframe.report.tables import render_rows
@@ -38,10 +38,10 @@ def describe(problem: Problem, seed: int, plot: Path | None = None) -> None:
 
 
 def _points(problem: Problem, seed: int) -> Iterator[tuple[str, Solution]]:
-    """Yield the closed form, unless d is too small for one, and what the solver finds where there is a minimum."""
+    """Yield the closed form, if there is one in that many dimensions, and what the solver finds of a minimum."""
     try:
         yield "closed form", closed_form(problem)
-    except DimensionError as error:
+    except (ArgumentError, DimensionError) as error:
         print(f"no closed form: {error}\n")  # noqa: T201
     if not isinstance(problem, MaxMargin):
         yield "solved", solve(problem, generator=torch.Generator().manual_seed(seed))

@@ -10,9 +10,9 @@ from tightframe.report.charts import Chart, HeatMap, write_charts
 from tightframe.theory.figures.deep import low_rank
 from tightframe.theory.figures.layer_peeled import minority_collapse, minority_collapse_network, oversampling
 from tightframe.theory.figures.linear_heads import linear_head
+from tightframe.theory.figures.max_margin import seli
 from tightframe.theory.figures.network import network_certificate
 from tightframe.theory.figures.one_layer import balanced_norms, bias_kink, relu_death
-from tightframe.theory.figures.seli import seli
 from tightframe.theory.figures.ulpm import ulpm_flow, ulpm_network
 
 Charts = list[Chart | HeatMap]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from itertools import pairwise
 
@@ -10,8 +9,8 @@ import pytest
 import torch
 
 from tightframe.report.charts import HeatMap
-from tightframe.theory.figures import FIGURES
-from tightframe.theory.figures.seli import cosine, path_distances, path_slope, penalised, step_cosine, unit
+from tightframe.theory.figures import FIGURES, max_margin
+from tightframe.theory.figures.max_margin import cosine, path_distances, path_slope, penalised, step_cosine, unit
 from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.forms.margin import step_geometry
 from tightframe.ufm.problems import MaxMargin
@@ -65,9 +64,8 @@ def test_unit_has_norm_one():
 
 
 def test_figure_is_made(monkeypatch):
-    figure = importlib.import_module("tightframe.theory.figures.seli")  # the package's attribute is the function
-    monkeypatch.setattr(figure, "_RATIOS", (1, 10))
-    monkeypatch.setattr(figure, "_EXPONENTS", (3, 96))
+    monkeypatch.setattr(max_margin, "_RATIOS", (1, 10))
+    monkeypatch.setattr(max_margin, "_EXPONENTS", (3, 96))
     charts = FIGURES["seli"](0)
     assert [isinstance(chart, HeatMap) for chart in charts] == [True] * 3 + [False] * 3
     path = charts[-1]
