@@ -36,14 +36,22 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two layers with a GELU between, behind a LayerNorm."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.w1 = nn.Linear(width, 4 * width)
-        self.w2 = nn.Linear(4 * width, width)
+        self.w1 = nn.Linear(width, hidden)
+        self.w2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.gelu(self.w1(self.norm(x))))
+
+    @torch.no_grad()
+    def start(self, branches: int, generator: torch.Generator) -> None:
+        """Draw the weights of one of so many branches; biases start at zero."""
+        nn.init.xavier_normal_(self.w1.weight, generator=generator)
+        nn.init.xavier_normal_(self.w2.weight, gain=branches**-0.5, generator=generator)
+        for linear in (self.w1, self.w2):
+            nn.init.zeros_(linear.bias)
 
 
 class Block(nn.Module):
@@ -54,7 +62,7 @@ class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.attention = Attention(width)
-        self.feed_forward = FeedForward(width)
+        self.feed_forward = FeedForward(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(x)
@@ -63,15 +71,12 @@ class Block(nn.Module):
     @torch.no_grad()
     def start(self, branches: int, generator: torch.Generator) -> None:
         """Draw the weights of one of several blocks with so many branches in all; biases start at zero."""
-        shrink = branches**-0.5
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
         nn.init.xavier_normal_(self.attention.qkv.weight, generator=generator)
-        nn.init.normal_(self.attention.output.weight, std=0.02 * shrink, generator=generator)
+        nn.init.normal_(self.attention.output.weight, std=0.02 * branches**-0.5, generator=generator)
+        for linear in (self.attention.qkv, self.attention.output):
+            nn.init.zeros_(linear.bias)
         if self.feed_forward is not None:
-            nn.init.xavier_normal_(self.feed_forward.w1.weight, generator=generator)
-            nn.init.xavier_normal_(self.feed_forward.w2.weight, gain=shrink, generator=generator)
+            self.feed_forward.start(branches, generator)
 
 
 class GPT(nn.Module):
@@ -181,10 +186,32 @@ def fill(kind: str, *matrices: str, fixed: bool = True, learn_scale: bool = Fals
     return change
 
 
+def resize(share: float) -> Change:
+    """Return a change that makes the feed-forward layers so many times as wide inside."""
+
+    def change(network: GPT, gain: float | None, generator: torch.Generator) -> None:
+        for block in network.blocks:
+            block.feed_forward = FeedForward(network.width, round(4 * share * network.width))
+            block.feed_forward.start(network.branches, generator)
+
+    return change
+
+
+def in_turn(*changes: Change) -> Change:
+    """Return a change that makes all of these."""
+
+    def change(network: GPT, gain: float | None, generator: torch.Generator) -> None:
+        for each in changes:
+            each(network, gain, generator)
+
+    return change
+
+
 VARIANTS: dict[str, Variant] = {
     "baseline": Variant(keep),
     "no-ff": Variant(remove),
     "deeper-no-ff": Variant(deepen),
+    "half-ff": Variant(resize(0.5)),
     "w1": Variant(fill("haar", "w1")),
     "w2": Variant(fill("haar", "w2")),
     "both": Variant(fill("haar", "w1", "w2")),
@@ -197,6 +224,7 @@ VARIANTS: dict[str, Variant] = {
     "aligned-w2": Variant(keep, aligned=("w2",)),
     "aligned-both": Variant(keep, aligned=("w1", "w2")),
     "w2-scalar": Variant(fill("haar", "w2", learn_scale=True)),
+    "wide-w2": Variant(in_turn(resize(2), fill("haar", "w2"))),
 }
 
 

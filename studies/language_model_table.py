@@ -21,6 +21,7 @@ LOOKS = {
     BASELINE: ("o", 6),
     NO_FF: ("X", 6),
     "deeper-no-ff": ("P", 6),
+    "half-ff": ("s", 6),
     "w1": ("^", 0),
     "w2": ("v", 0),
     "both": ("D", 0),
@@ -33,6 +34,7 @@ LOOKS = {
     "simplex-init-trainable": ("o", 0),
     "gaussian-init-trainable": ("o", 2),
     "w2-scalar": ("v", 5),
+    "wide-w2": ("s", 0),
 }
 BySeed = Mapping[int, float]
 

@@ -31,6 +31,7 @@ FULL = {
     "baseline": 875_264,
     "no-ff": 347_392,
     "deeper-no-ff": 877_824,
+    "half-ff": 612_096,
     "w1": 613_120,
     "w2": 613_120,
     "both": 350_976,
@@ -43,6 +44,7 @@ FULL = {
     "aligned-w2": 875_264,
     "aligned-both": 875_264,
     "w2-scalar": 613_124,
+    "wide-w2": 877_312,
 }
 FIXED = [name for name in VARIANTS if FULL[name] in (613_120, 350_976, 613_124)]
 
@@ -103,8 +105,8 @@ def test_the_deeper_network_is_the_nearest_in_parameters():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_seed_starts_everything_outside_the_feed_forward_matrices_alike(variant):
     state, expected, other = (tiny(*which).state_dict() for which in ((variant,), ("baseline",), (variant, 1)))
-    shared = [key for key in state if key in expected and ".w1.weight" not in key and ".w2.weight" not in key]
-    assert len(shared) == (17 if "no-ff" in variant else 25)
+    shared = [key for key in state if key in expected and ".w1." not in key and ".w2.weight" not in key]
+    assert len(shared) == (17 if "no-ff" in variant else 23)
     assert all(torch.equal(state[key], expected[key]) for key in shared)
     assert not torch.equal(state["symbols.weight"], other["symbols.weight"])
 
@@ -124,6 +126,19 @@ def test_the_start_is_the_recipes():
     for weight, std in stds.items():
         assert weight.std().item() == pytest.approx(std, rel=0.02)
     assert block.attention.qkv.bias.abs().max() == 0
+
+
+def test_other_widths_of_the_feed_forward_layers_start_by_the_same_recipe():
+    for variant, hidden in (("half-ff", 256), ("wide-w2", 1024)):
+        layer = build(variant, 128, 4, seed=0).blocks[1].feed_forward
+        assert layer.w1.weight.shape == (hidden, 128)
+        assert layer.w1.weight.std().item() == pytest.approx(math.sqrt(2 / (128 + hidden)), rel=0.02)
+        if variant == "half-ff":
+            assert layer.w2.weight.std().item() == pytest.approx(math.sqrt(2 / (128 + hidden) / 8), rel=0.02)
+        else:
+            assert not layer.w2.weight.requires_grad
+            assert torch.allclose(nearest_simplex_weight(layer.w2.weight), layer.w2.weight, atol=1e-6)
+        assert layer.w1.bias.abs().max() == layer.w2.bias.abs().max() == 0
 
 
 def test_no_byte_looks_ahead():
