@@ -220,6 +220,7 @@ VARIANTS: dict[str, Variant] = {
     "orthogonal-both": Variant(fill("orthogonal", "w1", "w2")),
     "gaussian-both": Variant(fill("gaussian", "w1", "w2")),
     "simplex-init-trainable": Variant(fill("haar", "w1", "w2", fixed=False)),
+    "orthogonal-init-trainable": Variant(fill("orthogonal", "w1", "w2", fixed=False)),
     "gaussian-init-trainable": Variant(fill("gaussian", "w1", "w2", fixed=False)),
     "aligned-w2": Variant(keep, aligned=("w2",)),
     "aligned-both": Variant(keep, aligned=("w1", "w2")),

@@ -32,6 +32,7 @@ LOOKS = {
     "aligned-w2": ("v", 3),
     "aligned-both": ("D", 3),
     "simplex-init-trainable": ("o", 0),
+    "orthogonal-init-trainable": ("o", 1),
     "gaussian-init-trainable": ("o", 2),
     "w2-scalar": ("v", 5),
     "wide-w2": ("s", 0),

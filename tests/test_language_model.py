@@ -40,6 +40,7 @@ FULL = {
     "orthogonal-both": 350_976,
     "gaussian-both": 350_976,
     "simplex-init-trainable": 875_264,
+    "orthogonal-init-trainable": 875_264,
     "gaussian-init-trainable": 875_264,
     "aligned-w2": 875_264,
     "aligned-both": 875_264,
@@ -162,6 +163,7 @@ def test_no_byte_looks_ahead():
         ("gaussian-both", {"w1", "w2"}),
         ("orthogonal-w2", {"w2"}),
         ("gaussian-w2", {"w2"}),
+        ("orthogonal-init-trainable", {"w1", "w2"}),
         ("gaussian-init-trainable", {"w1", "w2"}),
     ],
 )
