@@ -225,6 +225,7 @@ VARIANTS: dict[str, Variant] = {
     "aligned-w2": Variant(keep, aligned=("w2",)),
     "aligned-both": Variant(keep, aligned=("w1", "w2")),
     "w2-scalar": Variant(fill("haar", "w2", learn_scale=True)),
+    "w2-simplex-init": Variant(in_turn(fill("haar", "w1", fixed=False), fill("haar", "w2"))),
     "wide-w2": Variant(in_turn(resize(2), fill("haar", "w2"))),
 }
 
