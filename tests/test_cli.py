@@ -385,9 +385,20 @@ def test_convert_takes_the_run_from_anywhere(runs, capsys, monkeypatch):
     assert json.loads((runs / "vectors/learned/seed-0/locked/conversion.json").read_text())["gain"] == 1.0
 
 
+def test_convert_keeps_layers_and_looks_at_those_that_are_named(runs, capsys):
+    run = "runs/vectors/learned/seed-0"
+    assert "2 locked" in printed(["convert", run, "--epsilon", "0.9", "--keep", "classifier"], capsys)
+    assert json.loads((runs / "vectors/learned/seed-0/locked/conversion.json").read_text())["keep"] == ["classifier"]
+    output = printed(["convert", run, "--truncate", "--layers", "backbone.[17]", "classifier"], capsys)
+    assert "2 backbone.7" in output
+    assert "3 " not in {line.strip()[:2] for line in output.splitlines()}
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (["vectors/learned/seed-0", "--keep", "head", "--epsilon", "0.9"], "keep must name modules of the model, got"),
+        (["vectors/learned/seed-0", "--layers", "head"], "layers must name modules of the model, got 'head'"),
         (["vectors/learned/seed-0", "--kind", "etf", "--epsilon", "0"], "kind must be one of 'aligned', "),
         (["vectors/learned/seed-0", "--gain", "big"], "gain must be one of 'unit', "),
         (["vectors/learned/seed-0", "--gain", "-1"], "gain"),

@@ -24,7 +24,7 @@ from tightframe._checks import ConfigError, DataFileError, check_range
 from tightframe.config import Recipe, build_module
 from tightframe.data import ClassificationData
 from tightframe.probing import LayerCurves, effective_depth, probe_layers
-from tightframe.probing.names import CONVOLUTIONS
+from tightframe.probing.names import match_layers, takes_channels_first
 from tightframe.probing.passes import evaluating, restored_modes
 from tightframe.probing.pooling import pool
 from tightframe.records import CONFIG_FILE
@@ -113,10 +113,10 @@ class PooledClassifier(nn.Module):
     Args:
         linear: of the pooled features ``(B, d)``.
         pooling: ``"flatten"``, ``"mean"``, ``"cls"`` or None.
-        channels_first: whether the features are dimension 1 of what comes.
+        channels_first: as in :func:`tightframe.probing.pooling.pool`.
     """
 
-    def __init__(self, linear: nn.Linear, pooling: str | None, channels_first: bool) -> None:
+    def __init__(self, linear: nn.Linear, pooling: str | None, channels_first: bool | None) -> None:
         super().__init__()
         self.linear = linear
         self.pooling = pooling
@@ -184,10 +184,12 @@ def count_flops(network: nn.Module, inputs: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def find_depth(network: nn.Module, parts: Parts, epsilon: float, pooling: str | None) -> tuple[LayerCurves, int | None]:
+def find_depth(
+    network: nn.Module, parts: Parts, epsilon: float, pooling: str | None, layers: Sequence[str] | None
+) -> tuple[LayerCurves, int | None]:
     """Return the curves of a network on the training part, and its effective depth."""
     check_range("epsilon", epsilon, 0 <= epsilon < 1, "in [0, 1)")
-    curves = probe_layers(network, parts.train, pooling=pooling, num_classes=parts.num_classes)
+    curves = probe_layers(network, parts.train, layers=layers, pooling=pooling, num_classes=parts.num_classes)
     return curves, effective_depth(curves.ncc_error, epsilon)
 
 
@@ -198,6 +200,8 @@ def lock_network(
     epsilon: float = 0.01,
     inclusive: bool = False,
     pooling: str | None = None,
+    layers: Sequence[str] | None = None,
+    keep: Sequence[str] = (),
     **options: Any,
 ) -> Conversion:
     """Lock the layers of a trained network beyond its effective depth, in place, and mend its batch norms.
@@ -208,17 +212,21 @@ def lock_network(
         epsilon: of the depth.
         inclusive: lock the layer at the depth too.
         pooling: how tokens and maps become vectors.
+        layers: names or patterns of the layers 1..L, as in :func:`~tightframe.probing.match_layers`; None for all
+            linear maps.
+        keep: names or patterns of those that are not locked wherever they are.
         options: ``kind``, ``gain``, ``activation`` and ``seed`` of :func:`~tightframe.surgery.lock_to_etf`; they are
             checked also where nothing is to be locked.
     """
     check_lock_options(**options)
+    kept = match_layers(network, keep, "keep")
     if options.get("kind") == "class-rank":
         options["num_classes"] = parts.num_classes
-    curves, depth = find_depth(network, parts, epsilon, pooling)
+    curves, depth = find_depth(network, parts, epsilon, pooling, layers)
     stages = [parts.stage("trained", network)]
     locks: list[Lock] = []
     if depth is not None:
-        locks = lock_beyond(network, curves.layers, depth, inclusive=inclusive, **options)
+        locks = lock_beyond(network, curves.layers, depth, inclusive=inclusive, keep=kept, **options)
     if locks:
         stages.append(parts.stage(f"{len(locks)} locked", network))
         if reestimate_batch_norm(network, parts.shuffled):
@@ -228,7 +236,12 @@ def lock_network(
 
 
 def truncate_network(
-    network: nn.Module, parts: Parts, *, epsilon: float = 0.01, pooling: str | None = None
+    network: nn.Module,
+    parts: Parts,
+    *,
+    epsilon: float = 0.01,
+    pooling: str | None = None,
+    layers: Sequence[str] | None = None,
 ) -> Conversion:
     """Cut a trained network after every layer in turn, and finish with the nearest class mean as a linear map.
 
@@ -237,8 +250,9 @@ def truncate_network(
         parts: of the data.
         epsilon: of the depth at which the returned network is cut.
         pooling: how tokens and maps become vectors.
+        layers: names or patterns of the layers 1..L, such as blocks and the classifier; None for all linear maps.
     """
-    curves, depth = find_depth(network, parts, epsilon, pooling)
+    curves, depth = find_depth(network, parts, epsilon, pooling, layers)
     stages, networks = [parts.stage("whole", network)], [network]
     for i, layer in enumerate(curves.layers[:-1], start=1):
         cut = cut_after(
@@ -254,8 +268,9 @@ def cut_after(
     network: nn.Module, layers: Sequence[str], depth: int, linear: nn.Linear, sample: Tensor, pooling: str | None
 ) -> nn.Module:
     """Return a network that ends with a linear classifier of what layer ``depth + 1`` of the layers 1..L receives."""
-    channels_first = isinstance(network.get_submodule(layers[depth]), CONVOLUTIONS)  # as the one that receives it
-    return truncate(network, layers[depth - 1], PooledClassifier(linear, pooling, channels_first), sample)
+    channels_first = takes_channels_first(network.get_submodule(layers[depth]))  # as the one that receives it
+    classifier = PooledClassifier(linear, pooling, channels_first)
+    return truncate(network, layers[depth - 1], classifier, sample, layers=layers)
 
 
 def network_of_run(run: Path, recipe: Recipe, data: ClassificationData) -> nn.Module:

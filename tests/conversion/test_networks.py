@@ -150,9 +150,22 @@ def test_the_layer_at_the_depth_is_locked_on_request(mlp):
     assert [lock.name for lock in found.locks] == ["backbone.4", "backbone.7", "classifier"]
 
 
+def test_layers_are_kept_and_looked_at_on_request(mlp):
+    network, parts = opened(mlp)
+    found = lock_network(network, parts, epsilon=0.99, keep=["classifier"])
+    assert [lock.name for lock in found.locks] == ["backbone.4", "backbone.7"]
+    assert network.classifier.weight.requires_grad
+    network, parts = opened(mlp)
+    found = lock_network(network, parts, epsilon=0.99, layers=["backbone.[17]", "classifier"])
+    assert found.layers == ("backbone.1", "backbone.7", "classifier")
+    assert [lock.name for lock in found.locks] == ["backbone.7", "classifier"]
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        ({"keep": ["head"]}, "keep must name modules of the model, got 'head'"),
+        ({"layers": ["head"]}, "layers must name modules of the model, got 'head'"),
         ({"kind": "etf"}, "kind must be one of 'aligned', "),
         ({"gain": "big"}, "gain must be one of 'unit', "),
         ({"gain": -1.0}, "gain"),
@@ -215,12 +228,12 @@ def test_a_fixed_classifier_is_neither_locked_nor_counted(tmp_path):
 # --- truncate ---
 
 
-def check_cuts(run, pooling, channels_first):
+def check_cuts(run, pooling, channels_first, layers=None):
     """Each cut gets right what the nearest class mean gets right, counted from what the next layer receives."""
     network, parts = opened(run)
     train, test = run[3].train, run[3].test
     before = copy.deepcopy(network)
-    found = truncate_network(network, parts, epsilon=0.99, pooling=pooling)
+    found = truncate_network(network, parts, epsilon=0.99, pooling=pooling, layers=layers)
     assert same_state(network, before)
     assert [m.training for m in network.modules()] == [m.training for m in before.modules()]
     assert size(network, True) == size(before, True)
@@ -275,6 +288,27 @@ def test_cuts_of_a_cnn(cnn, pooling):
         convolutions = sum((9 * a + 2) * b for a, b in pairwise(channels[: i + 1]))
         assert found.stages[i].parameters == convolutions + (read + 1) * K
     assert found.stages[3].flops == found.stages[0].flops  # the pool stands before the next linear layer
+
+
+def test_cuts_after_the_blocks_of_a_transformer(transformer, tmp_path):
+    layers = ["backbone.blocks.*", "classifier"]
+    found = check_cuts(transformer, "mean", False, layers)
+    assert found.layers == ("backbone.blocks.0", "backbone.blocks.1", "classifier")
+    assert found.stages[1].flops < found.stages[2].flops == found.stages[0].flops
+    write_conversion(found, tmp_path, {})
+    network, parts = opened(transformer)
+    again = load_conversion(tmp_path, network, parts.sample)
+    assert same_state(again, found.network)
+
+
+def test_maps_that_a_block_receives_are_pooled_as_its_probe_does(cnn):
+    network, parts = opened(cnn)
+    children = list(network.backbone)
+    blocks = nn.Sequential(nn.Sequential(*children[:3]), nn.Sequential(*children[3:]))
+    whole = nn.Sequential(blocks, network.classifier)
+    found = truncate_network(whole, parts, pooling="mean", layers=["0.*", "1"])
+    assert found.layers == ("0.0", "0.1", "1")
+    assert [stage.train for stage in found.stages[1:]] == pytest.approx([1 - error for error in found.ncc_error[:-1]])
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

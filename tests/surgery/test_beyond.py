@@ -23,6 +23,8 @@ NAMES = ["0", "1", "2", "3", "4"]
         ({"depth": 1, "inclusive": True}, ["1", "2", "3", "4"]),
         ({"depth": 1, "inclusive": True, "min_trainable": 4}, ["4"]),
         ({"depth": 1, "min_trainable": 9}, []),
+        ({"depth": 2, "keep": ["4"]}, ["2", "3"]),
+        ({"depth": 2, "keep": ["[23]"]}, ["4"]),
     ],
 )
 def test_which_layers_lie_beyond(options, locked):
@@ -67,6 +69,8 @@ def test_layers_without_a_trained_matrix_are_passed_over():
         ({"depth": 1, "min_trainable": 0}, ArgumentError, "min_trainable must be an integer >= 1"),
         ({"depth": 1, "kind": "etf"}, ArgumentError, "kind must be one of"),
         ({"depth": 4, "layers": ["0", "1", "2", "3", "5"]}, ArgumentError, "no module '5'"),
+        ({"depth": 1, "keep": ["head"]}, ArgumentError, "keep must name modules of the model, got 'head'"),
+        ({"depth": 1, "keep": "4"}, ArgumentError, "keep must be a list of names or patterns, got '4'"),
         ({"depth": 4, "kind": "class-rank", "num_classes": 9}, ArgumentError, "num_classes must be K = 3"),
     ],
 )
@@ -81,5 +85,6 @@ def test_a_layer_that_is_trained_and_cannot_be_locked_is_not_passed_over():
     with pytest.raises(ArgumentError, match="layer '3' is computed by a parametrization"):
         lock_beyond(model, NAMES, 2)
     narrow = nn.Sequential(nn.Linear(6, 2), nn.Linear(2, 5))
-    with pytest.raises(DimensionError, match="d >= K - 1"):
+    with pytest.raises(DimensionError, match=r"d >= K - 1.*keep it trainable"):
         lock_beyond(narrow, ["0", "1"], 1)
+    assert lock_beyond(narrow, ["0", "1"], 1, keep=["1"]) == []

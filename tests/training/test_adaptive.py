@@ -144,6 +144,20 @@ def test_patterns_name_layers_in_the_order_of_execution():
     assert module.classifier.weight.requires_grad
 
 
+def test_a_layer_that_is_kept_is_never_locked():
+    callback = easy(keep=["classifier", "backbone.6"])
+    module = fit(callback)
+    assert locks(callback) == {2: ["backbone.3", "backbone.9"]}
+    assert module.classifier.weight.requires_grad
+
+
+def test_a_classifier_of_more_classes_than_there_is_a_simplex_for_can_be_kept():
+    narrow = network(width=2, classifier=LinearClassifier(2, 4))
+    callback = easy(keep=["classifier"])
+    fit(callback, model=narrow)
+    assert locks(callback) == {2: ["backbone.3", "backbone.6", "backbone.9"]}
+
+
 # --- errors ---
 
 
@@ -210,17 +224,24 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step():
     refused(ArgumentError, "rewarm must be False for a Scheduled", easy(), Scheduled())
     refused(ArgumentError, "must be one DataLoader, got dict", easy(), loader={"a": make_loader(TRAIN, 10)})
     refused(ArgumentError, "layers must name modules of the model", easy(layers=["head"]))
+    refused(ArgumentError, "keep must name modules of the model", easy(keep=["head"]))
     refused(ArgumentError, "start must be below the number of layers, 5, got 5", easy(start=5))
     refused(ArgumentError, "first_stage must lie between 0.*and max_epochs = 6, got 6", easy(first_stage=6))
     refused(
-        DimensionError, "d >= K - 1.*without 'classifier'", easy(), network(width=2, classifier=LinearClassifier(2, 4))
+        DimensionError,
+        "d >= K - 1.*pass keep=.'classifier'",
+        easy(),
+        network(width=2, classifier=LinearClassifier(2, 4)),
     )
     refused(
-        ArgumentError, "got NormalizedLinear.*without 'classifier'", easy(), network(classifier=NormalizedLinear(6, 3))
+        ArgumentError,
+        "got NormalizedLinear.*pass keep=.'classifier'",
+        easy(),
+        network(classifier=NormalizedLinear(6, 3)),
     )
     model = network()
     nn.utils.parametrizations.weight_norm(model.backbone[6])
-    refused(ArgumentError, "computed by a parametrization.*without 'backbone.6'", easy(), model)
+    refused(ArgumentError, "computed by a parametrization.*pass keep=.'backbone.6'", easy(), model)
     model = network()
     model.backbone[6].weight = model.backbone[9].weight
     refused(ArgumentError, "is tied", easy(), model)

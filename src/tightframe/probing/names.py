@@ -14,7 +14,7 @@ from tightframe.nn import Classifier
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def match_layers(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+def match_layers(model: nn.Module, patterns: Sequence[str], argument: str = "layers") -> list[str]:
     """Return the dotted names of the modules that patterns name, each once, in the order of patterns and of the model.
 
     A pattern is compared part by part, so ``*`` does not reach across a dot: ``"blocks.*.mlp"`` names the ``mlp`` of
@@ -23,15 +23,18 @@ def match_layers(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Args:
         model: any module.
         patterns: dotted names, whose parts may hold ``*``, ``?`` and ``[...]``.
+        argument: what errors call them.
 
     Raises:
-        ArgumentError: if a pattern names no module; the message lists names near it.
+        ArgumentError: if they are one string, or a pattern names no module; the message lists names near it.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 3)))
         >>> match_layers(model, ["2.*", "[01]"])
         ['2.0', '0', '1']
     """
+    if isinstance(patterns, str):
+        raise ArgumentError(f"{argument} must be a list of names or patterns, got {patterns!r}")
     names = [name for name, _ in model.named_modules()]
     found: dict[str, None] = {}
     for pattern in patterns:
@@ -40,7 +43,7 @@ def match_layers(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             close = difflib.get_close_matches(pattern, names, n=8, cutoff=0.5)
             others = ", ".join(repr(name) for name in close or names if name)[:300]
             known = "near it are" if close else "it has"
-            raise ArgumentError(f"layers must name modules of the model, got {pattern!r}; {known} {others}")
+            raise ArgumentError(f"{argument} must name modules of the model, got {pattern!r}; {known} {others}")
         found.update(dict.fromkeys(matching))
     return list(found)
 
@@ -75,6 +78,13 @@ def is_inside(name: str, outer: str) -> bool:
 def is_dense(module: nn.Module) -> bool:
     """Return whether a module maps the last dimension of its input, whatever comes before it."""
     return isinstance(module, nn.Linear | Classifier) or type(module).__name__ == "Conv1D"
+
+
+def takes_channels_first(module: nn.Module) -> bool | None:
+    """Return whether the features that a module takes are dimension 1 rather than the last; None: it may take any."""
+    if isinstance(module, CONVOLUTIONS):
+        return True
+    return False if is_dense(module) else None
 
 
 def trains_matrix(module: nn.Module) -> bool:

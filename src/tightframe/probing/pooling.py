@@ -10,7 +10,7 @@ from tightframe._checks import ArgumentError, ShapeError
 POOLINGS = ("flatten", "mean", "cls", "mask")
 
 
-def pool(value: Tensor, pooling: str | None, mask: Tensor | None, *, channels_first: bool) -> Tensor:
+def pool(value: Tensor, pooling: str | None, mask: Tensor | None, *, channels_first: bool | None) -> Tensor:
     """Return features ``(B, d)`` of what a layer was given or gave; ``(B, d)`` is returned as it is.
 
     Args:
@@ -19,7 +19,7 @@ def pool(value: Tensor, pooling: str | None, mask: Tensor | None, *, channels_fi
         pooling: ``"flatten"``: all numbers of a sample; ``"mean"``: their mean over tokens or pixels; ``"cls"``: the
             first token; ``"mask"``: the mean over the tokens that the mask keeps; None: flatten maps, refuse tokens.
         mask: ``(B, T)`` for ``"mask"``; what is not zero is kept.
-        channels_first: whether the features are dimension 1 rather than the last.
+        channels_first: whether the features are dimension 1 rather than the last; None: if there are more than three.
 
     Raises:
         ArgumentError: if the pooling does not apply.
@@ -29,6 +29,8 @@ def pool(value: Tensor, pooling: str | None, mask: Tensor | None, *, channels_fi
         raise ShapeError(f"a layer's features must have shape (B, d) or more dimensions, got {tuple(value.shape)}")
     if value.ndim == 2:
         return value
+    if channels_first is None:
+        channels_first = value.ndim > 3
     tokens = value.ndim == 3 and not channels_first
     precision = torch.promote_types(value.dtype, torch.float32)  # means are not rounded to half precision
     if pooling == "flatten" or (pooling is None and not tokens):

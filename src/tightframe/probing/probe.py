@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tightframe._checks import ArgumentError, ShapeError, check_choice
-from tightframe.probing.names import CONVOLUTIONS, is_dense, is_inside, linear_maps, match_layers
+from tightframe.probing.names import is_inside, linear_maps, match_layers, takes_channels_first
 from tightframe.probing.pooling import POOLINGS, pool
 
 TAPS = ("input", "pre", "post")
@@ -134,9 +134,8 @@ class Probe:
                 f"layer {name!r} must give a tensor at tap={self.tap!r}, got {type(value).__name__}; name a layer "
                 "inside of it"
             )
-        channels_first = isinstance(module, CONVOLUTIONS) or (value.ndim > 3 and not is_dense(module))
         try:
-            features = pool(value.detach(), self.pooling, self.mask, channels_first=channels_first)
+            features = pool(value.detach(), self.pooling, self.mask, channels_first=takes_channels_first(module))
         except (ArgumentError, ShapeError) as error:
             raise type(error)(f"layer {name!r}: {error}") from None
         if copy and features.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tightframe._checks import ArgumentError, check_positive
-from tightframe.probing.names import trains_matrix
+from tightframe.probing.names import match_layers, trains_matrix
 from tightframe.surgery._modules import find_module
 from tightframe.surgery.locking import Lock, lock_to_etf
 
@@ -21,6 +21,7 @@ def lock_beyond(
     *,
     inclusive: bool = False,
     min_trainable: int = 1,
+    keep: Sequence[str] = (),
     seed: int = 0,
     optimizer: torch.optim.Optimizer | None = None,
     **options: Any,
@@ -33,13 +34,15 @@ def lock_beyond(
         depth: the last layer to keep, 1..L, such as :func:`~tightframe.probing.effective_depth`.
         inclusive: lock that one too.
         min_trainable: first layers that are kept whatever the depth, >= 1.
+        keep: names or patterns of layers that are not locked wherever they are, such as a classifier of more than
+            d + 1 classes, for which there is no simplex ETF.
         seed: of the draws, >= 0.
         optimizer: as in :func:`~tightframe.surgery.lock_to_etf`.
         options: its further arguments, such as ``kind`` and ``gain``.
 
     Raises:
-        ArgumentError: if the depth is no layer, or as in :func:`~tightframe.surgery.lock_to_etf`; what was locked
-            before the layer at fault stays so.
+        ArgumentError: if the depth is no layer, if ``keep`` names no module, or as in
+            :func:`~tightframe.surgery.lock_to_etf`; what was locked before the layer at fault stays so.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -52,5 +55,6 @@ def lock_beyond(
     if depth > len(layers):
         raise ArgumentError(f"depth must be one of the layers 1..{len(layers)}, got {depth}")
     beyond = list(enumerate(layers))[max(depth - inclusive, min_trainable) :]
-    trained = [(index, name) for index, name in beyond if trains_matrix(find_module(model, name))]
+    kept = match_layers(model, keep, "keep")
+    trained = [(i, name) for i, name in beyond if name not in kept and trains_matrix(find_module(model, name))]
     return [lock_to_etf(model, name, seed=seed + index, optimizer=optimizer, **options) for index, name in trained]

@@ -198,7 +198,7 @@ def _num_vertices(name: str, W: Tensor, kind: str, num_classes: int | None, clas
     if in_features < out_features - 1:
         raise DimensionError(
             f"classifier {name!r} needs d >= K - 1 for a simplex ETF, got d = {in_features} and K = {out_features}; "
-            "widen its input, or pass classifier=False to make its columns the vertices"
+            "widen its input, keep it trainable, or pass classifier=False to make its columns the vertices"
         )
     if num_classes not in (None, out_features):
         raise ArgumentError(f"num_classes must be K = {out_features} for classifier {name!r}, got {num_classes!r}")

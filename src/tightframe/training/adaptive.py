@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from tightframe._checks import ArgumentError, TightframeError, check_choice, check_positive, check_range
 from tightframe.probing import LayerCurves, effective_depth, find_classifier, num_outputs, probe_layers
-from tightframe.probing.names import trains_matrix
+from tightframe.probing.names import match_layers, trains_matrix
 from tightframe.records import Record, Records
 from tightframe.surgery import Lock, check_lock_options, lock_beyond, lock_to_etf, reestimate_batch_norm
 from tightframe.surgery.locking import check_optimizer
@@ -53,6 +53,7 @@ class AdaptiveETF(Callback):
         warmup: epochs before the first check, >= 0.
         inclusive: lock layer d too. The default leaves it trainable: it makes what the later layers only keep.
         min_trainable: first layers that are never locked, >= 1.
+        keep: names or patterns of further ones, such as a classifier of more than d + 1 classes.
         start: lock the layers beyond this one before training, and look no further; None does not.
         first_stage: train so many epochs, find the depth, go back to the first weights, lock beyond the depth and train
             again in the epochs that are left; where there is nothing to lock, training goes on. None locks along the
@@ -85,6 +86,7 @@ class AdaptiveETF(Callback):
         warmup: int = 0,
         inclusive: bool = False,
         min_trainable: int = 1,
+        keep: Sequence[str] = (),
         start: int | None = None,
         first_stage: int | None = None,
         kind: str = "aligned",
@@ -124,6 +126,7 @@ class AdaptiveETF(Callback):
         self.warmup = warmup
         self.inclusive = inclusive
         self.min_trainable = min_trainable
+        self.keep = keep
         self.start = start
         self.first_stage = first_stage
         self.rewarm = rewarm
@@ -270,13 +273,15 @@ class AdaptiveETF(Callback):
             try:
                 lock_to_etf(module, name, **options)
             except TightframeError as error:
-                raise type(error)(f"{error}; or pass layers=[...] without {name!r}") from error
+                raise type(error)(f"{error}; or pass keep=[{name!r}]") from error
             layer.load_state_dict({"weight": weight}, strict=False)
             layer.get_parameter("weight").requires_grad_(weight.requires_grad)
 
     def _trained_beyond(self, module: LightningModule, depth: int) -> list[str]:
         """Return the layers beyond a depth that have a matrix to train: a fixed classifier has at most a scale."""
-        return [name for name in self._layers[self._kept(depth) :] if trains_matrix(module.get_submodule(name))]
+        kept = match_layers(module, self.keep, "keep")
+        beyond = (name for name in self._layers[self._kept(depth) :] if name not in kept)
+        return [name for name in beyond if trains_matrix(module.get_submodule(name))]
 
     def _kept(self, depth: int) -> int:
         """Return how many layers stay as they are if the depth is this."""
@@ -299,7 +304,7 @@ class AdaptiveETF(Callback):
 
     def _lock(self, trainer: Trainer, module: LightningModule, boundary: int) -> list[Lock]:
         (optimizer,) = trainer.optimizers
-        return lock_beyond(module, self._layers, boundary, optimizer=optimizer, **self._options(module))
+        return lock_beyond(module, self._layers, boundary, keep=self.keep, optimizer=optimizer, **self._options(module))
 
     def _options(self, module: LightningModule) -> dict[str, Any]:
         """Return how to lock the layers of a module."""
