@@ -74,7 +74,8 @@ def converted(directory: RunDirectory, method: str) -> str:
     """Tabulate locking without training: before, after, and with batch norm estimated anew."""
     trainings = conversions(directory, method, "locked")
     names = ("trained", "locked", "batch norm anew")
-    rows = [[name, *_stage([t[i] for t in trainings if i < len(t)])] for i, name in enumerate(names)]
+    reached = [(name, [t[i] for t in trainings if i < len(t)]) for i, name in enumerate(names)]
+    rows = [[name, *_stage(stages)] for name, stages in reached if stages]  # a network may have no batch norm
     return markdown([method, "train %", "test %", "trainable", "parameters %", "FLOPs %", "time %"], rows)
 
 

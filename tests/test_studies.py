@@ -246,7 +246,7 @@ def test_trained_parameters_and_conversions(tmp_path, capsys):
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     assert cells[0][1:] == ["2", "91.00 ± 12.71", "–", "91.00 ± 12.71", "1,000", "100", "2 2"]
     assert cells[1][3:] == ["-5.00 ± 0.00", "86.00 ± 12.71", "250", "25", "3 3"]
-    assert [line.split("|")[3].strip() for line in locked.splitlines()[2:]] == ["90.00 ± 0.00", "50.00 ± 0.00", "–"]
+    assert [line.split("|")[3].strip() for line in locked.splitlines()[2:]] == ["90.00 ± 0.00", "50.00 ± 0.00"]
     whole, chosen, after = ([c.strip() for c in line.split("|")[2:-1]] for line in truncated.splitlines()[2:])
     assert whole[3:] == ["100", "100", "100.00 ± 0.00"]
     assert chosen == after == ["100.00 ± 0.00", "70.00 ± 0.00", "1,000", "10", "10", "20.00 ± 0.00"]
