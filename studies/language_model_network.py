@@ -162,6 +162,13 @@ def deepen(network: GPT, gain: float | None, generator: torch.Generator) -> None
         network.blocks.append(block)
 
 
+def halve(network: GPT, gain: float | None, generator: torch.Generator) -> None:
+    """Put feed-forward layers of half the width in place of those there are."""
+    for block in network.blocks:
+        block.feed_forward = FeedForward(network.width, 2 * network.width)
+        block.feed_forward.start(network.branches, generator)
+
+
 def fill(kind: str, *matrices: str, fixed: bool = True, learn_scale: bool = False) -> Change:
     """Return a change that gives the matrices the weights of :class:`ETFLinear`, each from a draw of its own."""
 
@@ -186,17 +193,6 @@ def fill(kind: str, *matrices: str, fixed: bool = True, learn_scale: bool = Fals
     return change
 
 
-def resize(share: float) -> Change:
-    """Return a change that makes the feed-forward layers so many times as wide inside."""
-
-    def change(network: GPT, gain: float | None, generator: torch.Generator) -> None:
-        for block in network.blocks:
-            block.feed_forward = FeedForward(network.width, round(4 * share * network.width))
-            block.feed_forward.start(network.branches, generator)
-
-    return change
-
-
 def in_turn(*changes: Change) -> Change:
     """Return a change that makes all of these."""
 
@@ -211,7 +207,7 @@ VARIANTS: dict[str, Variant] = {
     "baseline": Variant(keep),
     "no-ff": Variant(remove),
     "deeper-no-ff": Variant(deepen),
-    "half-ff": Variant(resize(0.5)),
+    "half-ff": Variant(halve),
     "w1": Variant(fill("haar", "w1")),
     "w2": Variant(fill("haar", "w2")),
     "both": Variant(fill("haar", "w1", "w2")),
@@ -226,7 +222,6 @@ VARIANTS: dict[str, Variant] = {
     "aligned-both": Variant(keep, aligned=("w1", "w2")),
     "w2-scalar": Variant(fill("haar", "w2", learn_scale=True)),
     "w2-simplex-init": Variant(in_turn(fill("haar", "w1", fixed=False), fill("haar", "w2"))),
-    "wide-w2": Variant(in_turn(resize(2), fill("haar", "w2"))),
 }
 
 

@@ -36,7 +36,6 @@ LOOKS = {
     "gaussian-init-trainable": ("o", 2),
     "w2-scalar": ("v", 5),
     "w2-simplex-init": ("<", 0),
-    "wide-w2": ("s", 0),
 }
 BySeed = Mapping[int, float]
 
