@@ -193,16 +193,6 @@ def fill(kind: str, *matrices: str, fixed: bool = True, learn_scale: bool = Fals
     return change
 
 
-def in_turn(*changes: Change) -> Change:
-    """Return a change that makes all of these."""
-
-    def change(network: GPT, gain: float | None, generator: torch.Generator) -> None:
-        for each in changes:
-            each(network, gain, generator)
-
-    return change
-
-
 VARIANTS: dict[str, Variant] = {
     "baseline": Variant(keep),
     "no-ff": Variant(remove),
@@ -221,7 +211,6 @@ VARIANTS: dict[str, Variant] = {
     "aligned-w2": Variant(keep, aligned=("w2",)),
     "aligned-both": Variant(keep, aligned=("w1", "w2")),
     "w2-scalar": Variant(fill("haar", "w2", learn_scale=True)),
-    "w2-simplex-init": Variant(in_turn(fill("haar", "w1", fixed=False), fill("haar", "w2"))),
 }
 
 

@@ -35,7 +35,6 @@ LOOKS = {
     "orthogonal-init-trainable": ("o", 1),
     "gaussian-init-trainable": ("o", 2),
     "w2-scalar": ("v", 5),
-    "w2-simplex-init": ("<", 0),
 }
 BySeed = Mapping[int, float]
 

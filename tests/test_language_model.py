@@ -45,9 +45,8 @@ FULL = {
     "aligned-w2": 875_264,
     "aligned-both": 875_264,
     "w2-scalar": 613_124,
-    "w2-simplex-init": 613_120,
 }
-FIXED = [name for name in VARIANTS if FULL[name] in (613_120, 350_976, 613_124) and name != "w2-simplex-init"]
+FIXED = [name for name in VARIANTS if FULL[name] in (613_120, 350_976, 613_124)]
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +157,6 @@ def test_no_byte_looks_ahead():
         ("gaussian-both", {"w1", "w2"}),
         ("orthogonal-w2", {"w2"}),
         ("gaussian-w2", {"w2"}),
-        ("w2-simplex-init", {"w1", "w2"}),
         ("orthogonal-init-trainable", {"w1", "w2"}),
         ("gaussian-init-trainable", {"w1", "w2"}),
     ],
@@ -171,7 +169,7 @@ def test_matrices_have_the_norm_of_the_variance_preserving_simplex(variant, touc
         if name in touched:
             assert weight.norm().item() == pytest.approx(norm, rel=1e-6)
             is_simplex = torch.allclose(nearest_simplex_weight(weight), weight, atol=1e-6)
-            assert is_simplex == (variant in ("w1", "w2", "both", "simplex-init-trainable", "w2-simplex-init"))
+            assert is_simplex == (variant in ("w1", "w2", "both", "simplex-init-trainable"))
     drawn = [weight.flatten().sort().values for (_, name), weight in found.items() if name in touched]
     assert not any(torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
     other = matrices(tiny(variant, seed=1))
@@ -197,13 +195,6 @@ def test_fixed_matrices_are_the_same_bits_after_training(variant, corpus, tmp_pa
             fixed = not torch.equal(weight, learned[key])
             assert torch.equal(weight, matrices(network)[key]) == fixed
     assert timing["trainable_parameters"] == trainable(before)
-
-
-def test_a_start_from_a_simplex_is_trained_away_where_it_is_not_fixed(corpus, tmp_path, monkeypatch):
-    network, *_ = train("w2-simplex-init", corpus, tmp_path, monkeypatch)
-    start = matrices(tiny("w2-simplex-init"))
-    assert {key[1] for key, weight in matrices(network).items() if torch.equal(weight, start[key])} == {"w2"}
-    assert not any(torch.equal(weight, start[key]) for key, weight in matrices(network).items() if key[1] == "w1")
 
 
 @pytest.mark.parametrize(("variant", "locked"), [("aligned-w2", {"w2"}), ("aligned-both", {"w1", "w2"})])
