@@ -164,15 +164,7 @@ def frame(hierarchy: Path, out: Path, **options: Any) -> None:
     print(", ".join(f"{name} {value:.6g}" for name, value in facts.items()))  # noqa: T201
 
 
-def convert(
-    run: Path,
-    out: Path | None,
-    truncate: bool,
-    epsilon: float,
-    pooling: str | None,
-    layers: list[str] | None,
-    **lock: Any,
-) -> None:
+def convert(run: Path, out: Path | None, truncate: bool, epsilon: float, **lock: Any) -> None:
     """Lock the layers of a trained network beyond its effective depth, or cut it there, and say what that costs."""
     import torch
 
@@ -186,10 +178,11 @@ def convert(
     data = config.build_data(recipe)
     network = conversion.network_of_run(run, recipe, data)
     parts = conversion.Parts(data, recipe.batch_size)
+    look = {"epsilon": epsilon, "pooling": lock.pop("pooling"), "layers": lock.pop("layers")}
     if truncate:
-        found = conversion.truncate_network(network, parts, epsilon=epsilon, pooling=pooling, layers=layers)
+        found = conversion.truncate_network(network, parts, **look)
     else:
-        found = conversion.lock_network(network, parts, epsilon=epsilon, pooling=pooling, layers=layers, **lock)
+        found = conversion.lock_network(network, parts, **look, **lock)
     render_rows(*conversion.cells(found))
     depth = f"effective depth {found.depth} of {len(found.layers)}" if found.depth else "no effective depth"
     left = "" if found.changed else "; nothing was converted"
@@ -329,9 +322,7 @@ def _convert_parser() -> ArgumentParser:
     parser.add_argument("--out", type=Path | None, default=None, help="directory; by default RUN/locked, RUN/truncated")
     parser.add_argument("--epsilon", type=float, default=0.01, help="error of the nearest class mean at the depth")
     parser.add_argument("--pooling", choices=["flatten", "mean", "cls"], help="of tokens and maps")
-    parser.add_argument(
-        "--layers", nargs="+", help="names or patterns of the layers to look at; by default linear maps"
-    )
+    parser.add_argument("--layers", nargs="+", help="names or patterns of those to look at; by default linear maps")
     parser.add_argument("--kind", type=str, default="aligned", help="of the fixed weights; see lock_to_etf")
     parser.add_argument("--gain", type=float | str | None, default=None, help="of the fixed weights; see lock_to_etf")
     parser.add_argument("--inclusive", action="store_true", help="lock the layer at the depth too")
