@@ -67,6 +67,10 @@ class MissingExtraError(TightframeError, ImportError):
     """An optional dependency is not installed."""
 
 
+class Notice(UserWarning):
+    """What a reader of the numbers should know; nothing is wrong."""
+
+
 def require_extra(module: str, extra: str) -> ModuleType:
     """Import an optional dependency, or say which extra brings it.
 

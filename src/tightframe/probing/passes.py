@@ -1,55 +1,22 @@
-"""Run a model over data as a measurement does: in eval mode, without gradients, leaving it as it was."""
+"""Run a model as a measurement does: in eval mode, and read its logits."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tightframe._checks import ArgumentError, ShapeError
-from tightframe.functional import ClassMoments
-from tightframe.probing.probe import Probe
 
-Forward = Callable[[nn.Module, Any], Any]
-Each = Callable[[dict[str, Tensor], Tensor, Any], None]
+Logits = str | int | Callable[[Any], Tensor]
+T = TypeVar("T")
 
-
-def run(
-    model: nn.Module,
-    batches: Iterable[Any],
-    probe: Probe,
-    each: Each,
-    *,
-    forward: Forward | None = None,
-    mask_of: Callable[[Any], Tensor] | None = None,
-) -> None:
-    """Run the model over batches once and call ``each(features, labels, output)`` after every forward pass.
-
-    Args:
-        model: any module; its training mode is restored afterwards.
-        batches: of ``(inputs, labels)``, moved to the device of the model's parameters.
-        probe: of the model.
-        each: receives what the probe took, by layer; the labels; and what the model returned.
-        forward: how to run the model on a batch's inputs; ``model(inputs)`` by default.
-        mask_of: from a batch to the mask ``(B, T)`` of its tokens, for a probe that pools by it.
-
-    Raises:
-        ArgumentError: if a mask keeps no token of a sample, or the probe raises it.
-    """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with evaluating(model), torch.no_grad(), probe:
-        for batch in batches:
-            inputs, labels = _to(batch[0], device), _to(batch[1], device)
-            if mask_of is not None:
-                mask = mask_of(batch)
-                if not bool((mask != 0).any(dim=-1).all()):
-                    raise ArgumentError("mask_of must keep at least one token of every sample, got a sample without")
-                probe.mask = mask.to(device)
-            output = model(inputs) if forward is None else forward(model, inputs)
-            each(probe.take(), labels, output)
+PATIENCE = 3.0  # seconds before a pass shows its progress
 
 
 @contextlib.contextmanager
@@ -67,82 +34,81 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch every module to eval mode, and each back to its own mode.
 
-    The fast path of ``nn.TransformerEncoder`` goes past the layers, so it is switched off as well.
+    What would go past the hooks is switched off as well: the fast path of ``nn.TransformerEncoder``, and graphs that
+    ``torch.compile`` made.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with restored_modes(model):
+        with restored_modes(model), _uncompiled():
             model.eval()
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Mapping) and not hasattr(value, "to"):
-        return {name: _to(part, device) for name, part in value.items()}
-    return value.to(device, non_blocking=True) if hasattr(value, "to") else value
+def _uncompiled() -> contextlib.AbstractContextManager[object]:
+    # Nothing was compiled where dynamo was never imported, and importing it takes seconds.
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
-class Batch(NamedTuple):
-    """Features ``(B, d)`` of a batch by layer, its labels ``(B,)``, and what the network made of it, if known."""
-
-    features: dict[str, Tensor]
-    labels: Tensor
-    outputs: Tensor | None
-
-
-class Held:
-    """Batches kept on the CPU for a second look, as long as they fit into so many bytes; beyond that none.
+def logits_of(output: Any, wanted: Logits | None = None) -> Tensor:
+    """Return the logits ``(B, K)``, or ``(B, ..., K)``, that a model returned.
 
     Args:
-        limit: bytes; 0 keeps nothing.
-
-    Attributes:
-        batches: what is kept.
-        complete: whether every batch was kept.
-    """
-
-    def __init__(self, limit: int = 0) -> None:
-        self.batches: list[Batch] = []
-        self.complete = limit > 0
-        self._left = limit
-
-    def add(
-        self, features: dict[str, Tensor], labels: Tensor, outputs: Tensor | None = None, wanted: Tensor | None = None
-    ) -> None:
-        """Keep a batch, of which perhaps only some samples are wanted, or drop all if it is too much."""
-        if not self.complete:
-            return
-
-        def kept(value: Tensor) -> Tensor:
-            value = value if wanted is None else value[wanted]
-            self._left -= value.nbytes
-            value = value.cpu()
-            # A view, such as the first of many tokens, would keep all that it is a view of.
-            return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
-
-        features = {name: kept(value) for name, value in features.items()}
-        self.batches.append(Batch(features, kept(labels), None if outputs is None else kept(outputs)))
-        if self._left < 0:
-            self.complete = False
-            self.batches.clear()
-
-
-def moments_on(moments: ClassMoments, device: torch.device) -> ClassMoments:
-    """Return moments on a device; on their own they share memory."""
-    return ClassMoments(moments.num_classes, moments.dim, scatter=moments.has_scatter, packed=moments.packed.to(device))
-
-
-def logits_of(output: Any, num_classes: int) -> Tensor:
-    """Return the logits ``(B, K)`` that a model returned, perhaps as an attribute.
+        output: a tensor, something with ``logits`` as attribute or key, or a tuple whose first tensor of two or more
+            dimensions are the logits.
+        wanted: key, index or function that finds them in the output; None for the above.
 
     Raises:
         ShapeError: if there are none.
     """
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != num_classes:
-        seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ShapeError(f"the model's output must be logits (B, K = {num_classes}), got {seen}; pass hold_bytes=0")
-    return logits.detach()
+    try:
+        if callable(wanted):
+            found = wanted(output)
+        elif wanted is not None:
+            found = getattr(output, wanted) if isinstance(wanted, str) and hasattr(output, wanted) else output[wanted]
+        elif isinstance(output, Mapping):
+            found = output.get("logits")
+        elif isinstance(output, tuple | list) and not hasattr(output, "logits"):
+            found = next((part for part in output if isinstance(part, Tensor) and part.ndim >= 2), None)
+        else:
+            found = getattr(output, "logits", output)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ArgumentError(f"logits={wanted!r} does not find logits in {type(output).__name__}: {error!r}") from error
+    if not isinstance(found, Tensor) or found.ndim < 2 or not found.is_floating_point():
+        seen = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
+        raise ShapeError(
+            f"the model's output must be logits (B, K), got {seen}; pass logits=, the key, index or function that finds "
+            "them in the output"
+        )
+    return found.detach()
+
+
+def shown(batches: Iterable[T], total: int | None, text: str) -> Iterator[T]:
+    """Yield what is given, and show the progress of a pass that takes long if a terminal can show it."""
+    start, bar = time.monotonic(), None
+    try:
+        for index, batch in enumerate(batches):
+            yield batch
+            if bar is None and sys.stderr.isatty() and time.monotonic() - start > PATIENCE:
+                bar = _bar(text, total)
+            if bar is not None:
+                bar.update(bar.task_ids[0], completed=index + 1)
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _bar(text: str, total: int | None) -> Any:
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        return None
+    bar = Progress(console=Console(stderr=True), transient=True)
+    bar.add_task(text, total=total)
+    bar.start()
+    return bar

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,50 @@ from tightframe.probing.names import is_inside, linear_maps, match_layers, takes
 from tightframe.probing.pooling import POOLINGS, pool
 
 TAPS = ("input", "pre", "post")
+
+Starts = Callable[[nn.Module, Any], None]
+Ends = Callable[[nn.Module, Any, Any], None]
+
+
+@contextlib.contextmanager
+def hooked(modules: Iterable[nn.Module], starts: Starts | None, ends: Ends | None) -> Iterator[None]:
+    """Call back whenever one of the modules starts and ends, as long as the ``with`` block lasts.
+
+    Args:
+        modules: modules of one model.
+        starts: function of the module and the first value that it is given.
+        ends: function of the module, the first value that it was given, and what it returns.
+    """
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if starts is not None:
+            starts(module, first_value(args, kwargs))
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if ends is not None:
+            ends(module, first_value(args, kwargs), output)
+
+    handles = []
+    try:
+        for module in modules:
+            if starts is not None:
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            if ends is not None:
+                handles.append(module.register_forward_hook(after, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_value(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the first of the values that a module is called with; None if there is none."""
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def first_result(output: Any) -> Any:
+    """Return what a module returned, or the first of several results."""
+    return output[0] if isinstance(output, tuple | list) and output else output
 
 
 class Probe:
@@ -82,51 +127,43 @@ class Probe:
         self._captured: dict[str, tuple[Tensor, int]] = {}
         self._finished: tuple[str, Tensor] | None = None  # the layer that ran last, and what it returned
         self._final: str | None = None  # the layer that runs last of all
-        self._handles: list[Any] = []
+        self._hooks = contextlib.ExitStack()
 
     def __enter__(self) -> Probe:
         self._captured, self._finished = {}, None
-        for name, module in self._modules.items():
-            if self.tap != "pre":
-                self._handles.append(module.register_forward_pre_hook(self._before(name), with_kwargs=True))
-            if self.tap != "input":
-                self._handles.append(module.register_forward_hook(self._after(name)))
-        return self
+        names = {module: name for name, module in self._modules.items()}
 
-    def __exit__(self, *exc_info: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _before(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            value = args[0] if args else next(iter(kwargs.values()), None)
+        def starts(module: nn.Module, value: Any) -> None:
             if self.tap == "input":
-                self._capture(name, module, value)
+                self._capture(names[module], module, value)
             elif self._finished is not None:
                 self._capture(self._finished[0], module, value)
                 self._finished = None
 
-        return hook
+        def ends(module: nn.Module, given: Any, output: Any) -> None:
+            self._after(names[module], module, first_result(output))
 
-    def _after(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple | list) else output
-            if name in self._captured:
-                raise ArgumentError(
-                    f"layer {name!r} ran twice in one forward pass, so tap={self.tap!r} cannot tell its place in the "
-                    "order; name layers that run once, and call take() after every forward pass"
-                )
-            # What comes next may change an output in place, as nn.ReLU(inplace=True) does, so a copy is kept. With
-            # "post" only the last layer's is asked for; which that is, the first forward pass tells.
-            if self.tap == "pre":
-                self._capture(name, module, value, copy=True)
-            elif isinstance(value, Tensor) and self._final in (None, name):
-                self._finished = name, value.detach().clone()
-            else:
-                self._finished = name, value
+        taps_before, taps_after = self.tap != "pre", self.tap != "input"
+        self._hooks.enter_context(hooked(names, starts if taps_before else None, ends if taps_after else None))
+        return self
 
-        return hook
+    def __exit__(self, *exc_info: object) -> None:
+        self._hooks.close()
+
+    def _after(self, name: str, module: nn.Module, value: Any) -> None:
+        if name in self._captured:
+            raise ArgumentError(
+                f"layer {name!r} ran twice in one forward pass, so tap={self.tap!r} cannot tell its place in the "
+                "order; name layers that run once, and call take() after every forward pass"
+            )
+        # What comes next may change an output in place, as nn.ReLU(inplace=True) does, so a copy is kept. With
+        # "post" only the last layer's is asked for; which that is, the first forward pass tells.
+        if self.tap == "pre":
+            self._capture(name, module, value, copy=True)
+        elif isinstance(value, Tensor) and self._final in (None, name):
+            self._finished = name, value.detach().clone()
+        else:
+            self._finished = name, value
 
     def _capture(self, name: str, module: nn.Module, value: Any, copy: bool = False) -> None:
         if not isinstance(value, Tensor):
@@ -140,7 +177,7 @@ class Probe:
             raise type(error)(f"layer {name!r}: {error}") from None
         if copy and features.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
             features = features.clone()
-        self._captured[name] = features, _version(features)
+        self._captured[name] = features, version(features)
 
     def take(self) -> dict[str, Tensor]:
         """Return what the last forward pass left of each layer, one row a sample, in order of execution; forget it.
@@ -162,7 +199,7 @@ class Probe:
                 "before the probe"
             )
         captured, self._captured = self._captured, {}
-        changed = [name for name, (features, version) in captured.items() if _version(features) != version]
+        changed = [name for name, (features, before) in captured.items() if version(features) != before]
         if changed:
             raise ArgumentError(
                 f"what layers {changed} gave at tap={self.tap!r} was changed in place after it was captured; use "
@@ -171,7 +208,7 @@ class Probe:
         return {name: features for name, (features, _) in captured.items()}
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
     """Return how often a tensor was changed in place, where that is counted."""
     return -1 if tensor.is_inference() else tensor._version
 

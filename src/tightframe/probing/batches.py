@@ -1,0 +1,257 @@
+"""What a user's loader yields: inputs and labels of any common form, read without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, WeightedRandomSampler
+from torch.utils.data.distributed import DistributedSampler
+
+from tightframe._checks import ArgumentError, DtypeError, Notice
+
+LABEL_NAMES = ("labels", "label", "targets", "target", "y")
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def split_batch(batch: Any) -> tuple[Any, Any]:
+    """Return what a model is to be given of a batch, and the labels.
+
+    Args:
+        batch: ``(inputs, labels, ...)``, of which the rest is left out, or a mapping with one of ``labels``, ``label``,
+            ``targets``, ``target`` and ``y``.
+
+    Raises:
+        ArgumentError: if it is neither.
+
+    Example:
+        >>> split_batch({"image": 1, "label": 2})
+        ({'image': 1}, 2)
+    """
+    if isinstance(batch, Mapping):
+        found = [name for name in LABEL_NAMES if name in batch]
+        if len(found) == 1:
+            return {name: value for name, value in batch.items() if name != found[0]}, batch[found[0]]
+        seen = f"a mapping with the keys {list(batch)}"
+    elif isinstance(batch, tuple | list):
+        if len(batch) >= 2:
+            return batch[0], batch[1]
+        seen = f"a {type(batch).__name__} of {len(batch)}"
+    else:
+        seen = type(batch).__name__
+    raise ArgumentError(
+        "loader must yield batches (inputs, labels), or mappings with exactly one of the keys "
+        f"{', '.join(LABEL_NAMES)}, got {seen}; wrap the loader in a generator that yields such batches"
+    )
+
+
+def labels_of(value: Any, device: torch.device) -> Tensor:
+    """Return labels as int64 on a device.
+
+    Raises:
+        DtypeError: if they are no integers.
+    """
+    labels = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DtypeError(
+            f"labels must be integers 0..K-1, got {labels.dtype}; pass class indices, such as argmax(dim=1) of "
+            "one-hot or soft labels"
+        )
+    return labels.to(device, non_blocking=True).long()
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Return a batch with its tensors on a device, NumPy arrays as tensors, and containers of the same kind."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(value).to(device, non_blocking=True)
+    if hasattr(value, "to"):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {name: to_device(part, device) for name, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(to_device(part, device) for part in value))
+    if isinstance(value, list | tuple):
+        return type(value)(to_device(part, device) for part in value)
+    return value
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Run a model on what a batch holds beside its labels.
+
+    A mapping is passed by keyword if the model's ``forward`` takes all of its names, else a lone value by position;
+    anything else is passed as it is.
+    """
+    if isinstance(inputs, Mapping) and inputs:
+        names, open_ended = _parameters(model)
+        if open_ended or set(inputs) <= set(names):
+            return model(**inputs)
+        if len(inputs) == 1:
+            return model(next(iter(inputs.values())))
+        if len(names) != 1:
+            raise ArgumentError(
+                f"batches must have keys that the model's forward takes, {names}, got {list(inputs)}; rename them, or "
+                "pass forward=lambda model, inputs: model(...)"
+            )
+    return model(inputs)
+
+
+def _parameters(model: nn.Module) -> tuple[list[str], bool]:
+    """Return the names that ``forward`` takes, and whether it takes any."""
+    inner = model
+    while (wrapped := getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)) is not None:
+        if not isinstance(wrapped, nn.Module):
+            break
+        inner = wrapped
+    parameters = inspect.signature(inner.forward).parameters.values()
+    kinds = inspect.Parameter
+    names = [p.name for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
+    return names, any(p.kind is kinds.VAR_KEYWORD for p in parameters)
+
+
+def is_reiterable(loader: Any) -> bool:
+    """Return whether a loader can be read more than once."""
+    return not isinstance(loader, Iterator)
+
+
+class Reading:
+    """One loader, read as it is: its own sampler, workers and collate, and everything left as it was.
+
+    Every pass begins with the same random numbers, so a shuffled or augmented loader yields the same samples again.
+
+    Args:
+        loader: iterable of batches. Of a ``DataLoader`` a copy is read, lest the iterator that a training holds is
+            disturbed. A ``CombinedLoader`` of Lightning is read with all that it combines.
+        max_batches: number of batches to read; None for all.
+    """
+
+    def __init__(self, loader: Iterable[Any], max_batches: int | None = None) -> None:
+        self.loader = loader
+        self.max_batches = max_batches
+        self._combined = hasattr(loader, "flattened") and hasattr(loader, "iterables")
+        parts = loader.flattened if self._combined else [loader]
+        for part in parts:
+            _notice(part)
+        self.owners = [owner for part in parts for owner in _owners(part)]
+        self._kept = None if self._combined else _without_padding(loader)
+
+    def __iter__(self) -> Iterator[tuple[Any, int | None]]:
+        """Yield batches, and how many samples of each count: None for all."""
+        source = _copy(self.loader)
+        left = self._kept
+        batches = iter(source)
+        for index, batch in enumerate(batches):
+            if self.max_batches is not None and index >= self.max_batches:
+                break
+            for part in _unpacked(batch) if self._combined else [batch]:
+                yield part, left
+                if left is not None:
+                    left -= len(split_batch(part)[1])
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Put all random numbers, and the state of samplers, back at the end."""
+        states = [(owner, dict(vars(owner))) for owner in self.owners if isinstance(owner, Sampler)]
+        generators = {id(g): g for owner in self.owners for g in vars(owner).values() if isinstance(g, _GENERATORS)}
+        saved = [(g, _state(g)) for g in generators.values()]
+        python, numpy = random.getstate(), np.random.get_state()
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            for owner, state in states:
+                vars(owner).clear()
+                vars(owner).update(state)
+            for generator, state in saved:
+                _restore(generator, state)
+
+
+_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, np.random.Generator):
+        return copy.deepcopy(generator.bit_generator.state)
+    return generator.get_state() if isinstance(generator, np.random.RandomState) else generator.getstate()
+
+
+def _restore(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
+
+
+def _owners(loader: Any) -> list[Any]:
+    """Return the loader, its samplers and its data sets, whatever holds random numbers of its own."""
+    found: dict[int, Any] = {}
+    waiting = [loader]
+    while waiting:
+        owner = waiting.pop()
+        if id(owner) in found or not hasattr(owner, "__dict__"):
+            continue
+        found[id(owner)] = owner
+        for value in vars(owner).values():
+            parts = value if isinstance(value, list | tuple) and len(value) <= 64 else [value]
+            waiting += [part for part in parts if isinstance(part, Sampler | Dataset | DataLoader)]
+    return list(found.values())
+
+
+def _copy(loader: Any) -> Any:
+    """Return a loader whose iteration does not touch that of the one given."""
+    if isinstance(loader, DataLoader):
+        loader = copy.copy(loader)
+        # Its workers end with the pass; those of the one given may be in the middle of an epoch.
+        vars(loader).update(_iterator=None, persistent_workers=False)
+    elif hasattr(loader, "flattened") and hasattr(loader, "iterables"):
+        loader = copy.copy(loader)
+        loader._iterator = None
+        loader.flattened = [_copy(part) for part in loader.flattened]
+    return loader
+
+
+def _unpacked(item: Any) -> list[Any]:
+    """Return the batches of what a ``CombinedLoader`` yields: ``(batch, batch_idx, dataloader_idx)``."""
+    combined = item[0]
+    parts = list(combined.values()) if isinstance(combined, Mapping) else combined
+    nested = isinstance(parts, list | tuple) and all(isinstance(p, tuple | list | Mapping | None) for p in parts)
+    return [part for part in parts if part is not None] if nested else [combined]
+
+
+def _without_padding(loader: Any) -> int | None:
+    """Return how many samples a rank has before the repeats that a ``DistributedSampler`` pads with."""
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler):
+        sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return None
+    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]  # it is sized
+
+
+def _notice(loader: Any) -> None:
+    """Say where a loader leaves out samples, or repeats them."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return
+    batches = loader.batch_sampler
+    sampler = batches.sampler if type(batches) is BatchSampler else loader.sampler
+    said = None
+    if isinstance(sampler, WeightedRandomSampler) or getattr(sampler, "replacement", False) is True:
+        said = f"its {type(sampler).__name__} repeats samples and leaves out others"
+    elif type(batches) is BatchSampler and batches.drop_last and len(sampler) % batches.batch_size:
+        said = f"drop_last leaves out {len(sampler) % batches.batch_size} of {len(sampler)} samples"
+    if said is not None:
+        warnings.warn(f"the loader is measured as it is: {said}; pass another one to measure all", Notice, stacklevel=2)

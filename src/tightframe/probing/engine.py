@@ -1,0 +1,235 @@
+"""The measuring loop: every path from a model to moments and metrics goes through it."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tightframe._checks import ArgumentError, Notice, ShapeError
+from tightframe.functional import ClassMoments, registry
+from tightframe.probing.batches import Forward, Reading, call, labels_of, split_batch, to_device
+from tightframe.probing.classifier import HeadWatch
+from tightframe.probing.names import trains_matrix
+from tightframe.probing.passes import Logits, evaluating, logits_of, shown
+from tightframe.probing.probe import Probe
+from tightframe.probing.split import FEATURES, Looked, Measured, Place, Split
+
+OWN = "own"
+
+class Engine:
+    """Measures one model: its classifier is found once, then any number of splits is measured.
+
+    Args:
+        model: any module.
+        classifier: dotted name of the classifier, the module, or ``(weight, bias)`` together with ``features``; None
+            to find it by evidence in the first batch, False to look at ``layers`` alone.
+        features: module, or its name, whose output goes into the map ``(weight, bias)``.
+        layers: dotted names or patterns of further modules; None for all linear maps that run.
+        tap: where the features of these are read, see :class:`Probe`.
+        pooling: how tokens and maps become vectors there, see :class:`Probe`.
+        mask_of: function from a batch to the mask ``(B, T)`` of its tokens, for ``pooling="mask"``.
+        forward: function of the model and the inputs of a batch, in place of a plain call.
+        logits: key, index or function that finds the logits in the model's output.
+        num_classes: K; None for the number of logits.
+        scatter: whether to gather ``(d, d)`` scatters.
+        rows: preset or ids of the metrics at the classifier's input.
+        layer_rows: preset or ids of the metrics at other layers.
+        ignore_index: label whose samples are left out.
+        hold_bytes: memory for the features that a second look needs.
+        spill_bytes: size of a temporary file for them once they take more; beyond that the data are read once more.
+        max_batches: number of batches to read of each split.
+        transfer: function that moves a batch to the device of the model.
+        all_ranks: whether the loaders of all ranks of ``torch.distributed`` make up the split; all must measure then.
+        on_batch: function that sees what every batch gave.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        classifier: str | nn.Module | Sequence[Any] | bool | None = None,
+        features: str | nn.Module | None = None,
+        layers: Sequence[str] | None = (),
+        tap: str = "input",
+        pooling: str | None = "flatten",
+        mask_of: Callable[[Any], Tensor] | None = None,
+        forward: Forward | None = None,
+        logits: Logits | None = None,
+        num_classes: int | None = None,
+        scatter: bool = True,
+        rows: str | Sequence[str] = "default",
+        layer_rows: str | Sequence[str] = "layer",
+        ignore_index: int | None = None,
+        hold_bytes: int = 2**28,
+        spill_bytes: int = 2**34,
+        max_batches: int | None = None,
+        transfer: Callable[[Any], Any] | None = None,
+        all_ranks: bool = False,
+        on_batch: Callable[[Looked], None] | None = None,
+    ) -> None:
+        if (mask_of is not None) != (pooling == "mask"):
+            raise ArgumentError(
+                f"mask_of and pooling='mask' go together, got mask_of={mask_of!r} and pooling={pooling!r}"
+            )
+        for chosen in (rows, layer_rows):
+            registry.select(chosen, ())  # an unknown one is an error before any work
+        self.model = model
+        self.mask_of = mask_of
+        self.forward = forward
+        self.num_classes = num_classes
+        self.scatter = scatter
+        self.ignore_index = ignore_index
+        self.hold_bytes = hold_bytes
+        self.spill_bytes = spill_bytes
+        self.max_batches = max_batches
+        self.all_ranks = all_ranks
+        self.on_batch = on_batch
+        self._logits = logits
+        self._rows, self._layer_rows = rows, layer_rows
+        self._tensors = [*model.parameters(), *model.buffers()][:1]
+        self._transfer = transfer or (lambda batch: to_device(batch, self.device))
+        self.watch = None if classifier is False else HeadWatch(model, classifier, features)
+        self.tap = tap
+        self.probe = None if layers is not None and not layers else Probe(model, layers, tap=tap, pooling=pooling)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self._tensors[0].device if self._tensors else torch.device("cpu")
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the model for what :meth:`look` needs, as long as the ``with`` block lasts."""
+        with self.probe or contextlib.nullcontext(), self.watch.watching() if self.watch else contextlib.nullcontext():
+            yield
+
+    def look(self, labels: Any, output: Any, check: bool = False) -> Looked:
+        """Return what the last forward pass left, one row a sample.
+
+        Args:
+            labels: ``(B,)``, or ``(B, ...)`` where every position has one.
+            output: of the model.
+            check: whether to compare the classifier with the output again.
+        """
+        labels = labels_of(labels, self.device)
+        logits = self._read_logits(output, labels)
+        features = {} if self.probe is None else {Place(n, self.tap): h for n, h in self.probe.take().items()}
+        if self.watch is not None:
+            tap, h = self.watch.read(logits, check)
+            if self.tap == "input" and self.watch.head is not None:
+                features.pop(Place(self.watch.head.name, "input"), None)  # the same as "features"
+            features[Place(FEATURES, tap)] = h.flatten(0, -2) if h.shape[:-1] == labels.shape else h
+            logits = logits if self.watch.head is None or logits is None else self.watch.head.logits(logits)
+        if logits is not None:
+            logits = logits.flatten(0, -2)
+        shape, labels = tuple(labels.shape), labels.flatten()
+        for place, h in features.items():
+            if h.ndim != 2 or len(h) != len(labels):
+                raise ShapeError(
+                    f"layer {place.layer!r} must give one row a sample, {len(labels)} as there are labels {shape}, got "
+                    f"{tuple(h.shape)}; samples must be the first dimension"
+                )
+        if self.ignore_index is not None:
+            wanted = labels != self.ignore_index
+            features = {place: h[wanted] for place, h in features.items()}
+            labels, logits = labels[wanted], None if logits is None else logits[wanted]
+        return Looked(features, labels, logits)
+
+    def _read_logits(self, output: Any, labels: Tensor) -> Tensor | None:
+        try:
+            logits = logits_of(output, self._logits)
+            if logits.shape[:-1] != labels.shape and logits.ndim > 2 and logits.shape[2:] == labels.shape[1:]:
+                logits = logits.movedim(1, -1)
+            expected = (*labels.shape, self.num_classes or logits.shape[-1])
+            if logits.shape != expected:
+                raise ShapeError(
+                    f"the model's output must be logits of shape {expected} for labels {tuple(labels.shape)} and "
+                    f"K = {expected[-1]}, got {tuple(logits.shape)}; pass logits=, which finds them in the output"
+                )
+        except ShapeError as error:
+            if self.watch is None:
+                return None
+            if self.watch.found:
+                raise
+            warnings.warn(f"without accuracy and NC4: {error}", Notice, stacklevel=2)
+            return None
+        self.num_classes = logits.shape[-1]
+        return logits
+
+    def passes(self, loader: Iterable[Any], each: Callable[[Looked], None]) -> None:
+        """Read a loader once, run the model on its batches, and hand over what each gave."""
+        reading = Reading(loader, self.max_batches)
+        # Random numbers come back last, when the workers of the loader have ended.
+        with reading.undisturbed(), evaluating(self.model), torch.no_grad(), self.watching():
+            check = True
+            for batch, kept in shown(reading, _length(loader, self.max_batches), "measuring"):
+                batch = self._transfer(batch)
+                if self.probe is not None and self.mask_of is not None:
+                    self.probe.mask = _checked_mask(self.mask_of(batch)).to(self.device)
+                inputs, labels = split_batch(batch)
+                output = call(self.model, inputs) if self.forward is None else self.forward(self.model, inputs)
+                looked = self.look(labels, output, check)
+                del batch, inputs, labels, output
+                if kept is not None and kept < len(looked.labels):
+                    looked = looked.first(max(kept, 0))
+                check = False
+                each(looked)
+                del looked
+
+    def weights(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return weight and bias of the classifier as they are now; None without one."""
+        return (None, None) if self.watch is None or self.watch.head is None else self.watch.head.weights()
+
+    def rows_at(self, place: Place, logits: bool) -> list[registry.Row]:
+        """Return the metrics that can be computed at a place, with logits or without."""
+        have = {"means", "samples"} | ({"scatter"} if self.scatter else set()) | ({"logits"} if logits else set())
+        if place.layer != FEATURES:
+            return registry.select(self._layer_rows, have)
+        module = None if self.watch is None or self.watch.head is None else self.watch.head.module
+        fixed = module is not None and not trains_matrix(module)
+        return registry.select(self._rows, have | {"weight", "bias"} | ({"frame"} if fixed else set()))
+
+    def measure(
+        self, data: Mapping[str, Iterable[Any]], reference: str | Mapping[Place, ClassMoments] | None = None
+    ) -> Iterator[Measured]:
+        """Measure splits, the one whose means judge the others first.
+
+        Args:
+            data: loaders by the name of their split.
+            reference: the split whose class means judge samples, ``"own"`` for those of each split itself, or moments
+                by place; None leaves out what needs such means.
+
+        Raises:
+            EmptyDataError: if a split has no batch.
+        """
+        names = list(data)
+        if isinstance(reference, str) and reference != OWN:
+            names.sort(key=lambda name: name != reference)
+        known = reference if isinstance(reference, Mapping) else None
+        for name in names:
+            own = reference in (OWN, name)
+            split = Split(self, name, known, own=own)
+            split.read(data[name])
+            measured = split.finish(data[name])
+            if reference == name:
+                known = measured.moments
+            yield measured
+
+
+
+def _length(loader: Any, most: int | None) -> int | None:
+    try:
+        return min(len(loader), most or len(loader))
+    except TypeError:  # a stream
+        return most
+
+
+def _checked_mask(mask: Tensor) -> Tensor:
+    if not bool((mask != 0).any(dim=-1).all()):
+        raise ArgumentError("mask_of must keep at least one token of every sample, got a sample without")
+    return mask

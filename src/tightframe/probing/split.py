@@ -1,0 +1,185 @@
+"""One split of the data being measured: moments of every place, and what samples give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tightframe._checks import ArgumentError, EmptyDataError
+from tightframe.functional import ClassMoments, Judge, registry
+from tightframe.probing.held import Held
+
+if TYPE_CHECKING:
+    from tightframe.probing.engine import Engine
+
+FEATURES = "features"
+
+
+class Place(NamedTuple):
+    """Where features are read.
+
+    Args:
+        layer: dotted name of a module, or ``features`` for the classifier's input.
+        tap: ``input``, ``prepared``, ``pre`` or ``post``.
+    """
+
+    layer: str
+    tap: str
+
+
+class Looked(NamedTuple):
+    """What one batch gave: features ``(B, d)`` by place, labels ``(B,)``, and logits ``(B, K)`` if there are any."""
+
+    features: dict[Place, Tensor]
+    labels: Tensor
+    logits: Tensor | None
+
+    def first(self, size: int) -> Looked:
+        """Return the first samples alone."""
+        features = {place: h[:size] for place, h in self.features.items()}
+        return Looked(features, self.labels[:size], None if self.logits is None else self.logits[:size])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one split gave.
+
+    Args:
+        split: its name.
+        moments: class moments of every place.
+        values: metrics of every place by id.
+    """
+
+    split: str
+    moments: dict[Place, ClassMoments]
+    values: dict[Place, dict[str, float]]
+
+
+class Split:
+    """Moments, and sums over samples, of one split.
+
+    Args:
+        engine: engine that runs the model.
+        name: name of the split.
+        reference: moments by place that samples are judged by; None if there are none.
+        own: whether they are judged by the moments of this split itself, after a second look.
+    """
+
+    def __init__(
+        self, engine: Engine, name: str, reference: Mapping[Place, ClassMoments] | None = None, own: bool = False
+    ) -> None:
+        self.engine = engine
+        self.name = name
+        self.moments: dict[Place, ClassMoments] = {}
+        self._reference = reference
+        self._own = own
+        self._samples = 0
+        self._rows: dict[Place, list[registry.Row]] = {}
+        self._judges: dict[Place, Judge] = {}
+        self._sums: dict[Place, dict[str, Tensor]] = {}
+        self._held = Held(engine.hold_bytes, engine.spill_bytes)
+
+    def add(self, looked: Looked) -> None:
+        """Fold in what one batch gave."""
+        features, labels, logits = looked
+        for place, h in features.items():
+            if place not in self.moments:
+                self._begin(place, h, logits)
+            moments = self.moments[place]
+            moments.update(h.to(moments.device), labels.to(moments.device))
+        if self.engine.on_batch is not None:
+            self.engine.on_batch(self.name, looked)
+        if not len(labels):
+            return
+        self._samples += len(labels)
+        decision = None if logits is None else logits.argmax(dim=1)
+        for place, h in features.items():
+            self._judge(Judge(None), place, h, labels, logits=logits)
+            if self._reference is not None and self._with_means(place):
+                self._judge(self._judged_by(self._reference, place, h), place, h, labels, decision=decision)
+        if self._own:
+            kept: dict[Any, Tensor] = {place: h for place, h in features.items() if self._with_means(place)}
+            if kept:
+                self._held.add(kept | {"labels": labels} | ({} if decision is None else {"decision": decision}))
+
+    def _begin(self, place: Place, h: Tensor, logits: Tensor | None) -> None:
+        if self._reference is not None and place not in self._reference:
+            raise ArgumentError(f"moments must hold those of layer {place.layer!r}, got those of {[*self._reference]}")
+        num_classes = self.engine.num_classes
+        if num_classes is None:
+            raise ArgumentError("num_classes must be given for a model that does not return logits (B, K), got None")
+        device = "cpu" if h.device.type == "mps" else h.device  # which has no float64
+        self.moments[place] = ClassMoments(num_classes, h.shape[1], scatter=self.engine.scatter, device=device)
+        self._rows[place] = self.engine.rows_at(place, logits is not None)
+
+    def _with_means(self, place: Place) -> list[registry.Row]:
+        return [row for row in self._rows[place] if {"samples", "means"} <= row.metric.needs]
+
+    def _judged_by(self, moments: Mapping[Place, ClassMoments], place: Place, h: Tensor) -> Judge:
+        if place not in self._judges:
+            weight = self.engine.weights()[0] if place.layer == FEATURES else None
+            device = h.device if h.device.type != "mps" else torch.device("cpu")
+            self._judges[place] = Judge(moments_on(moments[place], device), None if weight is None else weight.to(device))
+        return self._judges[place]
+
+    def _judge(self, judge: Judge, place: Place, h: Tensor, labels: Tensor, **given: Tensor | None) -> None:
+        rows = self._with_means(place)
+        if "logits" in given:
+            rows = [row for row in self._rows[place] if "samples" in row.metric.needs and row not in rows]
+        if rows:
+            sums = self._sums.setdefault(place, {})
+            for metric, values in judge.look(rows, h, labels, **given).items():
+                sums[metric] = sums.get(metric, 0) + values.sum()
+
+    def look_again(self, loader: Iterable[Any] | None) -> None:
+        """Judge samples by the means of this split itself, which are known now: those held, or read once more."""
+        if not self._own or not any(map(self._with_means, self.moments)):
+            return
+        if self._held.complete:
+            for batch in self._held:
+                labels, decision = batch.pop("labels"), batch.pop("decision", None)
+                for place, h in batch.items():
+                    self._judge(self._judged_by(self.moments, place, h), place, h, labels, decision=decision)
+            self._held.close()
+            return
+        again = Split(self.engine, self.name, self.moments)
+        if loader is None or isinstance(loader, Iterator):
+            raise ArgumentError(
+                f"loader must give its batches twice, as their features take more than hold_bytes="
+                f"{self.engine.hold_bytes} and spill_bytes={self.engine.spill_bytes}, got {type(loader).__name__}; pass "
+                "a DataLoader or a list, or raise one of the two"
+            )
+        self.engine.passes(loader, again.add)
+        if again._samples != self._samples:
+            raise ArgumentError(
+                f"loader must give the same samples at every pass, got {self._samples} and then {again._samples}; pass "
+                "a DataLoader or a list"
+            )
+        self._sums = again._sums
+
+    def result(self) -> Measured:
+        """Return the metrics of every place.
+
+        Raises:
+            EmptyDataError: if there was no batch.
+        """
+        if not self.moments:
+            raise EmptyDataError(f"split {self.name!r} must hold at least one (inputs, labels) batch, got none")
+        values = {}
+        for place, moments in self.moments.items():
+            weight, bias = self.engine.weights() if place.layer == FEATURES else (None, None)
+            weight, bias = (None if part is None else part.to(moments.device) for part in (weight, bias))
+            found = registry.evaluate(self._rows[place], moments, weight=weight, bias=bias, frame=weight)
+            found |= {metric: total / self._samples for metric, total in self._sums.get(place, {}).items()}
+            order = [row.id for row in self._rows[place] if row.id in found]
+            values[place] = {metric: found[metric].item() for metric in order}
+        return Measured(self.name, self.moments, values)
+
+
+def moments_on(moments: ClassMoments, device: torch.device) -> ClassMoments:
+    """Return moments on a device; on their own they share memory."""
+    return ClassMoments(moments.num_classes, moments.dim, scatter=moments.has_scatter, packed=moments.packed.to(device))
