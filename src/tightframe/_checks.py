@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Collection
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,7 @@ def check_positive(name: str, value: int, minimum: int = 1) -> None:
         raise ArgumentError(f"{name} must be an integer >= {minimum}, got {value!r}")
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise :class:`ArgumentError` unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

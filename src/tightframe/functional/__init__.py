@@ -33,7 +33,7 @@ from tightframe.functional.geometry import (
     nc2_min_separation,
 )
 from tightframe.functional.moments import ClassMoments
-from tightframe.functional.presets import PRESETS, collapse_metrics
+from tightframe.functional.registry import PRESETS, collapse_metrics
 from tightframe.functional.samples import (
     cosine_margins,
     nc4_agreement,

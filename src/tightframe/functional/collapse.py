@@ -193,13 +193,16 @@ def nc3_alignment(
         moments: of the classifier's input.
         weight: ``(K, d)`` rows of the classifier.
         statistic: ``"mean"``: 1 minus the mean cosine (GNC3, Jiang et al. 2024), in [0, 2] and 0 at collapse;
-            ``"variance"``: their sample variance ("uniform duality", Wu & Papyan 2024).
+            ``"variance"``: their sample variance; ``"dot_variance"``: that of the dot products, neither row nor mean
+            normalised ("uniform duality", Wu & Papyan 2024).
         weighting: see the module.
     """
-    check_choice("statistic", statistic, ("mean", "variance"))
+    check_choice("statistic", statistic, ("mean", "variance", "dot_variance"))
     rows, means = _rows_and_means(moments, weight, weighting)
     if rows.shape[0] < 2:
         return undefined(rows)
+    if statistic == "dot_variance":
+        return torch.linalg.vecdot(rows, means).var()
     cosines = torch.linalg.vecdot(unit_rows(rows), unit_rows(means))
     return 1 - cosines.mean() if statistic == "mean" else cosines.var()
 

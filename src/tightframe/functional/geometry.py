@@ -109,24 +109,26 @@ def nc2_min_separation(vectors: ClassMoments | Tensor) -> Tensor:
 def gnc2(vectors: ClassMoments | Tensor, kernel: str = "log", statistic: str = "mean") -> Tensor:
     r"""Hyperspherical energy of the class directions (Liu et al. 2023; Wu & Papyan 2024).
 
-    Over pairs at distance :math:`\rho` on the unit sphere, the kernel is :math:`\log(1/\rho)` (``"log"``) or
-    :math:`\rho^{-(d-2)}` (``"riesz"``). The Riesz energy leaves the range of floating point at a few hundred
-    dimensions, so its *logarithm* is returned, computed in log space.
+    Over pairs at distance :math:`\rho` on the unit sphere, the kernel is :math:`\log(1/\rho)` (``"log"``),
+    :math:`\rho` (``"distance"``) or :math:`\rho^{-(d-2)}` (``"riesz"``). The Riesz energy leaves the range of floating
+    point at a few hundred dimensions, so its *logarithm* is returned, computed in log space.
 
     Args:
         vectors: moments or ``(K, d)``.
-        kernel: ``"log"`` or ``"riesz"``.
+        kernel: ``"log"``, ``"distance"`` or ``"riesz"``.
         statistic: ``"mean"`` or ``"variance"`` over pairs (population); for Riesz the logarithm of either.
 
     Returns:
-        A number; infinite if two directions coincide, nan if a vector is zero.
+        A number; nan if a vector is zero; infinite, but for ``"distance"``, if two directions coincide.
     """
-    check_choice("kernel", kernel, ("log", "riesz"))
+    check_choice("kernel", kernel, ("log", "distance", "riesz"))
     check_choice("statistic", statistic, ("mean", "variance"))
     matrix = matrix_of(vectors)
     squares = _pair_sq_distances(matrix)
     if not squares.numel():
         return undefined(squares)
+    if kernel == "distance":
+        return squares.sqrt().mean() if statistic == "mean" else squares.sqrt().var(correction=0)
     if squares.min() == 0:
         return torch.full_like(squares[0], torch.inf)
     energies = -0.5 * squares.log()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from tightframe._checks import (
+    ArgumentError,
     EmptyDataError,
     ShapeError,
     check_features,
@@ -14,6 +20,197 @@ from tightframe._checks import (
     check_labels,
 )
 from tightframe.functional.moments import ClassMoments
+
+if TYPE_CHECKING:
+    from tightframe.functional.registry import Row
+
+T = TypeVar("T")
+
+
+class Judge:
+    """Judge samples by class means and class vectors, batch by batch.
+
+    What every batch needs of the means and of the class vectors is computed once, when the first batch needs it.
+
+    Args:
+        moments: Moments of the *training* features, also when the samples are not; None if no row needs means.
+        weight: Class vectors ``(K, d)``; None if no row needs them.
+
+    Example:
+        >>> from tightframe.functional.registry import select
+        >>> moments = ClassMoments.from_samples(torch.tensor([[0.0], [4.0]]), torch.tensor([0, 1]), 2)
+        >>> rows = select(["ncc.accuracy"], {"means", "samples"})
+        >>> Judge(moments).look(rows, torch.tensor([[1.0], [1.5]]), torch.tensor([0, 1]))
+        {'ncc.accuracy': tensor([1., 0.], dtype=torch.float64)}
+    """
+
+    def __init__(self, moments: ClassMoments | None, weight: Tensor | None = None) -> None:
+        self._moments = moments
+        self._weight = weight
+        self._origins: dict[str, Tensor] = {}
+
+    def look(
+        self, rows: Iterable[Row], features: Tensor, labels: Tensor, logits: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the value of every sample, for each row of the registry that looks at samples.
+
+        Args:
+            rows: Rows that :func:`tightframe.functional.registry.select` returned; those that need no samples are
+                passed over.
+            features: Inputs of the classifier ``(B, d)``, finite.
+            labels: Labels ``(B,)`` in 0..K-1.
+            logits: Outputs of the network ``(B, K)``, finite; None if no row needs them.
+
+        Returns:
+            From the id of the row to ``(B,)`` float64 values.
+
+        Raises:
+            DtypeError, ShapeError, LabelError, NonFiniteError: if a tensor is not as above.
+            ArgumentError: if a row needs moments, class vectors or logits that are not there.
+        """
+        look = Look(self, features, labels, logits)
+        return {
+            row.id: row.metric.function(look, **row.options)
+            for row in rows
+            if "samples" in row.metric.needs and row.metric.function is not None
+        }
+
+    @property
+    def moments(self) -> ClassMoments:
+        """Moments that the samples are judged by."""
+        return _given(self._moments, "moments")
+
+    def weight(self, minimum: int = 1) -> Tensor:
+        """Class vectors ``(K, d)`` in float64, of at least that many classes."""
+        weight, expected = _given(self._weight, "weight"), (max(self.moments.num_classes, minimum), self.moments.dim)
+        if weight.shape != expected:
+            raise ShapeError(f"weight must have shape (K, d) = {expected}, got {tuple(weight.shape)}")
+        return weight.detach().double()
+
+    def origin(self, weighting: str) -> Tensor:
+        """Global mean ``(d,)``."""
+        if weighting not in self._origins:
+            self._origins[weighting] = self.moments.global_mean(weighting)
+        return self._origins[weighting]
+
+    @cached_property
+    def centers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Present classes ``(K',)``, their means less the global mean ``(K', d)``, half of their squares ``(K',)``."""
+        classes = self.moments.present.nonzero().squeeze(1)
+        centers = self.moments.mean[classes] - self.origin("class")
+        return classes, centers, centers.square().sum(dim=1) / 2
+
+    @cached_property
+    def directions(self) -> Tensor:
+        """Class vectors less their mean, normalised ``(K, d)``; those of absent classes too."""
+        rows = self.weight(minimum=2)
+        rows = rows - rows.mean(dim=0)
+        return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+
+
+class Look:
+    """One batch, and what several rows need of it, computed once. Rows of samples are functions of a look.
+
+    Args:
+        judge: Judge that knows class means and class vectors.
+        features: Features ``(B, d)``.
+        labels: Labels ``(B,)``, None if no function reads them.
+        logits: Logits ``(B, K)``, None if no function reads them.
+    """
+
+    def __init__(
+        self, judge: Judge, features: Tensor, labels: Tensor | None = None, logits: Tensor | None = None
+    ) -> None:
+        check_features(features)
+        check_finite(features)
+        if labels is not None:
+            check_labels(labels, features)
+        self.judge, self.features = judge, features.detach()
+        self._labels, self._logits = labels, logits
+        self._centered: dict[str, Tensor] = {}
+
+    @property
+    def _num_classes(self) -> int:
+        moments = self.judge._moments
+        return _given(self._logits, "logits").shape[-1] if moments is None else moments.num_classes
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Labels ``(B,)`` int64, in 0..K-1."""
+        labels = _given(self._labels, "labels")
+        check_label_range(labels, self._num_classes)
+        return labels.long()
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Logits ``(B, K)``, finite."""
+        logits, expected = _given(self._logits, "logits"), (len(self.features), self._num_classes)
+        if logits.shape != expected:
+            raise ShapeError(f"logits must have shape (B, K) = {expected}, got {tuple(logits.shape)}")
+        check_finite(logits, "logits")
+        return logits.detach()
+
+    def centered(self, weighting: str) -> Tensor:
+        """Features less the global mean ``(B, d)``, in float64."""
+        if weighting not in self._centered:
+            check_features(self.features, self.judge.moments.dim)
+            self._centered[weighting] = self.features.double() - self.judge.origin(weighting)
+        return self._centered[weighting]
+
+    @cached_property
+    def nearest(self) -> Tensor:
+        """Class whose mean is nearest ``(B,)``, see :func:`nearest_class_center`."""
+        classes, centers, half_squares = self.judge.centers
+        return classes[(self.centered("class") @ centers.T - half_squares).argmax(dim=1)]
+
+    @cached_property
+    def decision(self) -> Tensor:
+        """Class of the largest logit ``(B,)``."""
+        return self.logits.argmax(dim=1)
+
+
+def is_right(look: Look) -> Tensor:
+    """Whether the network decides for the label."""
+    return (look.decision == look.labels).double()
+
+
+def entropy(look: Look) -> Tensor:
+    """Cross-entropy: minus the log of the probability that the network gives the label."""
+    return cross_entropy(look.logits.double(), look.labels, reduction="none")
+
+
+def is_nearest(look: Look) -> Tensor:
+    """Whether the nearest class mean is that of the label."""
+    return (look.nearest == look.labels).double()
+
+
+def is_not_nearest(look: Look) -> Tensor:
+    """Whether the nearest class mean is that of another class."""
+    return (look.nearest != look.labels).double()
+
+
+def decides_alike(look: Look) -> Tensor:
+    """Whether the network decides as the nearest class mean does."""
+    return (look.nearest == look.decision).double()
+
+
+def decides_otherwise(look: Look) -> Tensor:
+    """Whether the network decides otherwise than the nearest class mean."""
+    return (look.nearest != look.decision).double()
+
+
+def decides_alike_without_bias(look: Look) -> Tensor:
+    """Whether the largest product with a class vector, no bias added, is at the nearest class mean."""
+    return (look.nearest == (look.features.double() @ look.judge.weight().T).argmax(dim=1)).double()
+
+
+def margin(look: Look, weighting: str = "class") -> Tensor:
+    """Cosine margin, see :func:`cosine_margins`."""
+    centered = look.centered(weighting)
+    cosines = centered @ look.judge.directions.T / torch.linalg.vector_norm(centered, dim=1, keepdim=True)
+    own = look.labels.unsqueeze(1)
+    others = cosines.scatter(1, own, -torch.inf).amax(dim=1)
+    return cosines.gather(1, own).squeeze(1) - others
 
 
 def nearest_class_center(features: Tensor, moments: ClassMoments) -> Tensor:
@@ -36,13 +233,7 @@ def nearest_class_center(features: Tensor, moments: ClassMoments) -> Tensor:
         >>> nearest_class_center(torch.tensor([[1.0], [3.0]]), moments)
         tensor([0, 1])
     """
-    check_features(features, moments.dim)
-    check_finite(features)
-    classes = moments.present.nonzero().squeeze(1)
-    origin = moments.global_mean()
-    centers = moments.mean[classes] - origin
-    scores = (features.detach().double() - origin) @ centers.T - centers.square().sum(dim=1) / 2
-    return classes[scores.argmax(dim=1)]
+    return Look(Judge(moments), features).nearest
 
 
 def ncc_accuracy(features: Tensor, labels: Tensor, moments: ClassMoments) -> Tensor:
@@ -56,8 +247,7 @@ def ncc_accuracy(features: Tensor, labels: Tensor, moments: ClassMoments) -> Ten
     Returns:
         A number in [0, 1].
     """
-    _check_samples(features, labels, moments.num_classes)
-    return (nearest_class_center(features, moments) == labels).double().mean()
+    return is_nearest(_some(Look(Judge(moments), features, labels))).mean()
 
 
 def nc4_agreement(features: Tensor, logits: Tensor, moments: ClassMoments) -> Tensor:
@@ -73,16 +263,12 @@ def nc4_agreement(features: Tensor, logits: Tensor, moments: ClassMoments) -> Te
     Returns:
         A number in [0, 1]; 1 at collapse.
     """
-    if logits.shape != (features.shape[0], moments.num_classes):
-        expected = (features.shape[0], moments.num_classes)
-        raise ShapeError(f"logits must have shape (B, K) = {expected}, got {tuple(logits.shape)}")
-    if not features.shape[0]:
-        raise EmptyDataError("features must hold at least one sample, got none")
-    check_finite(logits, "logits")
-    return (nearest_class_center(features, moments) == logits.argmax(dim=1)).double().mean()
+    return decides_alike(_some(Look(Judge(moments), features, logits=logits))).mean()
 
 
-def cosine_margins(features: Tensor, labels: Tensor, moments: ClassMoments, weight: Tensor) -> Tensor:
+def cosine_margins(
+    features: Tensor, labels: Tensor, moments: ClassMoments, weight: Tensor, *, weighting: str = "class"
+) -> Tensor:
     r"""Cosine margin of every sample (Markou, Ajanthan & Gould 2024, section 4); sorted they are its curve P_CM.
 
     .. math:: \cos(h-\mu_G,\,w_y-\bar w)-\max_{j\ne y}\cos(h-\mu_G,\,w_j-\bar w)
@@ -90,25 +276,14 @@ def cosine_margins(features: Tensor, labels: Tensor, moments: ClassMoments, weig
     Args:
         features: ``(B, d)`` inputs of the classifier.
         labels: ``(B,)`` in 0..K-1.
-        moments: whose global mean (class weighting) centres the features.
+        moments: Moments whose global mean centres the features.
         weight: ``(K, d)`` rows of the classifier, K >= 2.
+        weighting: ``"class"`` or, as published code has it, ``"sample"``; see ``functional.collapse``.
 
     Returns:
         ``(B,)`` float64 in [-2, 2]; K/(K - 1) at collapse; nan where a sample lies at the global mean.
     """
-    _check_samples(features, labels, moments.num_classes)
-    check_features(features, moments.dim)
-    if weight.shape != (moments.num_classes, moments.dim) or moments.num_classes < 2:
-        expected = (max(moments.num_classes, 2), moments.dim)
-        raise ShapeError(f"weight must have shape (K, d) = {expected}, got {tuple(weight.shape)}")
-    rows = weight.detach().double()
-    rows = rows - rows.mean(dim=0)
-    rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    centered = features.detach().double() - moments.global_mean()
-    cosines = centered @ rows.T / torch.linalg.vector_norm(centered, dim=1, keepdim=True)
-    own = labels.long().unsqueeze(1)
-    rivals = cosines.scatter(1, own, -torch.inf).amax(dim=1)
-    return cosines.gather(1, own).squeeze(1) - rivals
+    return margin(_some(Look(Judge(moments, weight), features, labels)), weighting)
 
 
 def numerical_rank(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -124,7 +299,8 @@ def numerical_rank(features: Tensor, labels: Tensor, num_classes: int) -> Tensor
     Returns:
         A number in [1, min(B, d)]; 1 at collapse. Absent classes are left out; nan if a class has only zero features.
     """
-    _check_samples(features, labels, num_classes)
+    _some(Look(Judge(None), features, labels))
+    check_label_range(labels, num_classes)
     ranks = []
     for k in labels.unique():
         singular_values = torch.linalg.svdvals(features[labels == k].detach().double())
@@ -132,10 +308,13 @@ def numerical_rank(features: Tensor, labels: Tensor, num_classes: int) -> Tensor
     return torch.stack(ranks).mean()
 
 
-def _check_samples(features: Tensor, labels: Tensor, num_classes: int) -> None:
-    check_features(features)
-    check_labels(labels, features)
-    check_label_range(labels, num_classes)
-    check_finite(features)
-    if not features.shape[0]:
+def _some(look: Look) -> Look:
+    if not len(look.features):
         raise EmptyDataError("features must hold at least one sample, got none")
+    return look
+
+
+def _given(value: T | None, name: str) -> T:
+    if value is None:
+        raise ArgumentError(f"{name} must be given for these metrics, got None")
+    return value

@@ -9,6 +9,8 @@ import torch
 
 from tightframe._checks import ArgumentError, NonFiniteError, ShapeError
 from tightframe.functional import PRESETS, ClassMoments, bias_collapse, cdnv, collapse_metrics, nc1, vci
+from tightframe.functional.registry import evaluate, select
+from tightframe.functional.samples import Judge
 
 from ..problems import draw, scattered, simplex
 

@@ -1,0 +1,309 @@
+"""What to compute together: presets, selections and descriptions of the rows of the table of metrics."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from typing import Any
+
+from torch import Tensor
+
+from tightframe._checks import ArgumentError
+from tightframe.functional.collapse import rows_of_present
+from tightframe.functional.moments import ClassMoments
+from tightframe.functional.rows import BOTH, METRICS, SUFFIXES, Metric
+
+__all__ = ["METRICS", "PRESETS", "Metric", "Row", "collapse_metrics", "describe", "evaluate", "select", "table"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric chosen, with the options of its function.
+
+    Args:
+        id: Id under which its value is recorded.
+        metric: Row of the registry.
+        options: Keyword arguments of the function.
+    """
+
+    id: str
+    metric: Metric
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Described(Metric):
+    """A metric as it is shown for one number of classes: its ideal is a number or None."""
+
+    ideal: float | None = None
+
+
+Entry = tuple[str, Mapping[str, Any]]
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """Return what matches the ids of a template; its groups are what stands for its braces."""
+    parts = re.split(r"\{(.*?)\}", template)
+    for i, part in enumerate(parts):
+        words = part.split(",") if i % 2 else [part]
+        parts[i] = r"(\d+)" if part == "k" else "|".join(map(re.escape, words))
+        parts[i] = f"({parts[i]})" if i % 2 and part != "k" else parts[i]
+    return re.compile("".join(parts))
+
+
+def _expand(template: str) -> list[str]:
+    """Return the ids of a template that has no ``{k}``."""
+    parts = re.split(r"\{(.*?)\}", template)
+    return ["".join(choice) for choice in itertools.product(*(part.split(",") for part in parts))]
+
+
+@cache
+def _find(id: str) -> Metric | None:
+    """Return the row of an id with what the words of its braces change: label, needs and function."""
+    for metric in METRICS:
+        found = _pattern(metric.id).fullmatch(id)
+        if found:
+            break
+    else:
+        return None
+    label, needs, function = metric.label, metric.needs, metric.function
+    for word in (word.removeprefix(".") for word in found.groups() if word):
+        label += SUFFIXES.get(word, f"@{word}")
+        if word == "classifier":
+            needs = frozenset({"weight"})
+        elif word == "means" and function is not None:
+            function = partial(_of_means, function)
+    return replace(metric, id=id, label=label, needs=needs, function=function)
+
+
+def _of_means(function: Callable[..., Tensor], moments: ClassMoments, weighting: str = "class") -> Tensor:
+    """Apply a function of class vectors to class means centred as wanted."""
+    sample = weighting != "class" and bool(moments.present.any())
+    return function(moments.centered_means(weighting) if sample else moments)
+
+
+def _known(id: str) -> Metric:
+    """Return the row of an id that this package computes from features."""
+    metric = _find(id)
+    if metric is None or metric.function is None:
+        computed = [name for m in METRICS if m.function for name in _expand(m.id)]
+        near = difflib.get_close_matches(str(id), computed, n=3)
+        hint = f"; near it are {', '.join(near)}" if near else ""
+        why = "is no metric id" if metric is None else "is not computed from features"
+        raise ArgumentError(f"preset must hold ids of metrics, {id!r} {why}{hint}; docs/metrics.md lists them")
+    return metric
+
+
+def _preset(ids: str, **options: Any) -> list[Entry]:
+    """Return ids, each with those of the options that its function takes."""
+    entries: list[Entry] = []
+    for id in itertools.chain.from_iterable(map(_expand, ids.split())):
+        taken = inspect.signature(_known(id).function or _known).parameters
+        entries.append((id, {name: value for name, value in options.items() if name in taken}))
+    return entries
+
+
+_DEFAULT = _preset(
+    "nc1.ratio nc1.rank cdnv "
+    + " ".join(
+        f"{name}{BOTH}"
+        for name in (
+            "nc2.equinorm",
+            "nc2.equiangularity",
+            "nc2.max_angle",
+            "nc2.gram",
+            "nc2.etf_gap",
+            "nc2.min_separation",
+            "gnc2.log",
+        )
+    )
+    + " nc1.pinv vci nc3.distance nc3.gram nc3.alignment nc0 bias_collapse "
+    + " ".join(metric.id for metric in METRICS if "frame" in metric.needs)
+    + " ncc.accuracy nc4.agreement cosine_margin accuracy cross_entropy"
+)
+PRESETS: Mapping[str, list[Entry]] = {
+    "default": _DEFAULT,
+    "layer": [
+        entry
+        for entry in [*_DEFAULT, *_preset("ncc.error")]
+        if _known(entry[0]).needs <= {"means", "scatter", "samples"} and entry[0] != "ncc.accuracy"
+    ],
+    "papyan2020": _preset(
+        f"nc1.pinv nc2.equinorm{BOTH} nc2.equiangularity{BOTH} nc2.max_angle{BOTH} nc3.distance ncc.mismatch accuracy"
+    ),
+    "papyan_notebook": _preset(
+        f"nc1.pinv_sum nc2.equinorm{BOTH} nc2.max_angle{BOTH} nc3.distance ncc.mismatch accuracy"
+    ),
+    "zhu2021": _preset("nc1.pinv nc2.gram.classifier nc3.gram bias_collapse accuracy", weighting="sample"),
+    "markou2024": _preset(
+        f"nc1.pinv vci nc2.equinorm{BOTH} nc2.etf_distance{BOTH} nc2.gram.classifier nc3.gram bias_collapse "
+        "ncc.mismatch cosine_margin accuracy",
+        weighting="sample",
+    ),
+    "rhubarbwu": _preset(
+        "nc1.pinv nc1.ratio cdnv nc2.gram.means gnc2.{log,log_variance,distance,distance_variance}.means nc3.gram "
+        "nc3.dot_variance nc4.agreement_without_bias"
+    ),
+}
+
+
+def select(preset: str | Sequence[str | Entry], have: Collection[str]) -> list[Row]:
+    """Return the rows that can be computed from what there is.
+
+    Args:
+        preset: Name of a preset, or a list of metric ids, each alone or in a pair with a mapping of options. An id may
+            hold alternatives in braces.
+        have: Names of what there is, see :class:`Metric`; with ``weight`` there is always a ``bias``, perhaps None.
+
+    Raises:
+        ArgumentError: if a preset or an id is not known.
+
+    Example:
+        >>> [row.id for row in select("zhu2021", {"means", "weight"})]
+        ['nc2.gram.classifier', 'nc3.gram', 'bias_collapse']
+        >>> select(["nc1.ratio"], {"means"})[0].metric.source
+        'Tirer, Huang & Niles-Weed 2023'
+    """
+    if isinstance(preset, str):
+        if preset not in PRESETS:
+            near = "".join(f"; did you mean {name!r}?" for name in difflib.get_close_matches(preset, PRESETS, n=1))
+            raise ArgumentError(
+                f"preset must be a list of metric ids or one of {', '.join(PRESETS)}, got {preset!r}{near}"
+            )
+        preset = PRESETS[preset]
+    there = {*have, "bias"} if "weight" in have else set(have)
+    rows = []
+    for entry in preset:
+        template, options = (entry, {}) if isinstance(entry, str) else entry
+        rows += [Row(id, _known(id), options) for id in _expand(template) if _known(id).needs <= there]
+    return rows
+
+
+def evaluate(
+    rows: Iterable[Row],
+    moments: ClassMoments,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    frame: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Compute the rows that need no samples.
+
+    Args:
+        rows: Rows that :func:`select` returned; those that need samples are passed over, see
+            :class:`tightframe.functional.samples.Judge`.
+        moments: Moments of the layer.
+        weight: ``(K, d)`` of the classifier, None if no row needs it.
+        bias: ``(K,)`` of the classifier, if it has one.
+        frame: ``(K, d)`` class vectors that nobody trains, None if no row needs them.
+
+    Returns:
+        From the id of the row to a 0-d float64 tensor.
+    """
+    given: dict[str, Any] = {"means": moments, "weight": weight, "bias": bias, "frame": frame}
+    given = {name: value.detach() if isinstance(value, Tensor) else value for name, value in given.items()}
+    present: Tensor | None = None
+    several: dict[Any, Mapping[str, Tensor]] = {}  # of functions that return more than one row
+    values: dict[str, Tensor] = {}
+    for row in rows:
+        needs, function = row.metric.needs, row.metric.function
+        if "samples" in needs or function is None:
+            continue
+        for name in ("weight", "frame"):
+            if name in needs and given[name] is None:
+                raise ArgumentError(f"{name} must be given for {row.id}, got None")
+        if "means" in needs:
+            arguments = [given[name] for name in ("means", "weight", "bias", "frame") if name in needs]
+        else:
+            present = rows_of_present(moments, given["weight"]) if present is None else present
+            arguments = [present]
+        found = several.get(function) or function(*arguments, **row.options)
+        if isinstance(found, Mapping):
+            several[function] = found
+            found = found[row.id]
+        values[row.id] = found
+    return values
+
+
+def collapse_metrics(
+    moments: ClassMoments,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    preset: str | Sequence[str | Entry] | None = None,
+) -> dict[str, Tensor]:
+    """Compute the collapse metrics that need no samples, by id.
+
+    Args:
+        moments: Moments of the classifier's input; without scatter, ``nc1.pinv`` and ``vci`` are left out.
+        weight: ``(K, d)`` of the classifier; without it, so are the metrics that need it.
+        bias: ``(K,)`` of the classifier, if it has one.
+        preset: None for everything that applies; a list of metric ids; or the metrics of one published code, in its
+            conventions: ``papyan2020`` (the paper), ``papyan_notebook`` (its authors' code), ``zhu2021`` (centred on
+            the mean over samples), ``markou2024`` (the same, and distances to the nearest ETF) or ``rhubarbwu`` (the
+            package of Wu & Papyan).
+
+    Returns:
+        From metric id to a 0-d float64 tensor.
+
+    Raises:
+        ArgumentError: if the preset or an id is unknown.
+
+    Example:
+        >>> import torch
+        >>> moments = ClassMoments.from_samples(torch.eye(3), torch.arange(3), 3)
+        >>> round(collapse_metrics(moments)["nc2.gram.means"].item(), 12)
+        0.0
+    """
+    have = {"means"} | ({"scatter"} if moments.has_scatter else set()) | ({"weight"} if weight is not None else set())
+    return evaluate(select("default" if preset is None else preset, have), moments, weight=weight, bias=bias)
+
+
+def describe(id: str, num_classes: int | None = None) -> Described:
+    """Describe a metric id; one that is not known is shown under its own name.
+
+    Args:
+        id: Metric id such as ``nc1.pinv``.
+        num_classes: K, which some ideals depend on.
+
+    Example:
+        >>> describe("nc2.gram.classifier").label
+        'NC2 Gram, classifier'
+        >>> describe("cosine_margin", num_classes=5).ideal
+        1.25
+    """
+    known = _find(id) or Metric(id, frozenset(), id)
+    ideal = known.ideal
+    if callable(ideal):
+        ideal = ideal(num_classes) if num_classes is not None and num_classes > 1 else None
+    return Described(**{**vars(known), "ideal": ideal})
+
+
+def table() -> str:
+    """Return the tables of docs/metrics.md, in Markdown."""
+    sections: dict[str, list[str]] = {}
+    for metric in METRICS:
+        title = next(title for need, title in _SECTIONS.items() if need in metric.needs or not need)
+        ideal = metric.ideal
+        text = ideal.__doc__.rstrip(".") if callable(ideal) and ideal.__doc__ else "" if ideal is None else f"{ideal:g}"
+        needs = "means or weight" if BOTH in metric.id else ", ".join(n for n in _NEEDS if n in metric.needs)
+        cells = [f"`{metric.id}`", metric.formula or metric.meaning, text, metric.source, needs]
+        sections.setdefault(title, []).append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    head = "| id | formula | at collapse | source | needs |\n|---|---|---|---|---|\n"
+    return "\n\n".join(f"## {title}\n\n{head}" + "\n".join(rows) for title, rows in sections.items())
+
+
+_NEEDS = ("means", "scatter", "weight", "bias", "frame", "samples", "logits", "distances")
+_SECTIONS = {
+    "distances": "From a hierarchy of classes",
+    "frame": "From class vectors that nobody trains",
+    "samples": "From a second look at the samples",
+    "means": "From the moments of one layer",
+    "weight": "From the moments of one layer",
+    "": "What a training logs",
+}
