@@ -1,6 +1,6 @@
 """Records: the one long table of results, and the names of the files in a run directory.
 
-Networks, layers and theory all write the same eight columns, so one report reads them all.
+Networks, layers and theory all write the same nine columns, so one report reads them all.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Record:
         step: completed optimiser steps.
         split: ``train``, ``validation``, ``test``, or empty.
         layer: dotted name of the layer, ``features`` for the classifier's input, or empty.
+        tap: where the layer's features were read: ``input``, ``prepared`` (by a classifier that normalises), ``pre`` or
+            ``post``; empty for what has no such place, and in records of earlier versions.
         metric: metric id such as ``nc1.pinv``.
         value: the number; may be nan or infinite.
     """
@@ -48,6 +50,7 @@ class Record:
     step: int
     split: str
     layer: str
+    tap: str
     metric: str
     value: float
 
@@ -62,13 +65,13 @@ class Record:
     def from_json(cls, line: str) -> Record:
         """Parse one JSON line; raises ``ValueError`` if it is not a record."""
         row = json.loads(line)
-        if not isinstance(row, dict) or set(row) != COLUMNS:
+        if not isinstance(row, dict) or {*row, "tap"} != COLUMNS:
             raise ValueError(f"expected an object with exactly the keys {sorted(COLUMNS)}")
         run, split, layer, metric = (str(row[name]) for name in ("run", "split", "layer", "metric"))
         seed, epoch, step = (row[name] for name in ("seed", "epoch", "step"))
         if not all(isinstance(number, int) for number in (seed, epoch, step)):
             raise ValueError(f"seed, epoch and step must be integers, got {seed}, {epoch}, {step}")
-        return cls(run, seed, epoch, step, split, layer, metric, float(row["value"]))
+        return cls(run, seed, epoch, step, split, layer, str(row.get("tap", "")), metric, float(row["value"]))
 
 
 COLUMNS = frozenset(field.name for field in fields(Record))
@@ -110,9 +113,10 @@ class Records:
         step: int = 0,
         split: str = "",
         layer: str = "",
+        tap: str = "",
     ) -> None:
         """Append one row."""
-        self._rows.append(Record(run, seed, epoch, step, split, layer, metric, float(value)))
+        self._rows.append(Record(run, seed, epoch, step, split, layer, tap, metric, float(value)))
 
     def extend(self, other: Iterable[Record]) -> None:
         """Append the rows of ``other``."""
@@ -132,15 +136,20 @@ class Records:
         """Return the newest value of a metric among the rows that ``columns`` selects.
 
         Raises:
-            ArgumentError: if no row matches; the message lists the metrics that exist.
+            ArgumentError: if no row matches (the message lists the metrics that exist), or if rows match that differ in
+                more than epoch and step.
         """
         rows = self.where(metric=metric, **columns)
         if not len(rows):
             raise ArgumentError(f"no row has metric={metric!r} and {columns}; metrics here: {self.unique('metric')}")
+        for column in ("run", "seed", "split", "layer", "tap"):
+            values = rows.unique(column)
+            if len(values) > 1:
+                raise ArgumentError(f"{column} must be given for {metric!r}: there are rows of {values}")
         return rows._rows[-1].value
 
     def to_frame(self) -> pandas.DataFrame:
-        """Return a pandas data frame of the eight columns."""
+        """Return a pandas data frame of the nine columns."""
         pandas = require_extra("pandas", "cli")
         return pandas.DataFrame([asdict(r) for r in self], columns=[field.name for field in fields(Record)])
 

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -10,11 +12,12 @@ from tightframe._checks import (
     EmptyDataError,
     LabelError,
     NonFiniteError,
+    Notice,
     ShapeError,
 )
 from tightframe.functional import ClassMoments
 from tightframe.nn import LinearClassifier, NormalizedLinear, SimplexETFClassifier
-from tightframe.probing import gather, measure
+from tightframe.probing import measure
 
 
 @pytest.mark.parametrize("size", [1, 10, 47])
@@ -29,6 +32,8 @@ def test_measure_is_the_functions_of_features_computed_by_hand(size):
         "ncc.accuracy": F.ncc_accuracy(features, LABELS, moments),
         "nc4.agreement": F.nc4_agreement(features, logits, moments),
         "cosine_margin": F.cosine_margins(features, LABELS, moments, head.weight).mean(),
+        "accuracy": (logits.argmax(1) == LABELS).double().mean(),
+        "cross_entropy": nn.functional.cross_entropy(logits.double(), LABELS),
     }
     assert set(records.unique("metric")) == expected.keys()
     assert len(records) == len(expected)
@@ -40,26 +45,20 @@ def test_measure_is_the_functions_of_features_computed_by_hand(size):
 
 def test_several_layers_in_one_pass():
     model = Counting(network())
-    records = measure(model, batches(10), layers=["model.4", "model.2", "model.6"], split="test")
+    records = measure(model, batches(10), layers=["model.4", "model.2", "model.6"], reference="own", split="test")
     assert model.calls == 5
-    assert records.unique("layer") == ["model.2", "model.4", "model.6"]
-    assert records.unique("split") == ["test"]
-    for layer in (2, 4, 6):
+    assert records.unique("layer") == ["model.2", "model.4", "features"]
+    assert {(r.split, r.tap) for r in records} == {("test", "input")}
+    for layer, place in ((2, "model.2"), (4, "model.4"), (6, "features")):
         moments = ClassMoments.from_samples(inputs_of(model.model, layer), LABELS, K, scatter=True)
         for name in ("nc1.pinv", "nc1.ratio", "cdnv", "nc2.gram.means"):
             expected = F.collapse_metrics(moments)[name].item()
-            assert records.value(name, layer=f"model.{layer}") == pytest.approx(expected, rel=1e-5)
-    of_classifier_alone = ("nc3.distance", "nc4.agreement", "ncc.accuracy")
-    assert {r.layer for r in records if r.metric in of_classifier_alone} == {"model.6"}
+            assert records.value(name, layer=place) == pytest.approx(expected, rel=1e-5)
+    of_classifier_alone = ("nc3.distance", "nc4.agreement", "ncc.accuracy", "accuracy")
+    assert {r.layer for r in records if r.metric in of_classifier_alone} == {"features"}
 
 
 def test_nearest_class_centres_of_other_layers_than_the_classifier_s():
-    inside = LABELS.numel() * (4 * (8 + 8) + 8)
-    for limit in (inside, inside - 1):
-        records = measure(network(), batches(10), layers=["[24]", "6"], hold_bytes=limit)
-        assert records.unique("layer") == ["2", "4", "6"]
-        assert "ncc.accuracy" in records.where(layer="6").unique("metric")  # it has a memory of its own
-        assert ("ncc.error" in records.unique("metric")) == (limit == inside)
     labels = LABELS.roll(5)
     records = measure(network(), batches(10, labels=labels), layers=["2", "4", "6"])
     assert records.where(metric="ncc.error").unique("layer") == ["2", "4"]
@@ -72,21 +71,25 @@ def test_nearest_class_centres_of_other_layers_than_the_classifier_s():
     assert "ncc.error" not in measure(network(), batches(), layers=["2"], preset="zhu2021").unique("metric")
 
 
-def test_only_the_layers_asked_for_are_reported():
-    model = Counting(network())
-    assert measure(model, batches(), layers=["model.2"]).unique("layer") == ["model.2"]
-    assert model.calls == 5
-
-
-def test_without_memory_the_second_look_is_left_out():
-    second = {"ncc.accuracy", "nc4.agreement", "cosine_margin"}
-    full = {r.metric: r.value for r in measure(network(), batches())}
-    assert second < full.keys()
-    bytes_needed = LABELS.numel() * (4 * 5 + 4 * K + 8)
-    assert {r.metric for r in measure(network(), batches(), hold_bytes=bytes_needed)} == full.keys()
-    for limit in (0, 200, bytes_needed - 1):
-        lean = {r.metric: r.value for r in measure(network(), batches(), hold_bytes=limit)}
-        assert lean == {name: value for name, value in full.items() if name not in second}
+@pytest.mark.parametrize(
+    ("memory", "passes", "said"),
+    [
+        ({}, 1, None),
+        ({"hold_bytes": 500}, 1, "temporary file"),
+        ({"hold_bytes": 500, "spill_bytes": 600}, 2, "one more pass"),
+        ({"hold_bytes": 0, "spill_bytes": 0}, 2, "one more pass"),
+    ],
+)
+def test_a_second_look_never_disappears(memory, passes, said):
+    model, calls = network(), []
+    model[0].register_forward_hook(lambda *args: calls.append(1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        records = measure(model, batches(), layers=["4"], **memory)
+    assert len(calls) == 5 * passes
+    assert records == measure(network(), batches(), layers=["4"])
+    texts = [str(warning.message) for warning in caught if warning.category is Notice]
+    assert (said is None and not texts) or any(said in text for text in texts)
 
 
 def test_without_scatter():
@@ -97,7 +100,8 @@ def test_without_scatter():
 
 def test_preset():
     records = measure(network(), batches(), preset="zhu2021")
-    assert set(records.unique("metric")) == {"nc1.pinv", "nc2.gram.classifier", "nc3.gram", "bias_collapse"}
+    names = {"nc1.pinv", "nc2.gram.classifier", "nc3.gram", "bias_collapse", "accuracy"}
+    assert set(records.unique("metric")) == names
 
 
 def test_modes_weights_and_statistics_are_as_before():
@@ -187,10 +191,8 @@ def test_absent_classes_are_left_out():
 
 
 def test_forward_says_how_to_run_the_model():
-    measured = gather(network(), batches(), ["6"], K, forward=lambda model, inputs: model(2 * inputs))
-    expected = ClassMoments.from_samples(inputs_of(network(), 6, 2 * INPUTS), LABELS, K)
-    torch.testing.assert_close(measured.moments["6"].mean, expected.mean, rtol=1e-5, atol=1e-6)
-    assert measured.second_look() is None
+    doubled = measure(network(), batches(), forward=lambda model, inputs: model(2 * inputs))
+    assert doubled == measure(network(), batches(inputs=2 * INPUTS))
 
 
 @pytest.mark.parametrize(
@@ -214,17 +216,21 @@ def test_bad_input(data, options, error, text):
 
 def test_a_model_that_does_not_return_logits():
     model = nn.Sequential(nn.Linear(4, K), nn.Flatten(0))
-    with pytest.raises(ShapeError, match="hold_bytes=0"):
+    with pytest.raises(ShapeError, match="logits="):
         measure(model, batches())
-    assert measure(model, batches(), hold_bytes=0).value("nc1.ratio") > 0
+    found = measure(model, batches(), logits=lambda output: output.view(-1, K))
+    assert found == measure(model[0], batches())
+    with pytest.warns(Notice, match="without accuracy"):
+        records = measure(model, batches(), classifier="0", num_classes=K)
+    assert set(found.unique("metric")) - set(records.unique("metric")) == {"nc4.agreement", "accuracy", "cross_entropy"}
 
 
 def test_an_ignored_label_is_as_if_never_there():
     labels = LABELS.clone()
     labels[::4] = -100
     wanted = labels >= 0
-    records = measure(network(), batches(labels=labels), layers=["4", "6"], ignore_index=-100)
-    expected = measure(network(), batches(inputs=INPUTS[wanted], labels=labels[wanted]), layers=["4", "6"])
+    records = measure(network(), batches(labels=labels), layers=["4"], ignore_index=-100)
+    expected = measure(network(), batches(inputs=INPUTS[wanted], labels=labels[wanted]), layers=["4"])
     assert {r.metric for r in records} == {r.metric for r in expected}
     assert {"nc4.agreement", "ncc.error"} < set(records.unique("metric"))
     for r in records:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from tests.training.adaptive_models import (
@@ -222,7 +222,6 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step():
     refused(ArgumentError, "one optimiser trains, got 2 of them", easy(), TwoOptimizers())
     refused(ArgumentError, "no tensor can leave a LBFGS", easy(), network(optimizer=torch.optim.LBFGS))
     refused(ArgumentError, "rewarm must be False for a Scheduled", easy(), Scheduled())
-    refused(ArgumentError, "must be one DataLoader, got dict", easy(), loader={"a": make_loader(TRAIN, 10)})
     refused(ArgumentError, "layers must name modules of the model", easy(layers=["head"]))
     refused(ArgumentError, "keep must name modules of the model", easy(keep=["head"]))
     refused(ArgumentError, "start must be below the number of layers, 5, got 5", easy(start=5))
@@ -255,7 +254,7 @@ def test_a_foreign_schedule_that_is_left_alone(callback):
     torch.testing.assert_close(rates.steps[::7], [0.1, 0.01, 0.001, 0.0001])
 
 
-def test_several_processes_are_refused():
-    parallel = SimpleNamespace(strategy=DDPStrategy(), world_size=2)
-    with pytest.raises(ArgumentError, match="one process, got DDPStrategy with world_size=2; train with devices=1"):
+def test_strategies_that_shard_are_refused():
+    parallel = SimpleNamespace(strategy=FSDPStrategy(), world_size=2)
+    with pytest.raises(ArgumentError, match="got FSDPStrategy, which may shard them; train with devices=1"):
         AdaptiveETF().on_fit_start(parallel, Plain())

@@ -107,7 +107,7 @@ def test_loggers_get_the_same_numbers():
 
 def test_snapshots(tmp_path):
     weights, callback = Weights(), NeuralCollapseCallback(every_n_epochs=2, snapshot_dir=tmp_path / "snapshots")
-    fit_with(callback, weights, max_epochs=3, validation=ordered())
+    fit_with(callback, weights, max_epochs=3, train=ordered(TRAIN), validation=ordered())
     paths = sorted((tmp_path / "snapshots").iterdir())
     assert [path.name for path in paths] == [f"epoch-{epoch:05d}.safetensors" for epoch in (0, 2, 3)]
     for path, epoch in zip(paths, (0, 2, 3), strict=True):
@@ -163,4 +163,4 @@ def test_a_resumed_training_has_the_records_of_an_uninterrupted_one(tmp_path):
 def test_two_callbacks_in_one_trainer():
     callbacks = NeuralCollapseCallback(preset="zhu2021"), NeuralCollapseCallback(every_n_epochs=2)
     trainer(*callbacks).fit(Plain(), shuffled())
-    assert len(callbacks[0].records.unique("metric")) == 4
+    assert len(callbacks[0].records.unique("metric")) == 5

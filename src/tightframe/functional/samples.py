@@ -50,7 +50,12 @@ class Judge:
         self._origins: dict[str, Tensor] = {}
 
     def look(
-        self, rows: Iterable[Row], features: Tensor, labels: Tensor, logits: Tensor | None = None
+        self,
+        rows: Iterable[Row],
+        features: Tensor,
+        labels: Tensor,
+        logits: Tensor | None = None,
+        decision: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the value of every sample, for each row of the registry that looks at samples.
 
@@ -60,6 +65,7 @@ class Judge:
             features: Inputs of the classifier ``(B, d)``, finite.
             labels: Labels ``(B,)`` in 0..K-1.
             logits: Outputs of the network ``(B, K)``, finite; None if no row needs them.
+            decision: Classes ``(B,)`` of the largest logits, where the logits are gone.
 
         Returns:
             From the id of the row to ``(B,)`` float64 values.
@@ -69,6 +75,8 @@ class Judge:
             ArgumentError: if a row needs moments, class vectors or logits that are not there.
         """
         look = Look(self, features, labels, logits)
+        if decision is not None:
+            look.decision = decision
         return {
             row.id: row.metric.function(look, **row.options)
             for row in rows

@@ -1,32 +1,28 @@
 """Look inside a model while it runs: tap its layers, measure collapse in one pass, find its effective depth."""
 
 from tightframe.probing.classifier import find_classifier, num_outputs
-from tightframe.probing.collapse import (
-    FEATURES,
-    Measurement,
-    gather,
-    layer_metrics,
-    measure,
-    sample_metrics,
-)
 from tightframe.probing.curves import LayerCurves, probe_layers
 from tightframe.probing.depth import effective_depth
+from tightframe.probing.engine import Engine
+from tightframe.probing.measure import measure, record, watch
 from tightframe.probing.names import linear_maps, match_layers
 from tightframe.probing.probe import Probe
+from tightframe.probing.split import FEATURES, Measured, Place
 
 __all__ = [
     "FEATURES",
+    "Engine",
     "LayerCurves",
-    "Measurement",
+    "Measured",
+    "Place",
     "Probe",
     "effective_depth",
     "find_classifier",
-    "gather",
-    "layer_metrics",
     "linear_maps",
     "match_layers",
     "measure",
     "num_outputs",
     "probe_layers",
-    "sample_metrics",
+    "record",
+    "watch",
 ]

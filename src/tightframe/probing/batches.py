@@ -116,11 +116,6 @@ def _parameters(model: nn.Module) -> tuple[list[str], bool]:
     return names, any(p.kind is kinds.VAR_KEYWORD for p in parameters)
 
 
-def is_reiterable(loader: Any) -> bool:
-    """Return whether a loader can be read more than once."""
-    return not isinstance(loader, Iterator)
-
-
 class Reading:
     """One loader, read as it is: its own sampler, workers and collate, and everything left as it was.
 
@@ -130,11 +125,15 @@ class Reading:
         loader: iterable of batches. Of a ``DataLoader`` a copy is read, lest the iterator that a training holds is
             disturbed. A ``CombinedLoader`` of Lightning is read with all that it combines.
         max_batches: number of batches to read; None for all.
+        transfer: function that moves a batch to the device of a model; None for :func:`to_device`.
     """
 
-    def __init__(self, loader: Iterable[Any], max_batches: int | None = None) -> None:
+    def __init__(
+        self, loader: Iterable[Any], max_batches: int | None = None, transfer: Callable[[Any], Any] | None = None
+    ) -> None:
         self.loader = loader
         self.max_batches = max_batches
+        self.transfer = transfer
         self._combined = hasattr(loader, "flattened") and hasattr(loader, "iterables")
         parts = loader.flattened if self._combined else [loader]
         for part in parts:
@@ -142,15 +141,28 @@ class Reading:
         self.owners = [owner for part in parts for owner in _owners(part)]
         self._kept = None if self._combined else _without_padding(loader)
 
-    def __iter__(self) -> Iterator[tuple[Any, int | None]]:
-        """Yield batches, and how many samples of each count: None for all."""
-        source = _copy(self.loader)
+    @property
+    def once(self) -> bool:
+        """Whether the loader can be read but once."""
+        return isinstance(self.loader, Iterator)
+
+    def __len__(self) -> int:
+        """Return the number of batches, as far as it is known; 0 for a stream."""
+        try:
+            length = len(self.loader)  # type: ignore[arg-type]
+        except (TypeError, RuntimeError):  # a stream, or a CombinedLoader that was never read
+            return self.max_batches or 0
+        return length if self.max_batches is None else min(length, self.max_batches)
+
+    def batches(self, device: torch.device) -> Iterator[tuple[Any, int | None]]:
+        """Yield batches on a device, and how many samples of each count: None for all."""
         left = self._kept
-        batches = iter(source)
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(_copy(self.loader)):
             if self.max_batches is not None and index >= self.max_batches:
                 break
-            for part in _unpacked(batch) if self._combined else [batch]:
+            batch = batch[0] if self._combined else batch  # beside its number, and that of its loader
+            batch = to_device(batch, device) if self.transfer is None else self.transfer(batch)
+            for part in _parts(batch) if self._combined else [batch]:
                 yield part, left
                 if left is not None:
                     left -= len(split_batch(part)[1])
@@ -224,9 +236,9 @@ def _copy(loader: Any) -> Any:
     return loader
 
 
-def _unpacked(item: Any) -> list[Any]:
-    """Return the batches of what a ``CombinedLoader`` yields: ``(batch, batch_idx, dataloader_idx)``."""
-    combined = item[0]
+def _parts(combined: Any) -> list[Any]:
+    """Return the batches of the loaders that a ``CombinedLoader`` took one of each from, or of the one it took it from.
+    """
     parts = list(combined.values()) if isinstance(combined, Mapping) else combined
     nested = isinstance(parts, list | tuple) and all(isinstance(p, tuple | list | Mapping | None) for p in parts)
     return [part for part in parts if part is not None] if nested else [combined]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, Notice, ShapeError
+from tightframe._checks import ArgumentError, Notice, ShapeError, check_finite
 from tightframe.nn import Classifier
 from tightframe.probing.names import CONVOLUTIONS, is_dense, is_inside, match_layers
 from tightframe.probing.probe import first_result, hooked, version
@@ -146,6 +146,17 @@ class HeadWatch:
         with hooked(self._names, None, self._ends):
             yield
 
+    @property
+    def state(self) -> tuple[str, str, bool] | None:
+        """What was found, for ranks that have no data to find it by."""
+        return None if self.head is None else (self.name or "", self.head.reading, self.head.log)
+
+    @state.setter
+    def state(self, state: tuple[str, str, bool] | None) -> None:
+        if state is not None and self.head is None:
+            self.name, reading, log = state
+            self.head = Head(self.name, self._module(), reading, log=log)
+
     def _module(self) -> nn.Module:
         return self._model.get_submodule(self.name or "")
 
@@ -190,6 +201,8 @@ class HeadWatch:
         item = seen[-1]
         if self.head is not None and self.head.matrix is not None:
             return "input", self._given_to(self.head.matrix[0], item)
+        if check and logits is not None:
+            check_finite(logits, "the model's output")
         needed = logits is not None and (self.head is None or (check and self.found))
         gap, reading, log = evidence(item, logits) if needed else (0.0, "whole", False)  # type: ignore[arg-type]
         if self.head is None:
@@ -255,16 +268,19 @@ def decide(seen: list[Seen], logits: Tensor) -> Head:
     Raises:
         ArgumentError: if none fits; the message lists the candidates and how far each is off.
     """
+    check_finite(logits, "the model's output")
     fits: dict[str, tuple[Seen, str, bool]] = {}
     misses: dict[str, float] = {}
     for item in seen:
         gap, reading, log = evidence(item, logits)
-        if gap <= 1 and (is_linear(item.module) or _explained(item)):
-            fits.pop(item.name, None)  # the last time that it ran counts
+        fits.pop(item.name, None)  # the last time that it ran counts
+        if gap <= 1:
             fits[item.name] = item, reading, log
         elif is_linear(item.module):
             misses[item.name] = gap
-    innermost = [name for name in fits if not any(is_inside(other, name) for other in fits)]
+    known = [name for name, (item, *_) in fits.items() if is_linear(item.module)]
+    known = known or [name for name, (item, *_) in fits.items() if _explained(item)]
+    innermost = [name for name in known if not any(is_inside(other, name) for other in known)]
     if not innermost:
         off = ", ".join(f"{name!r} is off by {gap:.2g}" for name, gap in list(misses.items())[-8:])
         raise ArgumentError(
@@ -274,7 +290,7 @@ def decide(seen: list[Seen], logits: Tensor) -> Head:
         )
     name = innermost[-1]
     for outer, (item, *_) in fits.items():
-        if is_inside(name, outer) and _adds_to(item, fits[name][0], seen):
+        if is_inside(name, outer) and _adds_to(item, fits[name][0], seen) and _explained(item):
             name = outer
     item, reading, log = fits[name]
     return Head(name, item.module, reading, log=log)

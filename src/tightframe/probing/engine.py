@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, Notice, ShapeError
+from tightframe._checks import ArgumentError, Notice, ShapeError, TightframeError
 from tightframe.functional import ClassMoments, registry
-from tightframe.probing.batches import Forward, Reading, call, labels_of, split_batch, to_device
+from tightframe.probing.batches import Forward, Reading, call, labels_of, split_batch
 from tightframe.probing.classifier import HeadWatch
 from tightframe.probing.names import trains_matrix
 from tightframe.probing.passes import Logits, evaluating, logits_of, shown
 from tightframe.probing.probe import Probe
-from tightframe.probing.split import FEATURES, Looked, Measured, Place, Split
+from tightframe.probing.split import FEATURES, Looked, Measured, Place, Split, gathered
 
 OWN = "own"
 
@@ -43,9 +43,8 @@ class Engine:
         hold_bytes: memory for the features that a second look needs.
         spill_bytes: size of a temporary file for them once they take more; beyond that the data are read once more.
         max_batches: number of batches to read of each split.
-        transfer: function that moves a batch to the device of the model.
         all_ranks: whether the loaders of all ranks of ``torch.distributed`` make up the split; all must measure then.
-        on_batch: function that sees what every batch gave.
+        on_batch: function of the name of a split and of what a batch of it gave.
     """
 
     def __init__(
@@ -68,9 +67,8 @@ class Engine:
         hold_bytes: int = 2**28,
         spill_bytes: int = 2**34,
         max_batches: int | None = None,
-        transfer: Callable[[Any], Any] | None = None,
         all_ranks: bool = False,
-        on_batch: Callable[[Looked], None] | None = None,
+        on_batch: Callable[[str, Looked], None] | None = None,
     ) -> None:
         if (mask_of is not None) != (pooling == "mask"):
             raise ArgumentError(
@@ -92,7 +90,6 @@ class Engine:
         self._logits = logits
         self._rows, self._layer_rows = rows, layer_rows
         self._tensors = [*model.parameters(), *model.buffers()][:1]
-        self._transfer = transfer or (lambda batch: to_device(batch, self.device))
         self.watch = None if classifier is False else HeadWatch(model, classifier, features)
         self.tap = tap
         self.probe = None if layers is not None and not layers else Probe(model, layers, tap=tap, pooling=pooling)
@@ -117,6 +114,11 @@ class Engine:
             check: whether to compare the classifier with the output again.
         """
         labels = labels_of(labels, self.device)
+        if labels.ndim > 1 and labels.shape == getattr(output, "shape", None):
+            raise ShapeError(
+                f"labels must have shape (B,) = ({len(labels)},), got {tuple(labels.shape)}, that of the logits; pass "
+                "class indices, such as argmax(dim=1) of one-hot labels"
+            )
         logits = self._read_logits(output, labels)
         features = {} if self.probe is None else {Place(n, self.tap): h for n, h in self.probe.take().items()}
         if self.watch is not None:
@@ -127,12 +129,12 @@ class Engine:
             logits = logits if self.watch.head is None or logits is None else self.watch.head.logits(logits)
         if logits is not None:
             logits = logits.flatten(0, -2)
-        shape, labels = tuple(labels.shape), labels.flatten()
+        labels = labels.flatten()
         for place, h in features.items():
             if h.ndim != 2 or len(h) != len(labels):
                 raise ShapeError(
-                    f"layer {place.layer!r} must give one row a sample, {len(labels)} as there are labels {shape}, got "
-                    f"{tuple(h.shape)}; samples must be the first dimension"
+                    f"layer {place.layer!r} must give one row a sample, {len(labels)} as there are labels, got "
+                    f"{len(h)}; samples must be the first dimension"
                 )
         if self.ignore_index is not None:
             wanted = labels != self.ignore_index
@@ -161,14 +163,12 @@ class Engine:
         self.num_classes = logits.shape[-1]
         return logits
 
-    def passes(self, loader: Iterable[Any], each: Callable[[Looked], None]) -> None:
+    def passes(self, reading: Reading, each: Callable[[Looked], None]) -> None:
         """Read a loader once, run the model on its batches, and hand over what each gave."""
-        reading = Reading(loader, self.max_batches)
         # Random numbers come back last, when the workers of the loader have ended.
         with reading.undisturbed(), evaluating(self.model), torch.no_grad(), self.watching():
             check = True
-            for batch, kept in shown(reading, _length(loader, self.max_batches), "measuring"):
-                batch = self._transfer(batch)
+            for batch, kept in shown(reading.batches(self.device), len(reading) or None, "measuring"):
                 if self.probe is not None and self.mask_of is not None:
                     self.probe.mask = _checked_mask(self.mask_of(batch)).to(self.device)
                 inputs, labels = split_batch(batch)
@@ -180,6 +180,10 @@ class Engine:
                 check = False
                 each(looked)
                 del looked
+
+    def reading(self, loader: Iterable[Any] | Reading) -> Reading:
+        """Return how a loader is read."""
+        return loader if isinstance(loader, Reading) else Reading(loader, self.max_batches)
 
     def weights(self) -> tuple[Tensor | None, Tensor | None]:
         """Return weight and bias of the classifier as they are now; None without one."""
@@ -195,12 +199,14 @@ class Engine:
         return registry.select(self._rows, have | {"weight", "bias"} | ({"frame"} if fixed else set()))
 
     def measure(
-        self, data: Mapping[str, Iterable[Any]], reference: str | Mapping[Place, ClassMoments] | None = None
+        self,
+        data: Mapping[str, Iterable[Any] | Reading],
+        reference: str | Mapping[Place, ClassMoments] | None = None,
     ) -> Iterator[Measured]:
         """Measure splits, the one whose means judge the others first.
 
         Args:
-            data: loaders by the name of their split.
+            data: loaders, or how they are read, by the name of their split.
             reference: the split whose class means judge samples, ``"own"`` for those of each split itself, or moments
                 by place; None leaves out what needs such means.
 
@@ -212,21 +218,34 @@ class Engine:
             names.sort(key=lambda name: name != reference)
         known = reference if isinstance(reference, Mapping) else None
         for name in names:
-            own = reference in (OWN, name)
-            split = Split(self, name, known, own=own)
-            split.read(data[name])
-            measured = split.finish(data[name])
+            split = Split(self, name, self.reading(data[name]), known, own=reference in (OWN, name))
+            self._together(split.read)
+            if self.all_ranks:
+                split.reduce()
+            self._together(split.look_again)
+            if self.all_ranks:
+                split.reduce_sums()
+            measured = split.result()
             if reference == name:
                 known = measured.moments
             yield measured
 
-
-
-def _length(loader: Any, most: int | None) -> int | None:
-    try:
-        return min(len(loader), most or len(loader))
-    except TypeError:  # a stream
-        return most
+    def _together(self, work: Callable[[], None]) -> None:
+        """Do work that fails on all ranks or on none, lest some wait for one that has failed."""
+        error: Exception | None = None
+        try:
+            work()
+        except Exception as caught:
+            if not self.all_ranks:
+                raise
+            error = caught
+        if self.all_ranks:
+            said = gathered(None if error is None else f"{type(error).__name__}: {error}")
+            if error is not None:
+                raise error
+            for rank, text in enumerate(said):
+                if text is not None:
+                    raise TightframeError(f"measuring failed on rank {rank}: {text}")
 
 
 def _checked_mask(mask: Tensor) -> Tensor:

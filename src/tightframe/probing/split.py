@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tightframe._checks import ArgumentError, EmptyDataError
-from tightframe.functional import ClassMoments, Judge, registry
+from tightframe.functional import ClassMoments, registry
+from tightframe.functional.samples import Judge
+from tightframe.probing.batches import Reading
 from tightframe.probing.held import Held
 
 if TYPE_CHECKING:
@@ -65,19 +68,28 @@ class Split:
     Args:
         engine: engine that runs the model.
         name: name of the split.
+        reading: its batches; None where they are added by hand.
         reference: moments by place that samples are judged by; None if there are none.
         own: whether they are judged by the moments of this split itself, after a second look.
     """
 
     def __init__(
-        self, engine: Engine, name: str, reference: Mapping[Place, ClassMoments] | None = None, own: bool = False
+        self,
+        engine: Engine,
+        name: str,
+        reading: Reading | None = None,
+        reference: Mapping[Place, ClassMoments] | None = None,
+        own: bool = False,
     ) -> None:
         self.engine = engine
         self.name = name
+        self._reading = reading
+        self._quiet = False  # whether the batches have been seen before
         self.moments: dict[Place, ClassMoments] = {}
         self._reference = reference
         self._own = own
         self._samples = 0
+        self._logits = False
         self._rows: dict[Place, list[registry.Row]] = {}
         self._judges: dict[Place, Judge] = {}
         self._sums: dict[Place, dict[str, Tensor]] = {}
@@ -88,10 +100,10 @@ class Split:
         features, labels, logits = looked
         for place, h in features.items():
             if place not in self.moments:
-                self._begin(place, h, logits)
+                self._begin(place, h.shape[1], h.device, logits is not None)
             moments = self.moments[place]
             moments.update(h.to(moments.device), labels.to(moments.device))
-        if self.engine.on_batch is not None:
+        if self.engine.on_batch is not None and not self._quiet:
             self.engine.on_batch(self.name, looked)
         if not len(labels):
             return
@@ -105,16 +117,23 @@ class Split:
             kept: dict[Any, Tensor] = {place: h for place, h in features.items() if self._with_means(place)}
             if kept:
                 self._held.add(kept | {"labels": labels} | ({} if decision is None else {"decision": decision}))
+            if not self._held.complete and (self._reading is None or self._reading.once):
+                raise ArgumentError(
+                    f"loader must give its batches twice, as their features take more than hold_bytes="
+                    f"{self.engine.hold_bytes} and spill_bytes={self.engine.spill_bytes}, got "
+                    f"{'none' if self._reading is None else type(self._reading.loader).__name__}; pass a DataLoader or a list, or raise one of the two"
+                )
 
-    def _begin(self, place: Place, h: Tensor, logits: Tensor | None) -> None:
+    def _begin(self, place: Place, dim: int, device: torch.device, logits: bool) -> None:
         if self._reference is not None and place not in self._reference:
             raise ArgumentError(f"moments must hold those of layer {place.layer!r}, got those of {[*self._reference]}")
         num_classes = self.engine.num_classes
         if num_classes is None:
             raise ArgumentError("num_classes must be given for a model that does not return logits (B, K), got None")
-        device = "cpu" if h.device.type == "mps" else h.device  # which has no float64
-        self.moments[place] = ClassMoments(num_classes, h.shape[1], scatter=self.engine.scatter, device=device)
-        self._rows[place] = self.engine.rows_at(place, logits is not None)
+        device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        self.moments[place] = ClassMoments(num_classes, dim, scatter=self.engine.scatter, device=device)
+        self._rows[place] = self.engine.rows_at(place, logits)
+        self._logits = logits
 
     def _with_means(self, place: Place) -> list[registry.Row]:
         return [row for row in self._rows[place] if {"samples", "means"} <= row.metric.needs]
@@ -135,10 +154,45 @@ class Split:
             for metric, values in judge.look(rows, h, labels, **given).items():
                 sums[metric] = sums.get(metric, 0) + values.sum()
 
-    def look_again(self, loader: Iterable[Any] | None) -> None:
+    def reduce(self) -> None:
+        """Merge the moments of all ranks, one without data included."""
+        watch = self.engine.watch
+        mine = {place: moments.dim for place, moments in self.moments.items()}
+        facts = gathered((mine, self.engine.num_classes, self._logits, None if watch is None else watch.state))
+        dims, num_classes, logits, head = next((fact for fact in facts if fact[0]), facts[0])
+        if dims and not mine:
+            self.engine.num_classes = num_classes
+            if watch is not None:
+                watch.state = head
+        for place, dim in dims.items():
+            if place not in self.moments:
+                self._begin(place, dim, self.engine.device, logits)
+            self.moments[place].all_reduce_()
+
+    def reduce_sums(self) -> None:
+        """Add what samples gave on all ranks."""
+        judged = self._own or self._reference is not None
+        rows = [
+            (place, row.id)
+            for place in self.moments
+            for row in self._rows[place]
+            if "samples" in row.metric.needs and (judged or "means" not in row.metric.needs)
+        ]
+        packed = [float(self._sums.get(place, {}).get(metric, 0.0)) for place, metric in rows]
+        device = next((moments.device for moments in self.moments.values()), None)
+        sums = torch.tensor([*packed, self._samples], dtype=torch.float64, device=device)
+        dist.all_reduce(sums)
+        self._samples = int(sums[-1])
+        for (place, metric), value in zip(rows, sums, strict=False):
+            self._sums.setdefault(place, {})[metric] = value
+
+    def read(self) -> None:
+        """Fold in the batches of the loader."""
+        if self._reading is not None:
+            self.engine.passes(self._reading, self.add)
+
+    def look_again(self) -> None:
         """Judge samples by the means of this split itself, which are known now: those held, or read once more."""
-        if not self._own or not any(map(self._with_means, self.moments)):
-            return
         if self._held.complete:
             for batch in self._held:
                 labels, decision = batch.pop("labels"), batch.pop("decision", None)
@@ -146,14 +200,9 @@ class Split:
                     self._judge(self._judged_by(self.moments, place, h), place, h, labels, decision=decision)
             self._held.close()
             return
-        again = Split(self.engine, self.name, self.moments)
-        if loader is None or isinstance(loader, Iterator):
-            raise ArgumentError(
-                f"loader must give its batches twice, as their features take more than hold_bytes="
-                f"{self.engine.hold_bytes} and spill_bytes={self.engine.spill_bytes}, got {type(loader).__name__}; pass "
-                "a DataLoader or a list, or raise one of the two"
-            )
-        self.engine.passes(loader, again.add)
+        again = Split(self.engine, self.name, self._reading, self.moments)
+        again._quiet = True
+        again.read()
         if again._samples != self._samples:
             raise ArgumentError(
                 f"loader must give the same samples at every pass, got {self._samples} and then {again._samples}; pass "
@@ -178,6 +227,13 @@ class Split:
             order = [row.id for row in self._rows[place] if row.id in found]
             values[place] = {metric: found[metric].item() for metric in order}
         return Measured(self.name, self.moments, values)
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return what every rank has."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def moments_on(moments: ClassMoments, device: torch.device) -> ClassMoments:

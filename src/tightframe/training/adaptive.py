@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from tightframe._checks import ArgumentError, TightframeError, check_choice, check_positive, check_range
 from tightframe.probing import LayerCurves, effective_depth, find_classifier, num_outputs, probe_layers
+from tightframe.probing.batches import split_batch
 from tightframe.probing.names import match_layers, trains_matrix
 from tightframe.records import Record, Records
 from tightframe.surgery import Lock, check_lock_options, lock_beyond, lock_to_etf, reestimate_batch_norm
 from tightframe.surgery.locking import check_optimizer
-from tightframe.training.collapse import forward_in_precision, training_loader
-from tightframe.training.loaders import evaluation_loader
+from tightframe.training.collapse import MeasuringCallback
 from tightframe.training.module import ClassifierModule
 
 
-class AdaptiveETF(Callback):
+class AdaptiveETF(MeasuringCallback):
     r"""Locks every linear map beyond the effective depth to a simplex ETF (Liu 2024, arXiv 2412.00884, reconstructed).
 
     Layers are the linear maps 1..L in order of execution, the classifier last. After an epoch the depth d is the first
@@ -40,8 +36,8 @@ class AdaptiveETF(Callback):
     check, ``lock.distance`` of each locked layer (relative change of its weight) and ``trainable_parameters``. A
     checkpoint keeps them with what is locked, and a training resumed from the end of an epoch is the uninterrupted one.
 
-    It measures and locks in one process, so it refuses several. What the paper does at these places is not public:
-    rule, patience and defaults are ours. That every layer which the rule may come to can be locked is checked before
+    Several processes of DDP measure their shares together, and lock the same layers to the same weights. What the paper
+    does at these places is not public: rule, patience and defaults are ours. That every layer which the rule may come to can be locked is checked before
     the first step. Training from scratch begins anew whatever this callback has seen before.
 
     Args:
@@ -67,12 +63,13 @@ class AdaptiveETF(Callback):
         pooling: how tokens and maps become vectors, see :class:`~tightframe.probing.Probe`: ``"flatten"``, ``"mean"``,
             ``"cls"`` or None.
         rewarm: begin the learning-rate schedule again after a lock; for a :class:`ClassifierModule` with a scheduler.
-        batch_size: samples of a batch in the checks.
-        forward: how to run the module on the inputs of a batch; ``module(inputs)`` by default.
+        batch_size: number of samples of a batch in the checks, for loaders of
+            :func:`~tightframe.training.make_loader`; others keep theirs.
+        forward: function of the module and the inputs of a batch, in place of a plain call.
 
     Raises:
-        ArgumentError: if an argument is outside its range; in training, if there are several processes, optimisers or
-            training loaders, or a layer cannot be locked.
+        ArgumentError: if an argument is outside its range; in training, if the strategy shards the model, if there are
+            several optimisers, or a layer cannot be locked.
         DimensionError: in training, if there is no such simplex in the sizes of a layer.
     """
 
@@ -99,6 +96,7 @@ class AdaptiveETF(Callback):
         batch_size: int = 512,
         forward: Callable[[nn.Module, Any], Any] | None = None,
     ) -> None:
+        super().__init__(batch_size, forward)
         check_range("epsilon", epsilon, isinstance(epsilon, int | float) and 0 <= epsilon < 1, "in [0, 1)")
         check_choice("tap", tap, ("post", "pre"))
         if pooling is not None:
@@ -107,7 +105,6 @@ class AdaptiveETF(Callback):
             ("patience", patience, 1),
             ("every_n_epochs", every_n_epochs, 1),
             ("min_trainable", min_trainable, 1),
-            ("batch_size", batch_size, 1),
             ("warmup", warmup, 0),
             ("start", 1 if start is None else start, 1),
             ("first_stage", 1 if first_stage is None else first_stage, 1),
@@ -130,14 +127,12 @@ class AdaptiveETF(Callback):
         self.start = start
         self.first_stage = first_stage
         self.rewarm = rewarm
-        self.batch_size = batch_size
         self._lock_options = lock_options
         self._probe_options: dict[str, Any] = {"tap": tap, "pooling": pooling}
-        self._forward = forward
         self._forget()
 
     def _forget(self) -> None:
-        self.records = Records()
+        self._records = Records()
         self.locked: list[str] = []
         self._layers: list[str] = []
         self._boundary: int | None = None  # layers that are not locked; None before any lock
@@ -148,7 +143,7 @@ class AdaptiveETF(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return what is locked, the state of the rule and the rows so far, for the checkpoint."""
         return {
-            "records": [record.to_json() for record in self.records],
+            "records": [record.to_json() for record in self._records],
             "locked": list(self.locked),
             "layers": list(self._layers),
             "boundary": self._boundary,
@@ -159,7 +154,7 @@ class AdaptiveETF(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.records = Records(map(Record.from_json, state_dict["records"]))
+        self._records = Records(map(Record.from_json, state_dict["records"]))
         self.locked = list(state_dict["locked"])
         self._layers = list(state_dict["layers"])
         self._boundary = state_dict["boundary"]
@@ -174,10 +169,10 @@ class AdaptiveETF(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lock again what a checkpoint says is locked, before the states of optimiser and schedule come back."""
-        if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise ArgumentError(
-                f"AdaptiveETF locks in one process, got {type(trainer.strategy).__name__} with "
-                f"world_size={trainer.world_size}; train with devices=1 and strategy='auto'"
+                f"AdaptiveETF locks whole weights, got {type(trainer.strategy).__name__}, which may shard them; train "
+                "with devices=1 or strategy='ddp'"
             )
         if len(trainer.optimizers) != 1:
             raise ArgumentError(f"AdaptiveETF locks what one optimiser trains, got {len(trainer.optimizers)} of them")
@@ -195,7 +190,7 @@ class AdaptiveETF(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lock what is to be locked from the start, or remember the weights to come back to."""
-        if len(self.records):
+        if len(self._records):
             return  # a training that goes on
         epoch, last = trainer.current_epoch, trainer.max_epochs
         self._layers = list(self._curves(trainer, pl_module, at_a_glance=True).layers)
@@ -243,20 +238,20 @@ class AdaptiveETF(Callback):
         curves = self._curves(trainer, module)
         depth = effective_depth(curves.ncc_error, self.epsilon)
         for layer, error in zip(curves.layers, curves.ncc_error, strict=True):
-            self._record(trainer, epoch, "ncc.error", error, layer)
+            self._record(trainer, epoch, "ncc.error", error, layer, self._probe_options["tap"])
         self._record(trainer, epoch, "effective_depth", torch.nan if depth is None else depth)
         return depth
 
     def _curves(self, trainer: Trainer, module: LightningModule, at_a_glance: bool = False) -> LayerCurves:
         """Probe the layers; at a glance, on one batch, only to see which they are."""
-        with _training_data(trainer, module) as loader:
-            batches = evaluation_loader(loader, self.batch_size)
+        with self._measuring(trainer):
             return probe_layers(
                 module,
-                itertools.islice(batches, 1) if at_a_glance else batches,
+                self._training_data(trainer, 1 if at_a_glance else None),
                 layers=self.layers,
                 ncc=not at_a_glance,
-                forward=forward_in_precision(trainer, self._forward),
+                forward=self._run(trainer),
+                all_ranks=trainer.world_size > 1,
                 **self._probe_options,
             )
 
@@ -295,8 +290,7 @@ class AdaptiveETF(Callback):
             self.locked.append(lock.name)
             self._record(trainer, epoch, "lock.distance", lock.distance, lock.name)
         if locks:
-            with _training_data(trainer, module) as loader:
-                reestimate_batch_norm(_InPrecision(module, forward_in_precision(trainer, self._forward)), loader)
+            self._reestimate(trainer, module)
             self._count_parameters(trainer, module, epoch)
             if self.rewarm and self.start is None:
                 self._schedule_step = trainer.global_step
@@ -304,7 +298,24 @@ class AdaptiveETF(Callback):
 
     def _lock(self, trainer: Trainer, module: LightningModule, boundary: int) -> list[Lock]:
         (optimizer,) = trainer.optimizers
-        return lock_beyond(module, self._layers, boundary, keep=self.keep, optimizer=optimizer, **self._options(module))
+        options = self._options(module)
+        locks = lock_beyond(module, self._layers, boundary, keep=self.keep, optimizer=optimizer, **options)
+        if locks and isinstance(trainer.strategy, DDPStrategy):
+            # It waits for a gradient of every parameter that was trained when it wrapped the model.
+            trainer.strategy.model = module
+            trainer.strategy.configure_ddp()
+        return locks
+
+    def _reestimate(self, trainer: Trainer, module: LightningModule) -> None:
+        """Estimate the statistics of batch norm again, on the training batches of all ranks."""
+        reading = self._training_data(trainer, as_it_is=True)
+        with reading.undisturbed():
+            inputs = (split_batch(batch)[0] for batch, _ in reading.batches(module.device))
+            found = reestimate_batch_norm(_InPrecision(module, self._run(trainer)), inputs)
+        if found and trainer.world_size > 1:
+            for buffer in module.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(trainer.strategy.reduce(buffer, reduce_op="mean"))
 
     def _options(self, module: LightningModule) -> dict[str, Any]:
         """Return how to lock the layers of a module."""
@@ -325,8 +336,9 @@ class AdaptiveETF(Callback):
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self._record(trainer, epoch, "trainable_parameters", trained)
 
-    def _record(self, trainer: Trainer, epoch: int, metric: str, value: float, layer: str = "") -> None:
-        self.records.add(metric, value, epoch=epoch, step=trainer.global_step, split="train", layer=layer)
+    def _record(self, trainer: Trainer, epoch: int, metric: str, value: float, layer: str = "", tap: str = "") -> None:
+        columns = {"epoch": epoch, "step": trainer.global_step, "split": "train", "layer": layer, "tap": tap}
+        self._records.add(metric, value, **columns)
 
 
 class _InPrecision(nn.Module):
@@ -339,17 +351,3 @@ class _InPrecision(nn.Module):
 
     def forward(self, inputs: Any) -> Any:
         return self.run(self.module, inputs)
-
-
-@contextmanager
-def _training_data(trainer: Trainer, module: LightningModule) -> Iterator[DataLoader[Any]]:
-    """Lend the training loader, and leave the next epoch and all random numbers as they would have been."""
-    loader = copy.copy(training_loader(trainer))
-    loader._iterator = None  # that of persistent workers may stand at the start of an epoch already
-    owners = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners]
-    states = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
-    with isolate_rng(include_cuda=module.device.type == "cuda"):
-        yield loader
-    for generator, state in states:
-        generator.set_state(state)

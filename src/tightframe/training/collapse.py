@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from tightframe._checks import ArgumentError, check_choice, check_positive
-from tightframe.functional import PRESETS, ClassMoments
-from tightframe.probing import (
-    FEATURES,
-    Measurement,
-    find_classifier,
-    gather,
-    layer_metrics,
-    num_outputs,
-    sample_metrics,
-)
+from tightframe._checks import check_choice, check_positive
+from tightframe.functional import registry
+from tightframe.probing import FEATURES, Engine, Measured, record
+from tightframe.probing.batches import Reading, call
+from tightframe.probing.measure import TRAIN
+from tightframe.probing.split import Looked
 from tightframe.records import Record, Records
 from tightframe.snapshots import Snapshot
 from tightframe.training.loaders import evaluation_loader
@@ -34,31 +34,110 @@ SNAPSHOT_CLASSES = 4
 SNAPSHOT_SAMPLES = 40
 
 
-class NeuralCollapseCallback(Callback):
+class MeasuringCallback(Callback):
+    """Base of callbacks that measure: their rows, and how data and model are used as the Trainer uses them.
+
+    Args:
+        batch_size: number of samples of a batch, for loaders of :func:`~tightframe.training.make_loader`.
+        forward: function of the module and the inputs of a batch, in place of a plain call.
+    """
+
+    def __init__(self, batch_size: int, forward: Callable[[nn.Module, Any], Any] | None) -> None:
+        check_positive("batch_size", batch_size)
+        self.batch_size = batch_size
+        self.forward = forward
+        self._records = Records()
+        # Strategies that start processes leave the callback of this one without rows: the first of them writes a file.
+        self._home, self._spool = os.getpid(), Path(tempfile.gettempdir()) / f"tightframe-{uuid.uuid4().hex}.jsonl"
+
+    @property
+    def records(self) -> Records:
+        """Rows so far."""
+        if os.getpid() == self._home and self._spool.exists():
+            self._records = Records.read(self._spool)
+            self._spool.unlink()
+        return self._records
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the rows for the process that started this one."""
+        launched = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+        if launched and stage == "fit" and trainer.is_global_zero and os.getpid() != self._home:
+            self._records.save(self._spool)
+
+    @contextlib.contextmanager
+    def _measuring(self, trainer: Trainer) -> Iterator[None]:
+        """Let hooks of the Trainer see an evaluation, lest they augment."""
+        stage = trainer.state.stage
+        trainer.state.stage = RunningStage.VALIDATING
+        try:
+            yield
+        finally:
+            trainer.state.stage = stage
+
+    def _run(self, trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
+        """Return how to run a module on inputs, in the precision of the training."""
+        precision, forward = trainer.precision_plugin, self.forward
+
+        def run(module: nn.Module, inputs: Any) -> Any:
+            with precision.forward_context():
+                inputs = precision.convert_input(inputs)
+                return call(module, inputs) if forward is None else forward(module, inputs)
+
+        return run
+
+    def _training_data(self, trainer: Trainer, max_batches: int | None = None, as_it_is: bool = False) -> Reading:
+        """Return how the training data are read: in order and whole if we made the loader, else as it is."""
+        combined, loader = trainer.fit_loop._combined_loader, trainer.train_dataloader
+        if combined is not None and not (len(combined.flattened) == 1 and combined.flattened[0] is loader):
+            loader = CombinedLoader(combined.iterables, combined._mode)
+        size = trainer.num_training_batches if _limited(trainer, trainer.limit_train_batches) else None
+        return self._reading(trainer, loader, size, 0, max_batches, as_it_is)
+
+    def _reading(
+        self, trainer: Trainer, loader: Any, size: float | None, index: int, most: int | None, as_it_is: bool = False
+    ) -> Reading:
+        """Return how a loader is read: of a limited one as many batches as the Trainer reads."""
+        if size is not None and size != float("inf"):
+            most = int(min(size, most or size))
+        elif not as_it_is:
+            loader = evaluation_loader(loader, self.batch_size, trainer.global_rank, trainer.world_size)
+        return Reading(loader, most, partial(_transfer, trainer, index))
+
+
+class NeuralCollapseCallback(MeasuringCallback):
     """Measures the collapse of a model's layers on a schedule, in one pass over each split.
 
-    ``Trainer(callbacks=[NeuralCollapseCallback()])`` is all a model needs whose batches are ``(inputs, labels)`` and
-    whose ``forward`` returns logits. Every measurement runs in eval mode at one snapshot of the weights, visits each
-    sample once, whatever the shuffling, and leaves weights, modes and random numbers as they were. Under DDP each rank
+    ``Trainer(callbacks=[NeuralCollapseCallback()])`` is all a model needs whose ``forward`` returns logits. Every
+    measurement runs in eval mode at one snapshot of the weights, reads the loaders of the Trainer as they are, through
+    its own transfer hooks, and leaves weights, modes, samplers and random numbers as they were. Under DDP each rank
     visits its share and the moments are reduced.
 
-    The rows are in :attr:`records`, which a checkpoint keeps, and are logged as ``split/layer/metric``.
+    The classifier is found before the first step, as :func:`tightframe.measure` finds it. The rows are in
+    :attr:`records`, which a checkpoint keeps, and are logged as ``split/layer/metric``.
 
     Args:
         layers: dotted names of modules whose inputs are measured too, beside the classifier's, called ``features``; or
             patterns as in :func:`tightframe.probing.match_layers`.
-        every_n_epochs: measure before training, after every so many epochs and after the last.
-        every_n_steps: measure after every so many steps instead.
+        every_n_epochs: number of epochs between measurements; there is one before training and one at its end, too.
+        every_n_steps: number of optimiser steps between measurements, in place of epochs.
         splits: which of ``train``, ``validation``: the loaders that the Trainer has. Several validation loaders are
-            called as a :class:`ClassifierModule` says, else ``validation.0``, ``validation.1`` and so on.
-        scatter: gather ``(d, d)`` scatters, which ``nc1.pinv`` and ``vci`` need.
-        preset: see :func:`tightframe.functional.collapse_metrics`; None measures everything.
-        hold_bytes: memory for the features that metrics with a second look at the samples need, and as much again for
-            those of ``layers`` (``ncc.error``); a split that takes more goes without them.
-        batch_size: samples of a batch in these passes.
-        num_classes: K; None takes it from the classifier.
-        forward: how to run the module on the inputs of a batch; ``module(inputs)`` by default.
-        snapshot_dir: where to write a :class:`Snapshot` at every measurement, for the report's pictures; None for none.
+            called as a :class:`ClassifierModule` says, else ``validation.<key>`` by their key or number.
+        classifier: see :func:`tightframe.measure`.
+        features: see :func:`tightframe.measure`.
+        logits: see :func:`tightframe.measure`.
+        scatter: whether to gather ``(d, d)`` scatters, which ``nc1.pinv`` and ``vci`` need.
+        preset: see :func:`tightframe.functional.collapse_metrics`; None measures everything that applies.
+        ignore_index: label whose samples are left out.
+        hold_bytes: memory for features that are looked at twice.
+        spill_bytes: size of a temporary file for them once they take more; beyond that the loader is read twice.
+        max_batches: number of batches to read of each split; needed for streams that never end.
+        batch_size: number of samples of a batch, for loaders of :func:`~tightframe.training.make_loader`; others keep
+            theirs.
+        num_classes: K; None for the number of logits.
+        forward: function of the module and the inputs of a batch, in place of a plain call.
+        snapshot_dir: directory for a :class:`Snapshot` at every measurement, for the report's pictures; None for none.
+        on_error: what an error after the first measurement does: ``"warn"`` leaves a gap in the records and lets the
+            training go on, ``"raise"`` ends it. An error before the first step always does.
     """
 
     def __init__(
@@ -67,35 +146,53 @@ class NeuralCollapseCallback(Callback):
         layers: Sequence[str] = (),
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
-        splits: Sequence[str] = ("train", "validation"),
+        splits: Sequence[str] = (TRAIN, "validation"),
+        classifier: str | nn.Module | Sequence[Any] | None = None,
+        features: str | nn.Module | None = None,
+        logits: str | int | Callable[[Any], Tensor] | None = None,
         scatter: bool = True,
-        preset: str | None = None,
+        preset: str | Sequence[str] | None = None,
+        ignore_index: int | None = None,
         hold_bytes: int = 2**28,
+        spill_bytes: int = 2**34,
+        max_batches: int | None = None,
         batch_size: int = 512,
         num_classes: int | None = None,
         forward: Callable[[nn.Module, Any], Any] | None = None,
         snapshot_dir: str | os.PathLike[str] | None = None,
+        on_error: str = "warn",
     ) -> None:
+        super().__init__(batch_size, forward)
         check_positive("every_n_epochs", every_n_epochs)
-        check_positive("batch_size", batch_size)
         if every_n_steps is not None:
             check_positive("every_n_steps", every_n_steps)
         for split in splits:
-            check_choice("splits", split, ("train", "validation"))
-        if preset is not None:
-            check_choice("preset", preset, PRESETS)
+            check_choice("splits", split, (TRAIN, "validation"))
+        check_choice("on_error", on_error, ("warn", "raise"))
+        registry.select("default" if preset is None else preset, ())
         self.layers = list(layers)
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.splits = tuple(splits)
-        self.scatter = scatter
         self.preset = preset
-        self.hold_bytes = hold_bytes
-        self.batch_size = batch_size
-        self.num_classes = num_classes
-        self.forward = forward
+        self.scatter = scatter
+        self.max_batches = max_batches
         self.snapshot_dir = None if snapshot_dir is None else Path(snapshot_dir)
-        self.records = Records()
+        self.on_error = on_error
+        self._options: dict[str, Any] = {
+            "classifier": classifier,
+            "features": features,
+            "layers": self.layers,
+            "logits": logits,
+            "num_classes": num_classes,
+            "scatter": scatter,
+            "rows": "default" if preset is None else preset,
+            "layer_rows": "layer" if preset is None else preset,
+            "ignore_index": ignore_index,
+            "hold_bytes": hold_bytes,
+            "spill_bytes": spill_bytes,
+        }
+        self._engine: Engine | None = None
         self._measured_step = -1
 
     @property
@@ -106,17 +203,27 @@ class NeuralCollapseCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far, for the checkpoint."""
-        return {"records": [record.to_json() for record in self.records], "measured_step": self._measured_step}
+        return {"records": [record.to_json() for record in self._records], "measured_step": self._measured_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the rows of a checkpoint back."""
-        self.records = Records(map(Record.from_json, state_dict["records"]))
+        self._records = Records(map(Record.from_json, state_dict["records"]))
         self._measured_step = state_dict["measured_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the untrained model."""
+        """Find the classifier, and measure the untrained model."""
+        self._engine = Engine(
+            pl_module,
+            forward=self._run(trainer),
+            all_ranks=trainer.world_size > 1,
+            on_batch=self._keep if self.snapshot_dir is not None and trainer.is_global_zero else None,
+            **self._options,
+        )
         if trainer.global_step == 0:
-            self._measure(trainer, pl_module, epoch=0)
+            self._measure(trainer, epoch=0)
+        else:  # a training that goes on
+            with self._measuring(trainer):
+                self._engine.passes(self._training_data(trainer, 1), lambda looked: None)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -124,152 +231,100 @@ class NeuralCollapseCallback(Callback):
         """Measure on a step schedule."""
         new = trainer.global_step != self._measured_step
         if self.every_n_steps and new and trainer.global_step % self.every_n_steps == 0:
-            self._measure(trainer, pl_module, epoch=trainer.current_epoch)
+            self._try_to_measure(trainer, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on an epoch schedule."""
         epoch = trainer.current_epoch + 1
         if self.every_n_steps is None and (epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs):
-            self._measure(trainer, pl_module, epoch)
+            self._try_to_measure(trainer, epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure what training ended with, if it ended early."""
         if self.every_n_steps is None and trainer.global_step != self._measured_step:
-            self._measure(trainer, pl_module, trainer.current_epoch)
+            self._try_to_measure(trainer, trainer.current_epoch)
 
-    def _measure(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
+    def _try_to_measure(self, trainer: Trainer, epoch: int) -> None:
+        try:
+            self._measure(trainer, epoch)
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            warnings.warn(
+                f"collapse was not measured after step {trainer.global_step}, the training goes on: "
+                f"{type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _measure(self, trainer: Trainer, epoch: int) -> None:
+        if self._engine is None:
+            return
         self._measured_step = trainer.global_step
-        name = find_classifier(module)
-        classifier = module.get_submodule(name)
-        layers = [*(layer for layer in self.layers if layer != name), name]
-        num_classes = self.num_classes or num_outputs(classifier)
-        train: Measurement | None = None
-        with isolate_rng(include_cuda=False):
-            for split, loader in self._loaders(trainer, module):
-                batches = evaluation_loader(loader, self.batch_size, trainer.global_rank, trainer.world_size)
-                hold = self.hold_bytes if self.preset is None else 0
-                measured = gather(
-                    module,
-                    batches,
-                    layers,
-                    num_classes,
-                    scatter=self.scatter,
-                    hold_bytes=hold,
-                    forward=forward_in_precision(trainer, self.forward),
-                )
-                if trainer.world_size > 1:
-                    for moments in measured.moments.values():
-                        moments.all_reduce_()
-                if split == "train":
-                    train = measured
-                self._record(trainer, module, epoch, split, measured, train, name)
-        if train is not None and self.snapshot_dir is not None and trainer.is_global_zero:
-            self._snapshot(epoch, classifier, train, name)
+        self._kept: dict[int, list[Tensor]] = {k: [] for k in range(SNAPSHOT_CLASSES)}
+        rows, train = Records(), None
+        with self._measuring(trainer):
+            data = self._data(trainer)
+            for measured in self._engine.measure(data, TRAIN if TRAIN in data else None):
+                record(rows, measured, epoch=epoch, step=trainer.global_step)
+                train = measured if measured.split == TRAIN else train
+        self._records.extend(rows)
+        for logger in trainer.loggers:
+            for split in rows.unique("split"):
+                values = {f"{split}/{r.layer}/{r.metric}": r.value for r in rows.where(split=split)}
+                logger.log_metrics(values, step=trainer.global_step)
+        if train is not None and any(self._kept.values()):
+            self._snapshot(epoch, train)
 
-    def _loaders(self, trainer: Trainer, module: LightningModule) -> list[tuple[str, Any]]:
+    def _data(self, trainer: Trainer) -> Mapping[str, Reading]:
         """Return the loaders to visit by split, the training set first."""
-        found: list[tuple[str, Any]] = []
-        if "train" in self.splits:
-            found.append(("train", training_loader(trainer)))
-        evaluation = trainer.val_dataloaders
-        if "validation" in self.splits and evaluation is not None:
-            loaders = evaluation if isinstance(evaluation, list) else [evaluation]
-            default = ["validation"] if len(loaders) == 1 else [f"validation.{i}" for i in range(len(loaders))]
-            names = module.splits if isinstance(module, ClassifierModule) else default
-            found += zip(names, loaders, strict=True)
+        found = {}
+        if TRAIN in self.splits:
+            found[TRAIN] = self._training_data(trainer, self.max_batches)
+        loaders = trainer.val_dataloaders
+        if "validation" not in self.splits or loaders is None:
+            return found
+        module = trainer.lightning_module
+        if isinstance(loaders, Mapping):
+            names = [f"validation.{key}" for key in loaders]
+            loaders = list(loaders.values())
+        else:
+            loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
+            names = ["validation"] if len(loaders) == 1 else [f"validation.{i}" for i in range(len(loaders))]
+            names = module.splits if isinstance(module, ClassifierModule) else names
+        limited = _limited(trainer, trainer.limit_val_batches)
+        for index, (name, loader) in enumerate(zip(names, loaders, strict=True)):
+            size = trainer.num_val_batches[index] if limited else None
+            found[name] = self._reading(trainer, loader, size, index, self.max_batches)
         return found
 
-    def _record(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        epoch: int,
-        split: str,
-        measured: Measurement,
-        train: Measurement | None,
-        classifier_name: str,
-    ) -> None:
-        classifier = module.get_submodule(classifier_name)
-        looks: dict[str, dict[str, float]] = {}
-        if train is not None and self.preset is None and self.hold_bytes:
-            looks = _second_looks(measured, train.moments, classifier, classifier_name, module.device)
-        for name, moments in measured.moments.items():
-            is_classifier = name == classifier_name
-            values = layer_metrics(moments, classifier if is_classifier else None, preset=self.preset)
-            values |= looks.get(name, {})
-            layer = FEATURES if is_classifier else name
-            for metric, value in values.items():
-                self.records.add(metric, value, epoch=epoch, step=trainer.global_step, split=split, layer=layer)
-            for logger in trainer.loggers:
-                logger.log_metrics({f"{split}/{layer}/{m}": v for m, v in values.items()}, step=trainer.global_step)
-
-    def _snapshot(self, epoch: int, classifier: nn.Module, train: Measurement, name: str) -> None:
-        look = train.second_look()
-        weight = getattr(classifier, "weight", None)
-        if look is None or not isinstance(weight, Tensor) or self.snapshot_dir is None:
+    def _keep(self, split: str, looked: Looked) -> None:
+        """Keep the first training features of a few classes, for the pictures."""
+        features = next((h for place, h in looked.features.items() if place.layer == FEATURES), None)
+        if split != TRAIN or features is None:
             return
-        features, _, labels = look
-        chosen = [(labels == k).nonzero().squeeze(1)[:SNAPSHOT_SAMPLES] for k in range(SNAPSHOT_CLASSES)]
-        index = torch.cat(chosen)
-        moments = train.moments[name]
+        for k, kept in self._kept.items():
+            missing = SNAPSHOT_SAMPLES - sum(map(len, kept))
+            if missing > 0:
+                kept.append(features[looked.labels == k][:missing].float().cpu())
+
+    def _snapshot(self, epoch: int, train: Measured) -> None:
+        kept = {k: torch.cat(parts) for k, parts in self._kept.items() if parts}
+        labels = torch.cat([torch.full((len(h),), k) for k, h in kept.items()])
+        moments = next(m for place, m in train.moments.items() if place.layer == FEATURES)
         means = moments.mean.where(moments.present.unsqueeze(1), torch.nan)
-        Snapshot(epoch, means.float(), weight.detach().float(), features[index].float(), labels[index]).save(
-            self.snapshot_dir
-        )
+        weight, _ = self._engine.weights() if self._engine is not None else (None, None)
+        if weight is not None and self.snapshot_dir is not None:
+            features = torch.cat(list(kept.values()))
+            Snapshot(epoch, means.float(), weight.float(), features, labels).save(self.snapshot_dir)
 
 
-def training_loader(trainer: Trainer) -> DataLoader[Any]:
-    """Return the loader of the training set.
-
-    Raises:
-        ArgumentError: if there are several, or it is no ``DataLoader``.
-    """
-    loader = trainer.train_dataloader
-    if not isinstance(loader, DataLoader):
-        raise ArgumentError(f"the Trainer's training loader must be one DataLoader, got {type(loader).__name__}")
-    return loader
+def _limited(trainer: Trainer, limit: float | None) -> bool:
+    return bool(trainer.overfit_batches) or (limit is not None and not (isinstance(limit, float) and limit == 1.0))
 
 
-def forward_in_precision(
-    trainer: Trainer, forward: Callable[[nn.Module, Any], Any] | None = None
-) -> Callable[[nn.Module, Any], Any]:
-    """Return how to run a module on inputs, in the precision of the training; ``module(inputs)`` by default."""
-    precision = trainer.precision_plugin
-
-    def run(module: nn.Module, inputs: Any) -> Any:
-        with precision.forward_context():
-            inputs = precision.convert_input(inputs)
-            return module(inputs) if forward is None else forward(module, inputs)
-
-    return run
-
-
-def _second_looks(
-    measured: Measurement,
-    train: Mapping[str, ClassMoments],
-    classifier: nn.Module,
-    classifier_name: str,
-    device: torch.device,
-) -> dict[str, dict[str, float]]:
-    """Return the metrics of samples by layer, over all ranks."""
-    look = measured.second_look()
-    of_classifier = {} if look is None else sample_metrics(*look, train[classifier_name], classifier)
-    size = int(sum(batch.labels.numel() for batch in measured.held_layers.batches))
-    errors = _over_ranks(measured.ncc_errors(train), size, device)
-    return {
-        classifier_name: _over_ranks(of_classifier, 0 if look is None else look[2].numel(), device),
-        **{name: {"ncc.error": error} for name, error in errors.items()},
-    }
-
-
-def _over_ranks(values: dict[str, float], size: int, device: torch.device) -> dict[str, float]:
-    """Return the averages over the samples of all ranks, or none if one rank did not hold its samples."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return values
-    holding = torch.tensor(float(bool(values)), device=device)
-    dist.all_reduce(holding, op=dist.ReduceOp.MIN)
-    if not holding:
-        return {}
-    packed = torch.tensor([*(v * size for v in values.values()), size], dtype=torch.float64, device=device)
-    dist.all_reduce(packed)
-    return dict(zip(values, (packed[:-1] / packed[-1]).tolist(), strict=True))
+def _transfer(trainer: Trainer, index: int, batch: Any) -> Any:
+    """Move a batch as the loops of the Trainer do, through the hooks of the user."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=index)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=index)

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
-from torch.utils.data.dataloader import default_collate, default_convert
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from tightframe._checks import EmptyDataError, check_positive
 
@@ -89,17 +88,15 @@ def make_loader(
 
 
 def evaluation_loader(loader: Any, batch_size: int, rank: int = 0, world_size: int = 1) -> Any:
-    """Return a loader that visits the samples behind a training loader once, in order.
+    """Return a loader that visits the samples behind a loader of :func:`make_loader` once, in order.
 
-    What cannot be visited so (an iterable dataset, something other than a ``DataLoader``) is returned as it is.
+    Any other loader is returned as it is: what its sampler, workers and hooks do cannot be known.
     """
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+    if not isinstance(loader, DataLoader):
         return loader
-    size = len(loader.dataset)  # type: ignore[arg-type]  # map-style datasets are sized
-    sampler = BatchSampler(size, max(batch_size, world_size), rank=rank, world_size=world_size)
-    options: dict[str, Any] = {"num_workers": loader.num_workers}
-    plain = loader.collate_fn in (default_collate, default_convert)
-    if plain and isinstance(loader.dataset, TensorDataset):
-        return DataLoader(loader.dataset, batch_size=None, sampler=sampler, **options)
-    collate = default_collate if plain else loader.collate_fn
-    return DataLoader(loader.dataset, batch_sampler=sampler, collate_fn=collate, **options)
+    sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if not isinstance(sampler, BatchSampler):
+        return loader
+    size = max(batch_size, world_size)
+    options = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn}
+    return make_loader(loader.dataset, size, rank=rank, world_size=world_size, **options)

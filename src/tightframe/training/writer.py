@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tightframe._checks import ResumeError
-from tightframe.records import Record, Records
-from tightframe.training.adaptive import AdaptiveETF
-from tightframe.training.collapse import NeuralCollapseCallback
+from tightframe.records import Records
+from tightframe.training.collapse import MeasuringCallback
 from tightframe.training.module import ClassifierModule
 
 
@@ -98,7 +98,7 @@ class RecordWriter(Callback):
         """Return the rows of other callbacks that have not been written yet."""
         rows = Records()
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        measuring = [c for c in callbacks if isinstance(c, NeuralCollapseCallback | AdaptiveETF)]
+        measuring = [c for c in callbacks if isinstance(c, MeasuringCallback)]
         for i, callback in enumerate(measuring):
             measured = list(callback.records)
             rows.extend(measured[self._taken.get(i, 0) :])
@@ -108,9 +108,7 @@ class RecordWriter(Callback):
     def _write(self, rows: Records) -> None:
         if not len(rows):
             return
-        lines = (
-            Record(self.run, self.seed, r.epoch, r.step, r.split, r.layer, r.metric, r.value).to_json() for r in rows
-        )
+        lines = (replace(row, run=self.run, seed=self.seed).to_json() for row in rows)
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in lines))
             file.flush()

@@ -1,0 +1,237 @@
+"""Measure the collapse of a model, in three lines: from its loaders, or while it runs in a loop of the user's."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tightframe._checks import ArgumentError, Notice, check_choice
+from tightframe.functional import ClassMoments
+from tightframe.probing.batches import Forward
+from tightframe.probing.engine import OWN, Engine
+from tightframe.probing.passes import Logits
+from tightframe.probing.probe import hooked
+from tightframe.probing.split import FEATURES, Measured, Place, Split
+from tightframe.records import Records
+
+TRAIN = "train"
+Reference = str | ClassMoments | Mapping[tuple[str, str], ClassMoments]
+
+
+def measure(
+    model: nn.Module | Tensor | Any,
+    data: Iterable[Any] | Mapping[str, Iterable[Any]],
+    *,
+    classifier: str | nn.Module | Sequence[Any] | bool | None = None,
+    features: str | nn.Module | None = None,
+    layers: Sequence[str] = (),
+    tap: str = "input",
+    pooling: str | None = "flatten",
+    forward: Forward | None = None,
+    logits: Logits | None = None,
+    reference: Reference | None = None,
+    num_classes: int | None = None,
+    scatter: bool = True,
+    preset: str | Sequence[str] | None = None,
+    ignore_index: int | None = None,
+    split: str = TRAIN,
+    hold_bytes: int = 2**28,
+    spill_bytes: int = 2**34,
+    max_batches: int | None = None,
+    all_ranks: bool = False,
+    run: str = "",
+    seed: int = 0,
+    epoch: int = 0,
+    step: int = 0,
+) -> Records:
+    """Measure the collapse of a model, in eval mode and in one pass over each split.
+
+    Samples are judged by the class means of *training* features: nearest class mean, NC4 and cosine margin of a test
+    split take the means of ``train``. A lone test split has none to be judged by, so these are left out, with a notice.
+
+    Loaders are read as they are, with their own samplers, workers and collate; random numbers and modes are left as
+    they were. A batch is ``(inputs, labels, ...)``, or a mapping with one of ``labels``, ``label``, ``targets``,
+    ``target`` and ``y``, whose other values are passed by keyword if the model's ``forward`` takes their names.
+
+    Args:
+        model: module that maps inputs to logits ``(B, K)``; or features ``(N, d)``, with their labels ``(N,)`` as
+            ``data`` and ``classifier=(weight, bias)`` or False.
+        data: loader of one split, or a mapping from the names of splits to loaders.
+        classifier: dotted name of the classifier, the module, or ``(weight (K, d), bias (K,) or None)`` together with
+            ``features``. None finds it by evidence: the module whose output, for what it was given, is the model's.
+            False looks at ``layers`` alone.
+        features: module, or its name, whose output goes into the map ``(weight, bias)``.
+        layers: dotted names of further modules to measure, or patterns as in :func:`match_layers`.
+        tap: where their features are read, see :class:`Probe`.
+        pooling: how tokens and maps become vectors there, see :class:`Probe`.
+        forward: function of the model and the inputs of a batch, in place of a plain call.
+        logits: key, index or function that finds the logits in the model's output.
+        reference: name of the split whose class means judge samples (``train``), moments of the classifier's input,
+            moments by ``(layer, tap)``, or ``"own"`` for the means of each split itself.
+        num_classes: K; None for the number of logits.
+        scatter: whether to gather ``(d, d)`` scatters, which ``nc1.pinv`` and ``vci`` need.
+        preset: see :func:`tightframe.functional.collapse_metrics`; None for everything that applies.
+        ignore_index: label whose samples are left out, such as padding.
+        split: name of a lone loader's split.
+        hold_bytes: memory for features that are looked at twice, once the class means are known.
+        spill_bytes: size of a temporary file for them once they take more; beyond that the loader is read twice.
+        max_batches: number of batches to read of each split; needed for loaders that never end.
+        all_ranks: whether the loaders of all ranks of ``torch.distributed`` make up the splits.
+        run: name written into every row.
+        seed: seed written into every row.
+        epoch: epoch written into every row.
+        step: step written into every row.
+
+    Returns:
+        One row a split, place and metric. The classifier's input is called ``features``.
+
+    Raises:
+        EmptyDataError: if a split has no batch.
+        ArgumentError: if no classifier is found, or an option is wrong.
+        LabelError, NonFiniteError, ShapeError, DtypeError: if a label, a feature or an output is wrong.
+
+    Example:
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> _ = nn.init.eye_(model.weight)
+        >>> data = [(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))]
+        >>> measure(model, {"train": data, "test": data}).value("nc4.agreement", split="test")
+        1.0
+    """
+    if not isinstance(model, nn.Module):
+        data = [(torch.as_tensor(model), torch.as_tensor(data))]
+        model, features = nn.Identity(), None if classifier is False else ""
+        num_classes = num_classes or (int(data[0][1].max()) + 1 if classifier is False else None)
+        layers, logits = ("",) if classifier is False else layers, logits
+    splits = dict(data) if isinstance(data, Mapping) else {split: data}
+    engine = Engine(
+        model,
+        classifier=classifier,
+        features=features,
+        layers=layers,
+        tap=tap,
+        pooling=pooling,
+        forward=forward,
+        logits=logits,
+        num_classes=num_classes,
+        scatter=scatter,
+        rows="default" if preset is None else preset,
+        layer_rows="layer" if preset is None else preset,
+        ignore_index=ignore_index,
+        hold_bytes=hold_bytes,
+        spill_bytes=spill_bytes,
+        max_batches=max_batches,
+        all_ranks=all_ranks,
+    )
+    records = Records()
+    for measured in engine.measure(splits, reference_of(reference, list(splits))):
+        record(records, measured, run=run, seed=seed, epoch=epoch, step=step)
+    return records
+
+
+def record(records: Records, measured: Measured, **columns: Any) -> None:
+    """Append one row for each place and metric of a split."""
+    for place, values in measured.values.items():
+        for metric, value in values.items():
+            records.add(metric, value, split=measured.split, layer=place.layer, tap=place.tap, **columns)
+
+
+def reference_of(wanted: Reference | None, splits: Sequence[str]) -> str | Mapping[Place, ClassMoments] | None:
+    """Return what samples are judged by: a split, ``"own"``, moments by place, or None.
+
+    Raises:
+        ArgumentError: if it is none of these.
+    """
+    if isinstance(wanted, ClassMoments):
+        return {Place(FEATURES, tap): wanted for tap in ("input", "prepared")}
+    if isinstance(wanted, Mapping):
+        return {Place(*place): moments for place, moments in wanted.items()}
+    if wanted is not None:
+        check_choice("reference", wanted, (*splits, OWN))
+        return wanted
+    if TRAIN in splits:
+        return TRAIN
+    warnings.warn(
+        f"there is no split {TRAIN!r} beside {list(splits)}, so there are no training means to judge samples by, and "
+        "nearest-mean accuracy, NC4 and cosine margin are left out; pass {'train': ..., 'test': ...}, "
+        "reference=moments, or reference='own'",
+        Notice,
+        stacklevel=3,
+    )
+    return None
+
+
+class watch:  # noqa: N801  # used as a word: `with tf.watch(model) as seen`
+    """Measure a model while it runs in a loop of the user's.
+
+    Args:
+        model: module that maps inputs to logits ``(B, K)``, in eval mode.
+        split: name of the split that the loop goes over.
+        reference: moments as in :func:`measure`; None takes the means of this split itself if it is ``train``.
+        options: further arguments of :class:`tightframe.probing.engine.Engine`, such as ``classifier`` and ``layers``.
+
+    Attributes:
+        records: one row a place and metric, once the ``with`` block has ended.
+        moments: class moments by ``(layer, tap)``, for the ``reference`` of another split.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> with watch(model, split="train") as seen:
+        ...     for x, y in [(torch.eye(2), torch.tensor([0, 1]))]:
+        ...         logits = model(x)
+        ...         seen.add(y)
+        >>> seen.records.value("nc1.ratio")
+        0.0
+    """
+
+    def __init__(
+        self, model: nn.Module, *, split: str = TRAIN, reference: Reference | None = None, **options: Any
+    ) -> None:
+        self.records = Records()
+        self.moments: Mapping[Place, ClassMoments] = {}
+        self._engine = Engine(model, **options)
+        found = reference_of(reference, [split])
+        known = found if isinstance(found, Mapping) else None
+        self._split = Split(self._engine, split, None, known, own=isinstance(found, str))
+        self._output: Any = None
+        self._first = True
+        self._hooks = contextlib.ExitStack()
+
+    def __enter__(self) -> watch:
+        def ends(module: nn.Module, given: Any, output: Any) -> None:
+            self._output = (output,)
+
+        self._hooks.enter_context(self._engine.watching())
+        self._hooks.enter_context(hooked([self._engine.model], None, ends))
+        return self
+
+    def add(self, labels: Any) -> None:
+        """Fold in the forward pass that the model has just made, with its labels ``(B,)``.
+
+        Raises:
+            ArgumentError: if the model has not run since the last call.
+        """
+        if self._output is None:
+            raise ArgumentError("add(labels) must follow a forward pass of the model, got none since the last call")
+        if self._first and self._engine.model.training:
+            warnings.warn(
+                "the model is in training mode, so dropout and batch norm change its features; call model.eval() first",
+                Notice,
+                stacklevel=2,
+            )
+        (output,), self._output = self._output, None
+        with torch.no_grad():
+            self._split.add(self._engine.look(labels, output, check=False))
+        self._first = False
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        self._hooks.close()
+        if kind is None:
+            self._split.look_again()
+            measured = self._split.result()
+            self.moments = measured.moments
+            record(self.records, measured)
