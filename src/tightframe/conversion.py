@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from torchmetrics.classification import MulticlassAccuracy
 
 from tightframe._checks import ConfigError, DataFileError, check_range
 from tightframe.config import Recipe, build_module
 from tightframe.data import ClassificationData
-from tightframe.probing import LayerCurves, effective_depth, probe_layers
+from tightframe.probing import LayerCurves, effective_depth, measure, probe_layers
 from tightframe.probing.names import match_layers, takes_channels_first
 from tightframe.probing.passes import evaluating, restored_modes
 from tightframe.probing.pooling import pool
@@ -131,17 +130,6 @@ class PooledClassifier(nn.Module):
         return f"pooling={self.pooling!r}"
 
 
-@torch.no_grad()
-def accuracy(network: nn.Module, loader: Iterable[Any], num_classes: int) -> float:
-    """Return the share of samples that a network classifies right, in eval mode; its modes are restored."""
-    metric = MulticlassAccuracy(num_classes, average="micro")
-    with restored_modes(network):
-        network.eval()
-        for inputs, labels in loader:
-            metric.update(network(inputs), labels)
-    return float(metric.compute())
-
-
 class Parts:
     """The parts of the data as a conversion looks at them.
 
@@ -160,7 +148,9 @@ class Parts:
     def stage(self, name: str, network: nn.Module) -> Stage:
         """Measure a network, all but its time."""
         report = parameter_report(network)
-        train, test = (accuracy(network, part, self.num_classes) for part in (self.train, self.test))
+        parts = {"train": self.train, "test": self.test}
+        rows = measure(network, parts, num_classes=self.num_classes, scatter=False, preset=["accuracy"])
+        train, test = (rows.value("accuracy", split=split) for split in parts)
         flops = count_flops(network, self.sample[:1])
         return Stage(name, train, test, report.trainable, report.trainable + report.frozen, flops)
 

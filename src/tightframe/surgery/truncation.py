@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tightframe._checks import ArgumentError, ShapeError, check_choice
 from tightframe.probing import linear_maps, match_layers
-from tightframe.probing.passes import restored_modes
+from tightframe.probing.passes import evaluating, restored_modes
+from tightframe.probing.probe import first_result, first_value, hooked
 from tightframe.surgery._modules import find_module, refuse_wrapped
 
 
@@ -53,7 +54,7 @@ class _StopBefore:
     """A forward pre-hook that ends the pass with what goes into the module; an object, lest it does not pickle."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
-        raise _Reached(_first(args, kwargs))
+        raise _Reached(first_value(args, kwargs))
 
 
 class _StopAfter:
@@ -202,20 +203,8 @@ class _Watch:
         Raises:
             ArgumentError: if the layer does not run, or the stop is at a module that runs several times.
         """
-        handles = []
-        for module in self._model.modules():
-            handles.append(module.register_forward_pre_hook(self._starts, with_kwargs=True))
-            handles.append(module.register_forward_hook(self._ends))
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # it goes past the layers inside of PyTorch's
-        try:
-            with restored_modes(self._model):
-                self._model.eval()
-                _call(self._model, sample)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            for handle in handles:
-                handle.remove()
+        with hooked(list(self._model.modules()), self._starts, self._ends), evaluating(self._model):
+            _call(self._model, sample)
         runs = sum(started for module, started in self._events if module is self._layer)
         if self._stop is None or runs != 1:
             raise ArgumentError(f"layer {self._name!r} must run once in a forward pass, it ran {runs} times")
@@ -239,15 +228,15 @@ class _Watch:
                     pass
         return dict(stack)
 
-    def _starts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _starts(self, module: nn.Module, value: Any) -> None:
         after = self._stop is not None and self.before is None and self._tap == "post"
         if after and module is not self._layer and module in self._layers:
             self.before = module
             self._stop = len(self._events)
-            self.representation = _first(args, kwargs).detach().clone()
+            self.representation = value.detach().clone()
         self._events.append((module, True))
 
-    def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _ends(self, module: nn.Module, given: Any, output: Any) -> None:
         self._events.append((module, False))
         if module is self._layer and self._stop is None:
             self._stop = len(self._events)
@@ -330,13 +319,9 @@ def _call(function: Callable[..., Any], sample: Any) -> Any:
         return function(*sample) if isinstance(sample, tuple) else function(sample)
 
 
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else next(iter(kwargs.values()))
-
-
 def _tensor(output: Any) -> Tensor:
     """Return the tensor that a module returned, or returned first of several."""
-    value = output[0] if isinstance(output, tuple | list) and output else output
+    value = first_result(output)
     if not isinstance(value, Tensor):
         raise ArgumentError(
             f"a layer must return a tensor, or a tuple that begins with one, got {type(output).__name__}"
