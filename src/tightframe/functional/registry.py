@@ -92,7 +92,7 @@ def _known(id: str) -> Metric:
     metric = _find(id)
     if metric is None or metric.function is None:
         computed = [name for m in METRICS if m.function for name in _expand(m.id)]
-        near = difflib.get_close_matches(str(id), computed, n=3)
+        near = [name for name in computed if name.startswith(f"{id}.")] or difflib.get_close_matches(str(id), computed)
         hint = f"; near it are {', '.join(near)}" if near else ""
         why = "is no metric id" if metric is None else "is not computed from features"
         raise ArgumentError(f"preset must hold ids of metrics, {id!r} {why}{hint}; docs/metrics.md lists them")
