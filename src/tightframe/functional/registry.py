@@ -44,6 +44,7 @@ class Described(Metric):
 
 
 Entry = tuple[str, Mapping[str, Any]]
+Preset = str | Sequence[str | Entry]
 
 
 def _pattern(template: str) -> re.Pattern[str]:
@@ -152,7 +153,7 @@ PRESETS: Mapping[str, list[Entry]] = {
 }
 
 
-def select(preset: str | Sequence[str | Entry], have: Collection[str]) -> list[Row]:
+def select(preset: Preset, have: Collection[str]) -> list[Row]:
     """Return the rows that can be computed from what there is.
 
     Args:
@@ -235,7 +236,7 @@ def collapse_metrics(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     *,
-    preset: str | Sequence[str | Entry] | None = None,
+    preset: Preset | None = None,
 ) -> dict[str, Tensor]:
     """Compute the collapse metrics that need no samples, by id.
 

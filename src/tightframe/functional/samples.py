@@ -50,7 +50,7 @@ class Judge:
         self._origins: dict[str, Tensor] = {}
 
     def look(
-        self, rows: Iterable[Row], features: Tensor, labels: Tensor, logits: Tensor | None = None
+        self, rows: Iterable[Row], features: Tensor, labels: Tensor | None = None, logits: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return the value of every sample, for each row of the registry that looks at samples.
 
@@ -58,7 +58,7 @@ class Judge:
             rows: Rows that :func:`tightframe.functional.registry.select` returned; those that need no samples are
                 passed over.
             features: Inputs of the classifier ``(B, d)``, finite.
-            labels: Labels ``(B,)`` in 0..K-1.
+            labels: Labels ``(B,)`` in 0..K-1; None if no row needs them.
             logits: Outputs of the network ``(B, K)``, finite; None if no row needs them.
 
         Returns:
