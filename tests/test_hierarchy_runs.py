@@ -18,7 +18,7 @@ from tightframe.hierarchy import Tree
 from tightframe.nn import CosineGramLoss
 from tightframe.records import Records
 from tightframe.report import build_report, read_runs
-from tightframe.report.names import is_detail, quantity
+from tightframe.report.names import is_detail
 from tightframe.report.tables import leaderboard
 from tightframe.run_directory import write_directory
 from tightframe.training import RecordWriter, fit, make_loader
@@ -177,14 +177,6 @@ def test_the_schedule_of_the_angles_follows_the_epochs():
 
 
 # --- tables ---
-
-
-def test_names_of_severity():
-    assert quantity("hierarchical_distance@5").label == "HD@5"
-    assert quantity("hops@20.crm").label == "HOPS@20, CRM"
-    assert quantity("error.tree-order").label == "error, tree order"
-    assert quantity("mistake_severity").ideal is None
-    assert quantity("hops@5.dice").label == "hops@5.dice"
 
 
 def test_a_leaderboard_shows_the_main_numbers_of_a_hierarchy():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +10,32 @@ import torch
 
 from tightframe._checks import ArgumentError, NonFiniteError, ShapeError
 from tightframe.functional import PRESETS, ClassMoments, bias_collapse, cdnv, collapse_metrics, nc1, vci
-from tightframe.functional.registry import evaluate, select
+from tightframe.functional.registry import Metric, Row, describe, evaluate, select, table
 from tightframe.functional.samples import Judge
 
 from ..problems import draw, scattered, simplex
 
+PUBLISHED = [name for name in PRESETS if name not in ("default", "layer")]
+ALL = ("means", "scatter", "weight", "samples", "logits")
 PROBLEM = scattered(draw(4, 6), [40, 20, 7, 3], 0.8, offset=0.4)
 W, B = draw(4, 6, seed=5), draw(4, seed=6)
+
+LOGITS = PROBLEM.features @ W.T + B
+
+
+def measured(preset, have=ALL):
+    """Every row of a preset, those of samples averaged over batches."""
+    rows = select(preset, have)
+    moments = PROBLEM.moments("scatter" in have)
+    weight = W if "weight" in have else None
+    values = {id: value.item() for id, value in evaluate(rows, moments, weight=weight, bias=B).items()}
+    if "samples" in have:
+        judge = Judge(moments, weight)
+        batches = zip(PROBLEM.features.split(32), PROBLEM.labels.split(32), LOGITS.split(32), strict=True)
+        looks = [judge.look(rows, *batch) for batch in batches]
+        values |= {id: torch.cat([look[id] for look in looks]).mean().item() for id in looks[0]}
+    return values
+
 
 OF_VECTORS = {"nc2.equinorm", "nc2.equiangularity", "nc2.max_angle", "nc2.gram", "nc2.etf_gap", "nc2.min_separation"}
 OF_VECTORS |= {"gnc2.log"}
@@ -61,6 +81,19 @@ def against_simplex(gram):
     return np.linalg.norm(gram / np.linalg.norm(gram) - (np.eye(4) - 1 / 4) / math.sqrt(3))
 
 
+def nearest_means():
+    means = np.stack([H.mean(axis=0) for H in features_by_class()])
+    return np.array([np.linalg.norm(means - h, axis=1).argmin() for h in PROBLEM.features.numpy()])
+
+
+def accuracy():
+    return np.mean(LOGITS.argmax(dim=1).numpy() == PROBLEM.labels.numpy())
+
+
+def mismatch():
+    return np.mean(nearest_means() != LOGITS.argmax(dim=1).numpy())
+
+
 def papyan():
     means = np.stack([H.mean(axis=0) for H in features_by_class()])
     A = means - means.mean(axis=0)
@@ -83,14 +116,15 @@ def papyan2020():
         "nc2.max_angle.means": coherence(A),
         "nc2.max_angle.classifier": coherence(V),
         "nc3.distance": np.linalg.norm(V / np.linalg.norm(V) - A / np.linalg.norm(A)) ** 2,
+        "ncc.mismatch": mismatch(),
+        "accuracy": accuracy(),
     }
 
 
 def papyan_notebook():
     _, product = papyan()
-    kept = {"nc2.equinorm.means", "nc2.equinorm.classifier", "nc2.max_angle.means", "nc2.max_angle.classifier"}
-    values = {name: value for name, value in papyan2020().items() if name in kept | {"nc3.distance"}}
-    return values | {"nc1.pinv_sum": product}
+    values = papyan2020() | {"nc1.pinv_sum": product}
+    return {name: v for name, v in values.items() if name != "nc1.pinv" and "equiangularity" not in name}
 
 
 def zhu2021():
@@ -104,6 +138,7 @@ def zhu2021():
         "nc2.gram.classifier": against_simplex(V @ V.T),
         "nc3.gram": against_simplex(V @ A.T),
         "bias_collapse": np.linalg.norm(V @ center + B.numpy()),
+        "accuracy": accuracy(),
     }
 
 
@@ -114,6 +149,15 @@ def nearest_simplex_distance(X):
     M = (np.eye(C) - 1 / C) / math.sqrt(C - 1)
     left, _, right = np.linalg.svd(X.T @ M, full_matrices=False)
     return np.linalg.norm(X.T - left @ right @ M) ** 2
+
+
+def mean_margin():
+    features, V = PROBLEM.features.numpy(), W.numpy() - W.numpy().mean(axis=0)
+    margins = []
+    for h, y in zip(features - features.mean(axis=0), PROBLEM.labels, strict=True):
+        cosines = [h @ v / np.linalg.norm(h) / np.linalg.norm(v) for v in V]
+        margins.append(cosines[y] - max(c for k, c in enumerate(cosines) if k != y))
+    return np.mean(margins)
 
 
 def markou2024():
@@ -128,6 +172,8 @@ def markou2024():
         "nc2.etf_distance.means": nearest_simplex_distance(A),
         "nc2.etf_distance.classifier": nearest_simplex_distance(V),
         "vci": 1 - explained / min(6, 3),
+        "ncc.mismatch": mismatch(),
+        "cosine_margin": mean_margin(),
     }
 
 
@@ -139,9 +185,10 @@ def rhubarbwu():
     variances = [((H - mean) ** 2).sum(axis=1).mean() for H, mean in zip(by_class, means, strict=True)]
     pairs = list(combinations(range(4), 2))
     unit = A / np.linalg.norm(A, axis=1, keepdims=True)
-    kernel = np.array([np.log(1 / np.linalg.norm(unit[i] - unit[j])) for i, j in pairs])
+    distances = np.array([np.linalg.norm(unit[i] - unit[j]) for i, j in pairs])
+    kernel = np.log(1 / distances)
     V = W.numpy()
-    similarities = (V / np.linalg.norm(V, axis=1, keepdims=True) * unit).sum(axis=1)
+    products = (PROBLEM.features.numpy() @ V.T).argmax(axis=1)
     return {
         "nc1.pinv": np.trace(np.linalg.pinv(between, rcond=1e-10) @ within) / 4,
         "nc1.ratio": np.trace(within) / np.trace(between),
@@ -150,7 +197,10 @@ def rhubarbwu():
         "gnc2.log.means": kernel.mean(),
         "gnc2.log_variance.means": ((kernel - kernel.mean()) ** 2).sum() / 6,
         "nc3.gram": against_simplex(V @ A.T),
-        "nc3.alignment_variance": torch.from_numpy(similarities).var().item(),
+        "gnc2.distance.means": distances.mean(),
+        "gnc2.distance_variance.means": ((distances - distances.mean()) ** 2).sum() / 6,
+        "nc3.dot_variance": torch.from_numpy((V * A).sum(axis=1)).var().item(),
+        "nc4.agreement_without_bias": np.mean(nearest_means() == products),
     }
 
 
@@ -163,22 +213,13 @@ LITERAL = {
 }
 
 
-def test_every_preset_is_checked_here():
-    assert set(PRESETS) == set(LITERAL)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", PUBLISHED)
 def test_a_preset_is_what_the_published_code_computes(preset):
-    found = collapse_metrics(PROBLEM.moments(), W, B, preset=preset)
-    wanted = LITERAL[preset]()
-    assert set(found) == set(wanted)
-    for name, value in wanted.items():
-        assert found[name].item() == pytest.approx(value, rel=1e-11), name
-        assert (found[name].dtype, found[name].shape) == (torch.float64, torch.Size())
+    assert measured(preset) == pytest.approx(LITERAL[preset](), rel=1e-11)
 
 
 def test_conventions_differ_where_classes_are_imbalanced():
-    values = {preset: collapse_metrics(PROBLEM.moments(), W, B, preset=preset) for preset in PRESETS}
+    values = {preset: collapse_metrics(PROBLEM.moments(), W, B, preset=preset) for preset in PUBLISHED}
     paper, notebook = values["papyan2020"]["nc1.pinv"], values["papyan_notebook"]["nc1.pinv_sum"]
     assert notebook.item() == pytest.approx(4 * paper.item(), rel=1e-14)
     assert abs(values["zhu2021"]["nc1.pinv"] / paper - 1) > 0.01
@@ -188,15 +229,48 @@ def test_conventions_differ_where_classes_are_imbalanced():
 # ---------------------------------------------------------------- what is computed from what
 
 
-@pytest.mark.parametrize("preset", [None, *PRESETS])
-@pytest.mark.parametrize("scatter", [False, True])
-@pytest.mark.parametrize("weight", [False, True])
-def test_metrics_that_lack_their_input_are_left_out(preset, scatter, weight):
-    found = set(collapse_metrics(PROBLEM.moments(scatter), W if weight else None, B, preset=preset))
-    whole = OF_MEANS | OF_SCATTER | OF_CLASSIFIER if preset is None else set(LITERAL[preset]())
-    classifier = {name for name in whole if name.endswith(".classifier") or name[:3] in ("nc3", "nc0", "bia")}
-    scattered = {name for name in whole if name.startswith(("nc1.pinv", "vci"))}
-    assert found == whole - (set() if scatter else scattered) - (set() if weight else classifier)
+OF_SAMPLES = {
+    "means samples": {"ncc.accuracy"},
+    "means samples weight": {"cosine_margin"},
+    "means samples logits": {"nc4.agreement"},
+    "samples logits": {"accuracy", "cross_entropy"},
+}
+
+
+@pytest.mark.parametrize(
+    "have", ["means", "means scatter", "means weight", "scatter weight means", "samples logits", " ".join(ALL)]
+)
+def test_metrics_that_lack_their_input_are_left_out(have):
+    there = set(have.split())
+    of = {"means": OF_MEANS, "means scatter": OF_SCATTER, "means weight": OF_CLASSIFIER} | OF_SAMPLES
+    wanted = set().union(*(ids for needs, ids in of.items() if there >= set(needs.split())))
+    assert set(measured("default", there)) == wanted
+
+
+def test_a_layer_is_judged_by_its_means_alone():
+    assert set(measured("layer")) == OF_MEANS | OF_SCATTER | {"ncc.error"}
+    assert measured("layer")["ncc.error"] == pytest.approx(1 - measured("default")["ncc.accuracy"], rel=1e-14)
+
+
+def test_a_list_of_ids_with_options_of_their_own():
+    found = measured(["cdnv", ("nc1.pinv", {"weighting": "sample"}), "nc2.{gram,max_angle}.means", "accuracy"])
+    assert list(found) == ["cdnv", "nc1.pinv", "nc2.gram.means", "nc2.max_angle.means", "accuracy"]
+    assert found["nc1.pinv"] == nc1(PROBLEM.moments(), weighting="sample").item()
+    for ids, message in ((["nc2.gram"], "near it are nc2.gram.means"), (["loss"], "is not computed from features")):
+        with pytest.raises(ArgumentError, match=message):
+            select(ids, ALL)
+
+
+def test_all_that_samples_say_may_be_kept():
+    norms = Metric("norm", frozenset({"samples"}), "norm", function=norm_of, reduction="collect")
+    found = Judge(None).look([Row("norm", norms)], PROBLEM.features, PROBLEM.labels)
+    torch.testing.assert_close(found["norm"], PROBLEM.features.norm(dim=1), rtol=1e-15, atol=0)
+    with pytest.raises(ArgumentError, match="moments must be given"):
+        Judge(None).look(select(["ncc.accuracy"], ALL), PROBLEM.features, PROBLEM.labels)
+
+
+def norm_of(look):
+    return look.features.norm(dim=1)
 
 
 def test_defaults_are_class_weighted():
@@ -218,13 +292,13 @@ def test_all_defaults_at_exact_collapse():
     points = simplex(5, 7)
     moments = ClassMoments.from_samples(points.repeat(3, 1), torch.arange(5).repeat(3), 5, scatter=True)
     edge = math.sqrt(2 * 5 / 4)
-    special = {"nc1.rank": 4} | {f"nc2.min_separation.{which}": edge for which in ("means", "classifier")}
-    special |= {f"gnc2.log.{which}": -math.log(edge) for which in ("means", "classifier")}
-    for name, value in collapse_metrics(moments, 0.4 * points, torch.zeros(5)).items():
-        assert value.item() == pytest.approx(special.get(name, 0), abs=1e-13), name
+    values = collapse_metrics(moments, 0.4 * points, torch.zeros(5))
+    assert (describe("nc1.rank", 5).ideal, describe("gnc2.log.means", 5).ideal) == (4, pytest.approx(-math.log(edge)))
+    for name, value in values.items():
+        assert value.item() == pytest.approx(describe(name, 5).ideal, abs=1e-13), name
 
 
-@pytest.mark.parametrize("preset", [None, *PRESETS])
+@pytest.mark.parametrize("preset", [None, *PUBLISHED])
 def test_the_classifier_row_of_an_absent_class_counts_for_nothing(preset):
     dense = collapse_metrics(PROBLEM.moments(), W, B, preset=preset)
     place = torch.tensor([0, 1, 3, 4])
@@ -255,16 +329,44 @@ def test_no_sample_gives_nan_throughout():
         assert all(math.isnan(value.item()) for value in collapse_metrics(moments).values())
 
 
+# ---------------------------------------------------------------- what is said of a metric
+
+
+def test_descriptions():
+    assert describe("nc2.equinorm.means").label == "NC2 norms"
+    assert describe("nc2.equinorm.classifier").label == "NC2 norms, classifier"
+    assert (describe("frame.alignment.span").label, describe("frame.alignment.span").ideal) == (
+        "frame alignment, in its span",
+        1.0,
+    )
+    assert describe("hierarchical_distance@5").label == "HD@5"
+    assert describe("hops@20.crm").label == "HOPS@20, CRM"
+    assert describe("error.tree-order").label == "error, tree order"
+    for unknown in ("brand.new", "hops@5.dice"):
+        assert (describe(unknown).label, describe(unknown).ideal) == (unknown, None)
+    assert describe("cosine_margin").ideal is None
+    assert describe("cosine_margin", 10).ideal == pytest.approx(10 / 9)
+    assert describe("nc2.min_separation.means", 2).ideal == pytest.approx(2.0)
+    assert describe("loss", 10).ideal is None
+
+
+def test_the_documentation_prints_the_table():
+    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert table() in documented, "replace the tables of docs/metrics.md by what functional.registry.table() returns"
+
+
 # ---------------------------------------------------------------- bad input
 
 
 def test_unknown_preset():
     for preset in ("papyan", "", "PAPYAN2020"):
-        with pytest.raises(ArgumentError, match=r"preset must be None or one of papyan2020, .*, got"):
+        with pytest.raises(ArgumentError, match=r"preset must be .* one of default, .*, got"):
             collapse_metrics(PROBLEM.moments(), preset=preset)
+    with pytest.raises(ArgumentError, match="did you mean 'papyan2020'"):
+        select("papyan20", ALL)
 
 
-@pytest.mark.parametrize("preset", [None, *PRESETS])
+@pytest.mark.parametrize("preset", [None, *PUBLISHED])
 @pytest.mark.parametrize("shape", [(5, 6), (3, 6), (4, 5), (4,)])
 def test_a_weight_of_another_shape_is_refused(preset, shape):
     with pytest.raises(ShapeError, match="must have shape"):

@@ -1,6 +1,3 @@
-import copy
-import pickle
-
 import pytest
 import torch
 from torch import nn
@@ -191,36 +188,6 @@ def test_metrics_that_ignore_other_labels_are_not_put_into_one_group():
     moments = ClassMoments.from_samples(FEATURES, labels, K)
     without = ClassMoments.from_samples(FEATURES[labels < 3], labels[labels < 3], K)
     assert_same(metrics.compute(), {"all": F.cdnv(moments), "three": F.cdnv(without)})
-
-
-def test_a_clone_goes_its_own_way():
-    metric = fed(NC1(K, D), features=FEATURES[:30], labels=LABELS[:30])
-    before = metric.packed.clone()
-    other = metric.clone()
-    fed(other, features=FEATURES[30:], labels=LABELS[30:])
-    assert_same(other.compute(), F.nc1(MOMENTS))
-    assert torch.equal(metric.packed, before)
-    assert_same(fed(metric, features=FEATURES[30:], labels=LABELS[30:]).compute(), F.nc1(MOMENTS))
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda metric: pickle.loads(pickle.dumps(metric))])
-def test_copies_and_pickles_keep_the_state(copied):
-    head = classifier()
-    metric = fed(NeuralCollapse(K, D, classifier=head), features=FEATURES[:30], labels=LABELS[:30])
-    other = copied(metric)
-    assert torch.equal(other.packed, metric.packed)
-    fed(other, features=FEATURES[30:], labels=LABELS[30:])
-    assert_same(other.compute(), F.collapse_metrics(MOMENTS, head.weight, head.bias.detach()))
-
-
-def test_state_dict_holds_the_state_if_it_is_to_persist():
-    metric = fed(NC1(K, D), features=FEATURES[:30], labels=LABELS[:30])
-    assert metric.state_dict() == {}
-    metric.persistent(True)
-    other = NC1(K, D)
-    other.persistent(True)
-    other.load_state_dict(metric.state_dict())
-    assert_same(fed(other, features=FEATURES[30:], labels=LABELS[30:]).compute(), F.nc1(MOMENTS))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,3 @@
-import copy
-import pickle
 import warnings
 
 import pytest
@@ -77,29 +75,6 @@ def test_one_pair_and_none():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         assert ConfusedPairs(3).compute().shape == (0, 3)
-
-
-def test_forward_reset_clone_and_pickle():
-    metric = ConfusedPairs(3)
-    assert metric(torch.eye(3), torch.tensor([0, 1, 1])).tolist() == [[0, 0, 1], [1, 1, 1], [1, 2, 1]]
-    assert metric(torch.eye(3)[:1], torch.tensor([0])).tolist() == [[0, 0, 1]]
-    assert metric.compute()[:, 2].tolist() == [2, 1, 1]
-    for copied in (metric.clone(), copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):
-        copied.update(torch.eye(3)[:1], torch.tensor([0]))
-        assert copied.compute()[:, 2].tolist() == [3, 1, 1]
-    metric.reset()
-    metric.update(torch.eye(3)[:1], torch.tensor([2]))
-    assert metric.compute().tolist() == [[2, 0, 1]]
-
-
-def test_casts_leave_the_counts():
-    metric = fed(ConfusedPairs(K), scores=SCORES[:30], labels=LABELS[:30])
-    torch.nn.ModuleList([metric]).to(torch.bfloat16).half()
-    assert_is(fed(metric, scores=SCORES[30:], labels=LABELS[30:]).compute(), dense())
-
-
-def test_no_part_of_a_checkpoint():
-    assert fed(ConfusedPairs(K)).state_dict() == {}
 
 
 # ---------------------------------------------------------------- two ranks

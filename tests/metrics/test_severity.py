@@ -1,6 +1,3 @@
-import copy
-import pickle
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -102,20 +99,6 @@ def test_nothing_seen_and_no_mistake():
     assert distance.compute().isnan()
 
 
-def test_forward_reset_clone_and_pickle():
-    metric = MistakeSeverity(FOUR)
-    assert metric(torch.eye(4), torch.tensor([1, 1, 2, 3])) == 1
-    assert metric(torch.eye(4), torch.tensor([0, 1, 0, 3])) == 2
-    assert metric.compute() == 1.5
-    copies = [metric.clone(), pickle.loads(pickle.dumps(metric)), copy.deepcopy(metric)]
-    metric.reset()
-    assert metric(torch.eye(4)[:1], torch.tensor([1])) == 1
-    for copied in copies:
-        assert copied.compute() == 1.5
-        copied.update(torch.eye(4)[:2], torch.tensor([3, 3]))
-        assert copied.compute() == 7 / 4
-
-
 def test_metrics_in_a_collection_stay_apart():
     # After a batch without a mistake all sums agree, which is when torchmetrics looks which metrics may share them.
     metrics = MetricCollection(
@@ -155,11 +138,6 @@ def test_a_later_change_of_the_given_distances_does_not_matter():
     given.mul_(7)
     metric.update(torch.eye(4), torch.tensor([1, 1, 2, 3]))
     assert metric.compute() == 1
-
-
-def test_distances_are_no_part_of_a_checkpoint():
-    assert HierarchicalMetrics(FOUR).state_dict() == {}
-    assert FrameCollapse(torch.eye(3)).state_dict() == {}
 
 
 def test_many_samples_are_counted_exactly():

@@ -6,7 +6,6 @@ import pytest
 
 from tightframe.records import Records
 from tightframe.report.history import Estimate, History, estimate, panels
-from tightframe.report.names import quantity
 
 NC1 = ("train", "features", "nc1.pinv")
 
@@ -112,21 +111,6 @@ def test_panels_are_ordered_main_first_and_hold_unknown_metrics_but_no_inner_lay
     made = panels(History(records))
     assert [p.title for p in made] == ["Validation accuracy", "Train accuracy", "NC1", "Brand.new"]
     assert [p.main for p in made] == [True, True, True, False]
-
-
-def test_names_and_ideals() -> None:
-    assert quantity("nc2.equinorm.means").label == "NC2 norms"
-    assert quantity("nc2.equinorm.classifier").label == "NC2 norms, classifier"
-    assert quantity("frame.alignment.span").label == "frame alignment, in its span"
-    assert quantity("frame.alignment.span").ideal == 1.0
-    assert quantity("brand.new").label == "brand.new"
-    assert quantity("brand.new").ideal is None
-    assert quantity("accuracy").ideal == 1.0
-    assert quantity("nc1.pinv").ideal == 0.0
-    assert quantity("cosine_margin").ideal is None
-    assert quantity("cosine_margin", 10).ideal == pytest.approx(10 / 9)
-    assert quantity("nc2.min_separation.means", 2).ideal == pytest.approx(2.0)
-    assert quantity("loss", 10).ideal is None
 
 
 def test_estimate_is_plain_data() -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from tightframe import functional as F
 from tightframe._checks import ArgumentError, check_choice
 from tightframe.functional import ClassMoments
-from tightframe.metrics._base import UncastMetric
+from tightframe.functional.registry import Preset, evaluate, select
+from tightframe.metrics._base import StreamedMetric
 
 
-class MomentsMetric(UncastMetric):
+class MomentsMetric(StreamedMetric):
     """Base of metrics that are functions of :class:`ClassMoments`: it gathers them, a subclass computes.
 
     The state is one float64 vector, which ``half()`` or ``to(torch.bfloat16)`` of a parent module never casts.
@@ -59,6 +59,12 @@ class MomentsMetric(UncastMetric):
     def compute(self) -> Any:
         """Return the metric of all samples on all ranks."""
 
+    def _evaluate(self, preset: Preset, **given: Tensor | None) -> dict[str, Tensor]:
+        have = {"means"} | {name for name, tensor in given.items() if tensor is not None}
+        if self.moments.has_scatter:
+            have.add("scatter")
+        return evaluate(select(preset, have), self.moments, **given)
+
     def _sync_dist(self, dist_sync_fn: Callable | None = None, process_group: Any = None) -> None:
         # The state may be shared within a compute group, so the copy that torchmetrics made of it is reduced instead.
         cache: dict[str, Any] = {"packed": self.packed.clone()} if self._cache is None else self._cache
@@ -93,25 +99,61 @@ class NeuralCollapse(MomentsMetric):
         dim: int,
         *,
         classifier: nn.Module | None = None,
-        preset: str | None = None,
+        preset: Preset | None = None,
         scatter: bool = True,
         ignore_index: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, dim, scatter=scatter, ignore_index=ignore_index, **kwargs)
-        if preset is not None:
-            check_choice("preset", preset, F.PRESETS)
-        self.preset = preset
+        self.preset = "default" if preset is None else preset
+        select(self.preset, ())  # an unknown one raises here, not after the samples
         self._classifier = _Reference(classifier)
 
     def compute(self) -> dict[str, Tensor]:
         """Return 0-d float64 tensors by metric id."""
         weight, bias = self._classifier.parameters()
-        return F.collapse_metrics(self.moments, weight, bias, preset=self.preset)
+        return self._evaluate(self.preset, weight=weight, bias=bias)
 
 
-class NC1(MomentsMetric):
+class _OneRow(MomentsMetric):
+    """One row of the registry."""
+
+    higher_is_better = False
+    plot_lower_bound = 0.0
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        row: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        classifier: nn.Module | None = None,
+        scatter: bool = False,
+        ignore_index: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, dim, scatter=scatter, ignore_index=ignore_index, **kwargs)
+        self._row = (row, options or {})
+        self._classifier = _Reference(classifier)
+
+    def compute(self) -> Tensor:
+        """Return a 0-d float64 tensor."""
+        weight, _ = self._classifier.parameters()
+        for value in self._evaluate([self._row], weight=weight).values():
+            return value
+        raise ArgumentError("classifier must be a module with a weight (K, d), got None")
+
+
+class NC1(_OneRow):
     """Variability collapse; see :func:`tightframe.functional.nc1`.
+
+    Args:
+        num_classes: Number of classes K.
+        dim: Feature dimension d.
+        variant: Variant of ``functional.nc1``.
+        weighting: Global mean that centres the class means, ``"class"`` or ``"sample"``.
+        kwargs: Options of ``MomentsMetric``.
 
     Example:
         >>> import torch
@@ -121,119 +163,53 @@ class NC1(MomentsMetric):
         tensor(0.1600, dtype=torch.float64)
     """
 
-    higher_is_better = False
-    plot_lower_bound = 0.0
-
     def __init__(
-        self,
-        num_classes: int,
-        dim: int,
-        *,
-        variant: str = "pinv",
-        weighting: str = "class",
-        ignore_index: int | None = None,
-        **kwargs: Any,
+        self, num_classes: int, dim: int, *, variant: str = "pinv", weighting: str = "class", **kwargs: Any
     ) -> None:
         check_choice("variant", variant, ("pinv", "pinv_sum", "ratio"))
         check_choice("weighting", weighting, ("class", "sample"))
-        super().__init__(num_classes, dim, scatter=variant != "ratio", ignore_index=ignore_index, **kwargs)
-        self.variant = variant
-        self.weighting = weighting
-
-    def compute(self) -> Tensor:
-        """Return a 0-d float64 tensor."""
-        return F.nc1(self.moments, self.variant, weighting=self.weighting)
+        options = {"weighting": weighting}
+        super().__init__(num_classes, dim, f"nc1.{variant}", options, scatter=variant != "ratio", **kwargs)
 
 
-class NC2(MomentsMetric):
+class NC2(_OneRow):
     """Convergence of the class means to a simplex ETF, by one of five measures.
 
     Args:
-        num_classes: K.
-        dim: feature dimension d.
+        num_classes: Number of classes K.
+        dim: Feature dimension d.
         variant: ``equinorm``, ``equiangularity``, ``max_angle``, ``gram`` or ``etf_gap``, each ``functional.nc2_*``.
-        ignore_index: label whose samples are left out.
-        kwargs: passed to ``torchmetrics.Metric``.
+        kwargs: Options of ``MomentsMetric``.
     """
 
-    higher_is_better = False
-    plot_lower_bound = 0.0
-
-    def __init__(
-        self, num_classes: int, dim: int, *, variant: str = "gram", ignore_index: int | None = None, **kwargs: Any
-    ) -> None:
-        check_choice("variant", variant, tuple(_NC2))
-        super().__init__(num_classes, dim, scatter=False, ignore_index=ignore_index, **kwargs)
-        self.variant = variant
-
-    def compute(self) -> Tensor:
-        """Return a 0-d float64 tensor."""
-        return _NC2[self.variant](self.moments)
+    def __init__(self, num_classes: int, dim: int, *, variant: str = "gram", **kwargs: Any) -> None:
+        check_choice("variant", variant, ("equinorm", "equiangularity", "max_angle", "gram", "etf_gap"))
+        super().__init__(num_classes, dim, f"nc2.{variant}.means", **kwargs)
 
 
-class NC3(MomentsMetric):
+class NC3(_OneRow):
     """Self-duality of classifier and class means, by one of three measures.
 
     Args:
-        num_classes: K.
-        dim: feature dimension d.
-        classifier: as in :class:`NeuralCollapse`.
+        num_classes: Number of classes K.
+        dim: Feature dimension d.
+        classifier: Module as in :class:`NeuralCollapse`.
         variant: ``distance``, ``gram`` or ``alignment``, each ``functional.nc3_*``.
-        ignore_index: label whose samples are left out.
-        kwargs: passed to ``torchmetrics.Metric``.
+        kwargs: Options of ``MomentsMetric``.
     """
 
-    higher_is_better = False
-    plot_lower_bound = 0.0
-
     def __init__(
-        self,
-        num_classes: int,
-        dim: int,
-        *,
-        classifier: nn.Module,
-        variant: str = "distance",
-        ignore_index: int | None = None,
-        **kwargs: Any,
+        self, num_classes: int, dim: int, *, classifier: nn.Module, variant: str = "distance", **kwargs: Any
     ) -> None:
-        check_choice("variant", variant, tuple(_NC3))
-        super().__init__(num_classes, dim, scatter=False, ignore_index=ignore_index, **kwargs)
-        self.variant = variant
-        self._classifier = _Reference(classifier)
-
-    def compute(self) -> Tensor:
-        """Return a 0-d float64 tensor."""
-        weight, _ = self._classifier.parameters()
-        if weight is None:
-            raise ArgumentError("classifier must be a module with a weight (K, d), got None")
-        return _NC3[self.variant](self.moments, weight)
+        check_choice("variant", variant, ("distance", "gram", "alignment"))
+        super().__init__(num_classes, dim, f"nc3.{variant}", classifier=classifier, **kwargs)
 
 
-class CDNV(MomentsMetric):
+class CDNV(_OneRow):
     """Class-distance normalised variance; see :func:`tightframe.functional.cdnv`."""
 
-    higher_is_better = False
-    plot_lower_bound = 0.0
-
-    def __init__(
-        self, num_classes: int, dim: int, *, power: int = 1, ignore_index: int | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(num_classes, dim, scatter=False, ignore_index=ignore_index, **kwargs)
-        self.power = power
-
-    def compute(self) -> Tensor:
-        """Return a 0-d float64 tensor."""
-        return F.cdnv(self.moments, power=self.power)
-
-
-_NC2 = {
-    "equinorm": F.nc2_equinorm,
-    "equiangularity": F.nc2_equiangularity,
-    "max_angle": F.nc2_max_angle,
-    "gram": F.nc2_gram,
-    "etf_gap": F.nc2_etf_gap,
-}
-_NC3 = {"distance": F.nc3_distance, "gram": F.nc3_gram, "alignment": F.nc3_alignment}
+    def __init__(self, num_classes: int, dim: int, *, power: int = 1, **kwargs: Any) -> None:
+        super().__init__(num_classes, dim, "cdnv", {"power": power}, **kwargs)
 
 
 class _Reference:

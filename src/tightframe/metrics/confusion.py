@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from tightframe._checks import check_finite, check_label_range, check_labels, check_positive
 from tightframe.functional.ranking import check_scores
+from tightframe.metrics._base import StreamedMetric
 
 
-class ConfusedPairs(Metric):
+class ConfusedPairs(StreamedMetric):
     """Every pair of label and prediction that occurred, correct ones included, with its number of samples.
 
     The prediction is the class of the highest score, of equal ones the lowest class. Memory is one integer a sample;
@@ -33,9 +33,7 @@ class ConfusedPairs(Metric):
                 [0, 1, 2]])
     """
 
-    is_differentiable = False
     higher_is_better = None
-    full_state_update = False
     codes: list[Tensor] | Tensor
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tightframe import functional as F
 from tightframe._checks import check_features, check_finite
+from tightframe.functional.registry import METRICS
 from tightframe.metrics.collapse import MomentsMetric
 
 
@@ -15,7 +15,7 @@ class FrameCollapse(MomentsMetric):
     """All metrics of :func:`tightframe.functional.frame_metrics`, as a dict keyed by metric id.
 
     Args:
-        frame: ``(K, d)``; a copy is kept in its own precision, which says what its rounding can hide.
+        frame: Class vectors ``(K, d)``; a copy is kept in its own precision, which says what its rounding can hide.
         scatter: gather the pooled scatter ``(d, d)``, which ``frame.outside.features`` needs.
         ignore_index: label whose samples are left out.
         kwargs: passed to ``torchmetrics.Metric``.
@@ -41,4 +41,7 @@ class FrameCollapse(MomentsMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return 0-d float64 tensors by metric id."""
-        return F.frame_metrics(self.moments, self.frame)
+        return self._evaluate(_ROWS, frame=self.frame)
+
+
+_ROWS = [metric.id for metric in METRICS if "frame" in metric.needs]

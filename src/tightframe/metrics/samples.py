@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tightframe import functional as F
 from tightframe.functional import ClassMoments
+from tightframe.functional.registry import select
+from tightframe.functional.samples import Judge
 from tightframe.metrics._base import StreamedMetric
 
 
 class _Share(StreamedMetric):
-    """Share of samples that agree with their nearest class mean."""
+    """Share of samples that agree with their nearest class mean: a row of the registry, averaged."""
 
     higher_is_better = True
     plot_lower_bound = 0.0
@@ -28,9 +29,11 @@ class _Share(StreamedMetric):
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
         self._keep_apart(f"{type(self).__name__}_{id(moments)}")
 
-    def _count(self, share: Tensor, size: int) -> None:
-        self.agreeing += (share * size).round().long()
-        self.total += size
+    def _count(self, row: str, features: Tensor, labels: Tensor | None = None, logits: Tensor | None = None) -> None:
+        rows = select([row], ("means", "samples", "logits"))
+        (values,) = Judge(self.moments).look(rows, features, labels, logits).values()
+        self.agreeing += values.sum().long()
+        self.total += len(values)
 
     def compute(self) -> Tensor:
         """Return a 0-d float64 tensor in [0, 1]; nan before the first sample."""
@@ -41,7 +44,7 @@ class NCCAccuracy(_Share):
     """Accuracy of the nearest-class-centre rule; see :func:`tightframe.functional.ncc_accuracy`.
 
     Args:
-        moments: of the training features.
+        moments: Moments of the training features.
         kwargs: passed to ``torchmetrics.Metric``.
 
     Example:
@@ -53,18 +56,18 @@ class NCCAccuracy(_Share):
     """
 
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Count features ``(B, d)`` whose nearest class mean is that of their label ``(B,)``."""
-        self._count(F.ncc_accuracy(features, labels, self.moments), labels.numel())
+        """Count features ``(B, d)`` whose nearest class mean is that of their label ``(B,)``; B may be 0."""
+        self._count("ncc.accuracy", features, labels)
 
 
 class NC4Agreement(_Share):
     """Agreement of the network with the nearest-class-centre rule; see :func:`tightframe.functional.nc4_agreement`.
 
     Args:
-        moments: of the training features.
+        moments: Moments of the training features.
         kwargs: passed to ``torchmetrics.Metric``.
     """
 
     def update(self, features: Tensor, logits: Tensor) -> None:
-        """Count features ``(B, d)`` whose nearest class mean is the network's choice by its logits ``(B, K)``."""
-        self._count(F.nc4_agreement(features, logits, self.moments), features.shape[0])
+        """Count features ``(B, d)`` whose nearest class mean is that of the largest logit ``(B, K)``; B may be 0."""
+        self._count("nc4.agreement", features, logits=logits)

@@ -14,10 +14,10 @@ from tightframe.functional.decisions import DECISIONS
 from tightframe.functional.ranking import Ranking, check_device, check_scores, extent, places, several
 from tightframe.functional.severity import ranking_metrics
 from tightframe.hierarchy import check_distances
-from tightframe.metrics._base import UncastMetric
+from tightframe.metrics._base import StreamedMetric
 
 
-class _SeverityMetric(UncastMetric):
+class _SeverityMetric(StreamedMetric):
     """Sums over samples of numbers that a subclass draws from their ranking; its mean, or a ratio, is the metric.
 
     Distances are checked once, here. Distances and sums are float64 and stay so when a parent module is cast.

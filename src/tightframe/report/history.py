@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tightframe._checks import require_extra
+from tightframe.functional.registry import Described, describe
 from tightframe.records import Records
-from tightframe.report.names import FEATURES, MAIN_METRICS, Quantity, quantity
+from tightframe.report.names import FEATURES, MAIN_METRICS
 
 EVALUATION_SPLITS = ("test", "validation", "train")
 Key = tuple[str, str, str]
@@ -116,7 +117,7 @@ class Panel:
 
     key: Key
     title: str
-    quantity: Quantity
+    quantity: Described
     main: bool
     log: bool
     limits: tuple[float, float]
@@ -135,7 +136,7 @@ def panels(history: History, num_classes: int | None = None) -> list[Panel]:
 
 
 def _panel(history: History, key: Key, main: bool, num_classes: int | None) -> Panel | None:
-    shown = quantity(key[2], num_classes)
+    shown = describe(key[2], num_classes)
     drawn: dict[str, list[tuple[int, Estimate]]] = {}
     values: list[float] = []
     for run, epochs in history.values[key].items():

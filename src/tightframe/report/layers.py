@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from tightframe.functional.registry import describe
 from tightframe.probing import effective_depth
 from tightframe.records import Records
 from tightframe.report.geometry import Array
 from tightframe.report.history import History, estimate
-from tightframe.report.names import FEATURES, quantity
+from tightframe.report.names import FEATURES
 
 LAYER_METRICS = ("ncc.error", "cdnv", "nc1.pinv", "nc1.ratio")
 ACCURACY = "ncc.accuracy"  # what the records of a classifier's input have in place of an error
@@ -108,7 +109,7 @@ def layer_data(maps: Sequence[RunLayers]) -> dict[str, Any]:
 
 
 def _metric(metric: str, maps: Sequence[RunLayers]) -> dict[str, Any]:
-    shown = quantity(metric)
+    shown = describe(metric)
     values = np.concatenate([item.values[metric].ravel() for item in maps if metric in item.values])
     values = values[np.isfinite(values)]
     positive = values[values > 0]

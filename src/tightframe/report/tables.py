@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tightframe._checks import EmptyDataError, require_extra
+from tightframe.functional.registry import Described, describe
 from tightframe.records import Record, Records
 from tightframe.report.history import Estimate, History, Key, estimate
-from tightframe.report.names import FEATURES, MAIN_METRICS, Quantity, is_detail, quantity
+from tightframe.report.names import FEATURES, MAIN_METRICS, is_detail
 from tightframe.report.runs import RunDirectory, read_runs
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -31,7 +32,7 @@ class Column:
 
     name: str
     source: Key
-    quantity: Quantity
+    quantity: Described
     best: frozenset[int] = frozenset()
 
 
@@ -107,13 +108,13 @@ def _columns(history: History, num_classes: int | None) -> list[Column]:
     accuracy: Key = (split, "", "accuracy")
     columns = []
     if accuracy in history.values:
-        columns = [Column(f"{split}.accuracy", accuracy, quantity("accuracy"))]
+        columns = [Column(f"{split}.accuracy", accuracy, describe("accuracy"))]
         errors = dict.fromkeys(s for s in (split, "train") if (s, "", "accuracy") in history.values)
-        columns += [Column(f"{s}.error", (s, "", "accuracy"), quantity("error")) for s in errors]
+        columns += [Column(f"{s}.error", (s, "", "accuracy"), describe("error")) for s in errors]
     shown = [key for key in history.values if key[:2] == (split, "") and not is_detail(key[2])]
     sources = [key for key in shown if key[2] not in ("accuracy", "error", "loss")]
     sources += [key for m in MAIN_METRICS if (key := ("train", FEATURES, m)) in history.values]
-    return columns + [Column(f"{key[0]}.{key[2]}", key, quantity(key[2], num_classes)) for key in sources]
+    return columns + [Column(f"{key[0]}.{key[2]}", key, describe(key[2], num_classes)) for key in sources]
 
 
 def _row(history: History, records: Records, run: str, columns: list[Column], parameters: int | None) -> Row:

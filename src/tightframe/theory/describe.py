@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from tightframe._checks import ArgumentError, DimensionError
+from tightframe.functional import registry
 from tightframe.report.charts import HeatMap, write_charts
-from tightframe.report.names import quantity
 from tightframe.report.tables import render_rows
 from tightframe.ufm import Certificate, MaxMargin, Problem, Solution, certify, closed_form, solve
 
@@ -69,7 +69,7 @@ def _rows(found: Mapping[str, Solution], certificates: Mapping[str, Certificate]
     collapse = [solution.collapse() for solution in found.values()]
     for metric in METRICS:
         if any(metric in values for values in collapse):
-            label = quantity(metric).label
+            label = registry.describe(metric).label
             yield label, [number(values[metric]) if metric in values else "–" for values in collapse]
 
 
