@@ -14,7 +14,7 @@ from tightframe.records import COLUMNS, Record, Records
 from .problems import law
 
 NAN, INF = float("nan"), float("inf")
-ORDER = ["run", "seed", "epoch", "step", "split", "layer", "metric", "value"]
+ORDER = ["run", "seed", "epoch", "step", "split", "layer", "metric", "value", "tap"]
 
 
 def table():
@@ -122,13 +122,17 @@ def test_unique_of_what_is_no_column(records, column):
         records.unique(column)
 
 
-def test_value_is_the_newest():
+def test_value_is_the_newest_of_one_place():
     records = table()
-    assert records.value("nc1.pinv", run="haar") == 0.25
-    assert records.value("nc1.pinv", layer="features", epoch=0) == 0.5
-    assert math.isnan(records.value("nc1.pinv"))
-    records.add("nc1.pinv", 9, run="haar")
-    assert records.value("nc1.pinv", run="haar") == 9
+    assert records.value("nc1.pinv", run="haar", split="test") == 0.25
+    assert records.value("nc1.pinv", run="haar", layer="features", epoch=0) == 0.5
+    records.add("nc1.pinv", 9, run="haar", seed=1, epoch=8, split="test", layer="block.1")
+    assert records.value("nc1.pinv", run="haar", split="test") == 9
+    with pytest.raises(ArgumentError, match=r"run must be given for 'nc1.pinv': there are rows of \['haar', 'learned'\]"):
+        records.value("nc1.pinv")
+    records.add("nc1.pinv", 3, run="haar", seed=1, split="test", layer="block.1", tap="post")
+    with pytest.raises(ArgumentError, match="tap must be given"):
+        records.value("nc1.pinv", run="haar", split="test")
     with pytest.raises(ArgumentError, match=r"no row has metric='nc1' .*metrics here: \['nc1\.pinv', 'cdnv'\]"):
         records.value("nc1")
     with pytest.raises(ArgumentError, match=r"no row has metric='cdnv' and \{'epoch': 7\}"):

@@ -38,10 +38,10 @@ class Record:
         step: completed optimiser steps.
         split: ``train``, ``validation``, ``test``, or empty.
         layer: dotted name of the layer, ``features`` for the classifier's input, or empty.
-        tap: where the layer's features were read: ``input``, ``prepared`` (by a classifier that normalises), ``pre`` or
-            ``post``; empty for what has no such place, and in records of earlier versions.
         metric: metric id such as ``nc1.pinv``.
         value: the number; may be nan or infinite.
+        tap: where the layer's features were read: ``input``, ``prepared`` (by a classifier that normalises), ``pre`` or
+            ``post``; empty for what has no such place, and in records of earlier versions.
     """
 
     run: str
@@ -50,9 +50,14 @@ class Record:
     step: int
     split: str
     layer: str
-    tap: str
     metric: str
     value: float
+    tap: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where it was measured: the layer, with the tap unless it is the layer's input."""
+        return f"{self.layer} ({self.tap})" if self.tap in ("pre", "post") else self.layer
 
     def to_json(self) -> str:
         """Return one JSON line; a non-finite value becomes the string that ``float`` reads back."""
@@ -71,7 +76,7 @@ class Record:
         seed, epoch, step = (row[name] for name in ("seed", "epoch", "step"))
         if not all(isinstance(number, int) for number in (seed, epoch, step)):
             raise ValueError(f"seed, epoch and step must be integers, got {seed}, {epoch}, {step}")
-        return cls(run, seed, epoch, step, split, layer, str(row.get("tap", "")), metric, float(row["value"]))
+        return cls(run, seed, epoch, step, split, layer, metric, float(row["value"]), str(row.get("tap", "")))
 
 
 COLUMNS = frozenset(field.name for field in fields(Record))
@@ -116,7 +121,7 @@ class Records:
         tap: str = "",
     ) -> None:
         """Append one row."""
-        self._rows.append(Record(run, seed, epoch, step, split, layer, tap, metric, float(value)))
+        self._rows.append(Record(run, seed, epoch, step, split, layer, metric, float(value), tap))
 
     def extend(self, other: Iterable[Record]) -> None:
         """Append the rows of ``other``."""

@@ -21,7 +21,6 @@ from tightframe._checks import ArgumentError
 from tightframe.config import Method, Part, build_data
 from tightframe.conversion import (
     Parts,
-    accuracy,
     cells,
     load_conversion,
     lock_network,
@@ -67,15 +66,6 @@ def nearest_right(train, labels, h, wanted):
     means = torch.stack([train[labels == k].mean(dim=0) for k in range(K)])
     return ((h[:, None] - means).square().sum(dim=2).argmin(dim=1) == wanted).double().mean().item()
 
-
-def test_accuracy_is_the_share_of_right_decisions_in_eval_mode_and_modes_stay():
-    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Dropout(0.9), nn.Identity().eval())
-    with torch.no_grad():
-        model[0].weight.copy_(torch.eye(3))
-    one_hot = torch.eye(3)[[0, 0, 1, 2, 2]]
-    loader = [(one_hot[:3], torch.tensor([0, 1, 1])), (one_hot[3:], torch.tensor([2, 0]))]
-    assert accuracy(model, loader, 3) == pytest.approx(3 / 5)
-    assert [m.training for m in model] == [True, True, False]
 
 
 # --- lock ---

@@ -154,7 +154,7 @@ def test_records_csv_is_tidy_and_complete(tmp_path: Path) -> None:
     records.add("odd, name", 1e-300, run='with "quotes"\nand lines')
     with write_records_csv(records, tmp_path / "records.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["run", "seed", "epoch", "step", "split", "layer", "metric", "value"]
+    assert list(rows[0]) == ["run", "seed", "epoch", "step", "split", "layer", "metric", "value", "tap"]
     assert len(rows) == len(records)
     assert rows[-1]["run"] == 'with "quotes"\nand lines'
     assert float(rows[-1]["value"]) == 1e-300

@@ -111,7 +111,7 @@ def test_a_file_with_a_broken_line_is_refused(path, interrupted):
 
 def test_lines_are_json(path):
     fit(path)
-    columns = ["run", "seed", "epoch", "step", "split", "layer", "tap", "metric", "value"]
+    columns = ["run", "seed", "epoch", "step", "split", "layer", "metric", "value", "tap"]
     assert all(list(json.loads(line)) == columns for line in path.read_text().splitlines())
 
 

@@ -73,9 +73,7 @@ class Judge:
             DtypeError, ShapeError, LabelError, NonFiniteError: if a tensor is not as above.
             ArgumentError: if a row needs moments, class vectors or logits that are not there.
         """
-        look = Look(self, features, labels, logits)
-        if decision is not None:
-            look.decision = decision
+        look = Look(self, features, labels, logits, decision)
         return {
             row.id: row.metric.function(look, **row.options)
             for row in rows
@@ -122,17 +120,23 @@ class Look:
         features: Features ``(B, d)``.
         labels: Labels ``(B,)``, None if no function reads them.
         logits: Logits ``(B, K)``, None if no function reads them.
+        decision: Classes ``(B,)`` of the largest logits, where the logits are gone.
     """
 
     def __init__(
-        self, judge: Judge, features: Tensor, labels: Tensor | None = None, logits: Tensor | None = None
+        self,
+        judge: Judge,
+        features: Tensor,
+        labels: Tensor | None = None,
+        logits: Tensor | None = None,
+        decision: Tensor | None = None,
     ) -> None:
         check_features(features)
         check_finite(features)
         if labels is not None:
             check_labels(labels, features)
         self.judge, self.features = judge, features.detach()
-        self._labels, self._logits = labels, logits
+        self._labels, self._logits, self._decision = labels, logits, decision
 
     @property
     def _num_classes(self) -> int:
@@ -170,7 +174,7 @@ class Look:
     @property
     def decision(self) -> Tensor:
         """Class of the largest logit ``(B,)``."""
-        return self.logits.argmax(dim=1)
+        return self.logits.argmax(dim=1) if self._decision is None else self._decision
 
     @property
     def decision_without_bias(self) -> Tensor:

@@ -62,7 +62,7 @@ def _t_quantile(freedom: int) -> float:
 
 
 class History:
-    """Values by ``(split, layer, metric)``, run, epoch and seed; a row replaces earlier ones of the same place.
+    """Values by ``(split, place, metric)``, run, epoch and seed; a row replaces earlier ones of the same place.
 
     Example:
         >>> records = Records()
@@ -75,7 +75,7 @@ class History:
     def __init__(self, records: Records) -> None:
         self.values: dict[Key, dict[str, dict[int, dict[int, float]]]] = {}
         for row in records:
-            runs = self.values.setdefault((row.split, row.layer, row.metric), {})
+            runs = self.values.setdefault((row.split, row.place, row.metric), {})
             runs.setdefault(row.run, {}).setdefault(row.epoch, {})[row.seed] = row.value
         self.runs: list[str] = records.unique("run")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class RunLayers:
     """The layers of one run: rows in order of execution, columns in order of epochs.
 
     Args:
-        run: name of the run.
+        run: name of the run, with the tap if layers were read at several.
         layers: names of the L layers; the classifier's input, if it was measured with them, is the last.
         epochs: the E epochs shown.
         values: ``(L, E)`` means over seeds, by metric; nan where nothing finite was measured.
@@ -53,14 +54,20 @@ def gather_layers(history: History, records: Records) -> list[RunLayers]:
         history: of the records.
         records: they tell the order of the layers, which may differ between runs that share names.
     """
-    layers: dict[str, dict[str, None]] = {}
+    places: dict[tuple[str, str], dict[str, str]] = {}
     for row in records:
         if row.split == "train" and row.layer not in ("", FEATURES) and row.metric in LAYER_METRICS:
-            layers.setdefault(row.run, {})[row.layer] = None
-    return [_of_run(history, run, list(found)) for run, found in layers.items()]
+            # Inputs and outputs of layers are two things, and make two maps.
+            places.setdefault((row.run, row.place.removeprefix(row.layer)), {})[row.place] = row.layer
+    taps = Counter(run for run, _ in places)
+    return [
+        _of_run(history, run, found, f"{run}{tap}" if taps[run] > 1 else run, is_input=not tap)
+        for (run, tap), found in places.items()
+    ]
 
 
-def _of_run(history: History, run: str, layers: list[str]) -> RunLayers:
+def _of_run(history: History, run: str, places: dict[str, str], name: str, is_input: bool) -> RunLayers:
+    layers = list(places)
     measured = {
         (layer, metric): {epoch: estimate(seeds.values()).mean for epoch, seeds in values.items()}
         for layer in (*layers, FEATURES)
@@ -72,16 +79,15 @@ def _of_run(history: History, run: str, layers: list[str]) -> RunLayers:
         measured[FEATURES, "ncc.error"] = {epoch: 1 - value for epoch, value in accuracies.items()}
     metrics = [m for m in LAYER_METRICS if any((layer, m) in measured for layer in layers)]
     epochs = sorted({e for layer in layers for m in metrics for e in measured.get((layer, m), {})})
-    # AdaptiveETF reads layers after they ran, the classifier too, and at epochs of its own.
-    follows = all(set(epochs) <= set(measured.get((FEATURES, m), {})) for m in metrics)
-    if follows and run not in history.values.get(("train", "", "effective_depth"), {}):
+    # Layers that were read after they ran have the classifier among them, and perhaps epochs of their own.
+    if is_input and all(set(epochs) <= set(measured.get((FEATURES, m), {})) for m in metrics):
         layers = [*layers, FEATURES]
     epochs = _thinned(epochs)
     maps = {
         metric: np.array([[measured.get((layer, metric), {}).get(e, math.nan) for e in epochs] for layer in layers])
         for metric in metrics
     }
-    return RunLayers(run, tuple(layers), tuple(epochs), maps)
+    return RunLayers(name, tuple(places.get(layer, layer) for layer in layers), tuple(epochs), maps)
 
 
 def _thinned(epochs: Sequence[int]) -> list[int]:
