@@ -128,7 +128,7 @@ def test_value_is_the_newest_of_one_place():
     assert records.value("nc1.pinv", run="haar", layer="features", epoch=0) == 0.5
     records.add("nc1.pinv", 9, run="haar", seed=1, epoch=8, split="test", layer="block.1")
     assert records.value("nc1.pinv", run="haar", split="test") == 9
-    with pytest.raises(ArgumentError, match=r"run must be given for 'nc1.pinv': there are rows of \['haar', 'learned'\]"):
+    with pytest.raises(ArgumentError, match=r"run must be given .*rows of \['haar', 'learned'\]"):
         records.value("nc1.pinv")
     records.add("nc1.pinv", 3, run="haar", seed=1, split="test", layer="block.1", tap="post")
     with pytest.raises(ArgumentError, match="tap must be given"):

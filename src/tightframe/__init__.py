@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tightframe.frames import SimplexETF, hierarchy_aware_frame, nearest_simplex_etf, simplex_etf
     from tightframe.functional import ClassMoments
     from tightframe.hierarchy import Tree
-    from tightframe.probing import Probe, effective_depth, find_classifier, measure
+    from tightframe.probing import Probe, effective_depth, find_classifier, measure, watch
     from tightframe.records import Records
     from tightframe.surgery import etf_transformer_, lock_to_etf, parameter_report, replace_classifier
 
@@ -36,6 +36,7 @@ __all__ = [
     "replace_classifier",
     "simplex_etf",
     "ufm",
+    "watch",
 ]
 
 _HOMES = {
@@ -54,6 +55,7 @@ _HOMES = {
     "parameter_report": "surgery",
     "replace_classifier": "surgery",
     "simplex_etf": "frames",
+    "watch": "probing",
 }
 
 

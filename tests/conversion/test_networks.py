@@ -67,7 +67,6 @@ def nearest_right(train, labels, h, wanted):
     return ((h[:, None] - means).square().sum(dim=2).argmin(dim=1) == wanted).double().mean().item()
 
 
-
 # --- lock ---
 
 

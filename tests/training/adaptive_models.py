@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from tests.training.models import TRAIN, D, K, trainer
+from tightframe.functional import ClassMoments
 from tightframe.nn import LinearClassifier
 from tightframe.training import AdaptiveETF, ClassifierModule, adaptive, make_loader
 
@@ -37,7 +38,7 @@ def playing(monkeypatch, curves):
 
     def probe(module, batches, *, ncc, **options):
         if not ncc:
-            return SimpleNamespace(layers=LAYERS)
+            return SimpleNamespace(layers=LAYERS, moments={"0": ClassMoments(3, 1)})
         found = rest.pop(0)
         return SimpleNamespace(layers=LAYERS, ncc_error=found if isinstance(found, tuple) else curve(found))
 

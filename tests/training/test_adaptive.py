@@ -25,7 +25,7 @@ from tests.training.models import TRAIN, D, K, Plain, Weights, quiet, sgd
 from tightframe._checks import ArgumentError, DimensionError
 from tightframe.nn import LinearClassifier, NormalizedLinear
 from tightframe.probing import probe_layers
-from tightframe.training import AdaptiveETF, ClassifierModule, make_loader
+from tightframe.training import AdaptiveETF, ClassifierModule
 
 pytestmark = quiet
 

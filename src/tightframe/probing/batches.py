@@ -7,7 +7,7 @@ import copy
 import inspect
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -129,7 +129,7 @@ class Reading:
     """
 
     def __init__(
-        self, loader: Iterable[Any], max_batches: int | None = None, transfer: Callable[[Any], Any] | None = None
+        self, loader: Any, max_batches: int | None = None, transfer: Callable[[Any], Any] | None = None
     ) -> None:
         self.loader = loader
         self.max_batches = max_batches
@@ -149,7 +149,7 @@ class Reading:
     def __len__(self) -> int:
         """Return the number of batches, as far as it is known; 0 for a stream."""
         try:
-            length = len(self.loader)  # type: ignore[arg-type]
+            length = len(self.loader)
         except (TypeError, RuntimeError):  # a stream, or a CombinedLoader that was never read
             return self.max_batches or 0
         return length if self.max_batches is None else min(length, self.max_batches)
@@ -237,8 +237,7 @@ def _copy(loader: Any) -> Any:
 
 
 def _parts(combined: Any) -> list[Any]:
-    """Return the batches of the loaders that a ``CombinedLoader`` took one of each from, or of the one it took it from.
-    """
+    """Return the batches that a ``CombinedLoader`` took together: one of each loader, or of one alone."""
     parts = list(combined.values()) if isinstance(combined, Mapping) else combined
     nested = isinstance(parts, list | tuple) and all(isinstance(p, tuple | list | Mapping | None) for p in parts)
     return [part for part in parts if part is not None] if nested else [combined]
@@ -259,11 +258,11 @@ def _notice(loader: Any) -> None:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return
     batches = loader.batch_sampler
-    sampler = batches.sampler if type(batches) is BatchSampler else loader.sampler
+    sampler: Any = batches.sampler if type(batches) is BatchSampler else loader.sampler
     said = None
     if isinstance(sampler, WeightedRandomSampler) or getattr(sampler, "replacement", False) is True:
         said = f"its {type(sampler).__name__} repeats samples and leaves out others"
-    elif type(batches) is BatchSampler and batches.drop_last and len(sampler) % batches.batch_size:
-        said = f"drop_last leaves out {len(sampler) % batches.batch_size} of {len(sampler)} samples"
+    elif type(batches) is BatchSampler and batches.drop_last and (rest := len(sampler) % batches.batch_size):
+        said = f"drop_last leaves out {rest} of {len(sampler)} samples"
     if said is not None:
         warnings.warn(f"the loader is measured as it is: {said}; pass another one to measure all", Notice, stacklevel=2)

@@ -1,105 +1,24 @@
-"""Find the classifier of a model, by evidence: what it returns for what it was given is what the model returns."""
+"""The classifier of a model: found by evidence in the first forward pass, read in every one."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tightframe._checks import ArgumentError, Notice, ShapeError, check_finite
 from tightframe.nn import Classifier
-from tightframe.probing.names import CONVOLUTIONS, is_dense, is_inside, match_layers
+from tightframe.probing.batches import call
+from tightframe.probing.evidence import Head, Seen, channels_last, decide, evidence, is_linear
+from tightframe.probing.names import match_layers
+from tightframe.probing.passes import evaluating, logits_of
 from tightframe.probing.probe import first_result, hooked, version
 
 MAPS_KEPT = 4  # candidates with maps or tokens whose values are kept in a forward pass, as they may be large
-SMALLEST = -60.0  # logits below the largest of their row that a float32 probability still tells apart
-
-
-class Seen(NamedTuple):
-    """A module that ran: what it was given, how often that had been changed in place by then, and what it returned."""
-
-    name: str
-    module: nn.Module
-    given: Tensor
-    version: int
-    gave: Tensor
-
-
-@dataclass(frozen=True)
-class Head:
-    """The classifier of a model, and how its input becomes one vector a sample.
-
-    Args:
-        name: dotted name, or "" where weight and bias were given.
-        module: the classifier; None where weight and bias were given.
-        reading: ``"whole"``: its output has the shape of the logits; ``"mean"``: the logits are averages over maps or
-            tokens; ``"token"``: they are the output at one token.
-        matrix: weight ``(K, d)`` and bias ``(K,)`` or None, where they were given.
-        log: whether the model returns probabilities, whose logarithms are logits.
-    """
-
-    name: str
-    module: nn.Module | None = None
-    reading: str = "whole"
-    matrix: tuple[Tensor, Tensor | None] | None = None
-    log: bool = False
-
-    def logits(self, output: Tensor) -> Tensor:
-        """Return the logits of what the model returned."""
-        return output.clamp(min=torch.finfo(output.dtype).tiny).log() if self.log else output
-
-    def tap(self, seen: Seen) -> str:
-        """Return ``"prepared"`` if the classifier changes features before they meet its class vectors."""
-        first = seen.given[:1]
-        changes = isinstance(self.module, Classifier) and self.module.prepare(first) is not first
-        return "prepared" if changes else "input"
-
-    def features(self, seen: Seen, logits: Tensor | None) -> Tensor:
-        """Return features ``(B, d)``, or ``(B, ..., d)`` where logits have positions, as class vectors meet them."""
-        if version(seen.given) != seen.version:
-            raise ArgumentError(
-                f"the input of the classifier {self.name!r} was changed in place after the classifier ran; replace "
-                "the operation by one that is not in place"
-            )
-        given = _channels_last(seen.module, seen.given)
-        if self.reading == "mean":
-            given = given.flatten(1, -2).mean(dim=1, dtype=torch.promote_types(given.dtype, torch.float32))
-        elif self.reading == "token" and logits is not None:
-            gave = _channels_last(seen.module, seen.gave).flatten(1, -2)
-            given = given.flatten(1, -2)
-            chosen = _distances(gave, _relative(self.logits(logits)).unsqueeze(1)).argmin(dim=1)
-            given = given[torch.arange(len(given), device=given.device), chosen]
-        if isinstance(self.module, Classifier):
-            given = self.module.prepare(given)
-        return given
-
-    def weights(self) -> tuple[Tensor, Tensor | None]:
-        """Return weight ``(K, d)`` and bias ``(K,)``, if there is one, as they are now.
-
-        Raises:
-            ArgumentError: if the classifier is neither an affine map nor has a weight of two dimensions.
-        """
-        if self.matrix is not None:
-            return self.matrix
-        module: Any = self.module
-        found = _own_matrix(module)
-        if found is None and isinstance(width := _width(module), int):
-            found = _affine(module, width)
-        if found is None and isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim == 2:
-            bias = getattr(module, "bias", None)
-            found = module.weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
-        if found is None:
-            raise ArgumentError(
-                f"classifier {self.name!r} ({type(module).__name__}) is no affine map and has no weight (K, d); pass "
-                "classifier=(weight, bias) and features=, the module whose output it receives"
-            )
-        return found
 
 
 class HeadWatch:
@@ -135,12 +54,12 @@ class HeadWatch:
             self.head = Head("", matrix=(weight, bias))
             self.name = name_of(model, features, "features")
         elif classifier is not None:
-            self.name = name_of(model, classifier, "classifier")
+            self.name = name_of(model, classifier, "classifier")  # type: ignore[arg-type]
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Watch as long as the ``with`` block lasts."""
-        self._seen = []
+        self._seen, self._first = [], True
         modules = dict(self._model.named_modules()) if self.name is None else {self.name: self._module()}
         self._names = {module: name for name, module in modules.items()}
         with hooked(self._names, None, self._ends):
@@ -174,20 +93,23 @@ class HeadWatch:
             large = [seen for seen in self._seen if seen.gave.ndim > 2]
             if len(large) >= MAPS_KEPT:
                 self._seen = [seen for seen in self._seen if seen is not large[0]]
-        gave = gave.detach()
-        self._seen.append(Seen(self._names[module], module, given.detach(), version(given), gave.clone()))
+        # What comes next may change an output in place; it is compared in the first forward pass.
+        gave = gave.detach().clone() if self._first else gave.detach()
+        self._seen.append(Seen(self._names[module], module, given.detach(), version(given), gave))
 
-    def read(self, logits: Tensor | None, check: bool) -> tuple[str, Tensor]:
+    def read(self, logits: Tensor | None) -> tuple[str, Tensor]:
         """Return the tap and the features, ``(B, d)`` or ``(B, ..., d)``, of the last forward pass; forget them.
+
+        In the first forward pass a classifier that was found earlier is compared with the logits again.
 
         Args:
             logits: of the model; None if it gives none.
-            check: whether to compare a classifier that was found earlier with the logits again.
 
         Raises:
             ArgumentError: if no classifier is found, or it did not run.
         """
         seen, self._seen = self._seen, []
+        check, self._first = self._first, False
         if self.name is None and logits is not None:
             self.head = decide(seen, logits)
             self.name = self.head.name
@@ -222,7 +144,7 @@ class HeadWatch:
         return self.head.tap(item), self.head.features(item, logits)
 
     def _given_to(self, weight: Tensor, item: Seen) -> Tensor:
-        h = _channels_last(item.module, item.gave)
+        h = channels_last(item.module, item.gave)
         if h.shape[-1] != weight.shape[1]:
             h = item.gave.flatten(1)
         if h.shape[-1] != weight.shape[1]:
@@ -254,78 +176,6 @@ def _is_batch(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim >= 2 and value.is_floating_point()
 
 
-def decide(seen: list[Seen], logits: Tensor) -> Head:
-    """Return the classifier among the modules that ran: one whose output is the model's, up to a constant per row.
-
-    Among several that lie apart from each other, it is the one that ran last; a wrapper, such as LoRA's, that adds
-    something to a linear map of the same input comes before that map.
-
-    Args:
-        seen: what ran in one forward pass, in its order.
-        logits: ``(B, K)``, or ``(B, ..., K)`` where every position has logits; log-probabilities or probabilities will
-            do.
-
-    Raises:
-        ArgumentError: if none fits; the message lists the candidates and how far each is off.
-    """
-    check_finite(logits, "the model's output")
-    fits: dict[str, tuple[Seen, str, bool]] = {}
-    misses: dict[str, float] = {}
-    for item in seen:
-        gap, reading, log = evidence(item, logits)
-        fits.pop(item.name, None)  # the last time that it ran counts
-        if gap <= 1:
-            fits[item.name] = item, reading, log
-        elif is_linear(item.module):
-            misses[item.name] = gap
-    known = [name for name, (item, *_) in fits.items() if is_linear(item.module)]
-    known = known or [name for name, (item, *_) in fits.items() if _explained(item)]
-    innermost = [name for name in known if not any(is_inside(other, name) for other in known)]
-    if not innermost:
-        off = ", ".join(f"{name!r} is off by {gap:.2g}" for name, gap in list(misses.items())[-8:])
-        raise ArgumentError(
-            "no module gives the model's output, so none is known to be its classifier: "
-            f"{off or 'no linear map with as many outputs ran'} (in units of the rounding of the outputs); name it with "
-            "classifier='...', or pass classifier=(weight, bias) and features=, the module whose output it receives"
-        )
-    name = innermost[-1]
-    for outer, (item, *_) in fits.items():
-        if is_inside(name, outer) and _adds_to(item, fits[name][0], seen) and _explained(item):
-            name = outer
-    item, reading, log = fits[name]
-    return Head(name, item.module, reading, log=log)
-
-
-def evidence(item: Seen, logits: Tensor) -> tuple[float, str, bool]:
-    """Return how far a module's output is from the model's, in units of what rounding allows.
-
-    Returns:
-        The distance; how the output is read, see :class:`Head`; and whether the model gives probabilities.
-    """
-    gave = _channels_last(item.module, item.gave)
-    readings = {"whole": gave}
-    if gave.ndim > logits.ndim == 2 and gave.shape[0] == logits.shape[0]:
-        flat = gave.flatten(1, -2)
-        readings = {"mean": flat.mean(dim=1), "relu": flat.relu().mean(dim=1), "token": flat}
-    eps = max(torch.finfo(tensor.dtype).eps for tensor in (item.gave, logits))
-    best = (math.inf, "whole", False)
-    for log in (False, True):
-        if best[0] <= 1 or (log and not _are_probabilities(logits)):
-            break
-        target = _relative(logits.double().log() if log else logits)
-        for reading, value in readings.items():
-            if value.shape[-1] != logits.shape[-1] or (reading != "token" and value.shape != logits.shape):
-                continue
-            if reading == "token":
-                distance = _distances(value, target.unsqueeze(1)).amin(dim=1).amax().item()
-            else:
-                distance = _distances(value, target).amax().item()
-            scale = max(value.abs().amax().item(), 1.0 if log else logits.abs().amax().item())
-            gap = distance / (8 * eps * scale) if distance else 0.0
-            best = min(best, (gap, "mean" if reading == "relu" else reading, log), key=lambda found: found[0])
-    return best
-
-
 def find_classifier(model: nn.Module, inputs: Any = None) -> str:
     """Return the dotted name of the model's classifier.
 
@@ -346,12 +196,9 @@ def find_classifier(model: nn.Module, inputs: Any = None) -> str:
         ('2', '2')
     """
     if inputs is not None:
-        from tightframe.probing.batches import call
-        from tightframe.probing.passes import evaluating, logits_of
-
         watch = HeadWatch(model)
         with evaluating(model), torch.no_grad(), watch.watching():
-            watch.read(logits_of(call(model, inputs)), check=False)
+            watch.read(logits_of(call(model, inputs)))
         return watch.name or ""
     names = {module: name for name, module in model.named_modules()}
     found = [name for module, name in names.items() if isinstance(module, Classifier)]
@@ -376,93 +223,3 @@ def num_outputs(classifier: nn.Module) -> int:
     if not isinstance(size, int):
         raise ArgumentError(f"{type(classifier).__name__} has no integer out_features; pass num_classes=K")
     return size
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a linear map of features: dense, or a convolution of one pixel."""
-    return is_dense(module) or (isinstance(module, CONVOLUTIONS) and set(module.kernel_size) == {1})
-
-
-def _channels_last(module: nn.Module, value: Tensor) -> Tensor:
-    return value.movedim(1, -1) if isinstance(module, CONVOLUTIONS) and value.ndim > 2 else value
-
-
-def _relative(logits: Tensor) -> Tensor:
-    """Return logits relative to the largest of their row, so far as probabilities could tell them apart."""
-    logits = logits.double()
-    return (logits - logits.amax(dim=-1, keepdim=True)).clamp_(min=SMALLEST)
-
-
-def _are_probabilities(values: Tensor) -> bool:
-    return bool((values >= 0).all()) and bool(((values.double().sum(dim=-1) - 1).abs() < 1e-2).all())
-
-
-def _distances(gave: Tensor, target: Tensor) -> Tensor:
-    """Return the largest difference of each row from a target that is relative already."""
-    return (_relative(gave) - target).abs().amax(dim=-1)
-
-
-def _own_matrix(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Return weight ``(K, d)`` and bias of a module that is known to be nothing but this map."""
-    plain = type(module).forward is nn.Linear.forward
-    if not plain and not isinstance(module, Classifier) and not isinstance(module, CONVOLUTIONS):
-        return None
-    weight: Any = module.weight
-    bias: Any = module.bias
-    return weight.detach().flatten(1), None if bias is None else bias.detach()
-
-
-def _width(module: nn.Module) -> int | None:
-    """Return the width of the input of a module that wraps or is a linear map, if it can be told."""
-    for name in ("in_features", "nx"):
-        if isinstance(width := getattr(module, name, None), int):
-            return width
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and weight.ndim == 2:
-        return weight.shape[0] if type(module).__name__ == "Conv1D" else weight.shape[1]
-    inner = [part for part in module.modules() if is_linear(part)]
-    return _width(inner[0]) if inner and inner[0] is not module else None
-
-
-@torch.no_grad()
-def _affine(module: nn.Module, width: int, given: Tensor | None = None) -> tuple[Tensor, Tensor | None] | None:
-    """Return the matrix and the offset of an affine map of vectors, found by calling it; None if it is none."""
-    parameter = next(module.parameters(), None)
-    like = {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
-    basis = torch.eye(width, **like)
-    try:
-        bias = first_result(module(basis[:1] * 0))[0]
-        weight = first_result(module(basis)) - bias
-        trial = torch.linspace(-1, 1, 2 * width, **like).reshape(2, width) if given is None else given.to(basis)
-        expected, found = torch.addmm(bias, trial, weight), first_result(module(trial))
-    except Exception:  # whatever a module raises on vectors that it is not made for
-        return None
-    close = (found - expected).abs().amax() <= 1e2 * torch.finfo(basis.dtype).eps * width**0.5 * (
-        expected.abs().amax() + bias.abs().amax()
-    )
-    return (weight.T.contiguous(), bias) if close else None
-
-
-def _explained(item: Seen) -> bool:
-    """Return whether an output comes from the input of the module by class vectors: an affine map, or cosines."""
-    matrices = any(p.ndim > 1 for p in (*item.module.parameters(), *item.module.buffers()))
-    if not matrices and not callable(getattr(item.module, "weight", None)):
-        return False  # a scale or a normalisation of the logits
-    given, weight = item.given, getattr(item.module, "weight", None)
-    if given.ndim == 2 and isinstance(weight, Tensor) and weight.shape == (item.gave.shape[-1], given.shape[1]):
-        cosines = nn.functional.normalize(given.double()) @ nn.functional.normalize(weight.detach().double()).T
-        gave = item.gave.double()
-        scale = (cosines * gave).sum() / cosines.square().sum()
-        eps = torch.finfo(item.gave.dtype).eps
-        if (gave - scale * cosines).abs().amax() <= 1e2 * eps * gave.abs().amax():
-            return True
-    return given.ndim == 2 and _affine(item.module, given.shape[1], given) is not None
-
-
-def _adds_to(outer: Seen, inner: Seen, seen: list[Seen]) -> bool:
-    """Return whether a module adds something with parameters of its own to a map of the same input inside of it."""
-    if outer.given.shape != inner.given.shape or not torch.equal(outer.given, inner.given):
-        return False
-    own = set(inner.module.parameters())
-    ran = [item.module for item in seen if is_inside(item.name, outer.name) and item.module is not inner.module]
-    return any(set(module.parameters()) - own for module in ran)

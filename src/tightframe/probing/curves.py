@@ -167,9 +167,17 @@ def probe_layers(
     )
     reference = None if moments is None else {Place(name, tap): of_layer for name, of_layer in moments.items()}
     (measured,) = engine.measure({split: loader}, OWN if reference is None else reference)
-    columns = {
-        metric: tuple(values.get(metric, math.nan) for values in measured.values.values())
-        for metric in ("ncc.error", "ncc.mismatch", "cdnv", "nc1.pinv" if scatter else "nc1.ratio")
-    }
+
+    def along(metric: str) -> tuple[float, ...]:
+        return tuple(values.get(metric, math.nan) for values in measured.values.values())
+
     found = {place.layer: of_layer for place, of_layer in measured.moments.items()}
-    return LayerCurves(found, *columns.values(), split, tap)
+    return LayerCurves(
+        found,
+        along("ncc.error"),
+        along("ncc.mismatch"),
+        along("cdnv"),
+        along("nc1.pinv" if scatter else "nc1.ratio"),
+        split,
+        tap,
+    )

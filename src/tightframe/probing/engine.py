@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from tightframe.probing.probe import Probe
 from tightframe.probing.split import FEATURES, Looked, Measured, Place, Split, gathered
 
 OWN = "own"
+
 
 class Engine:
     """Measures one model: its classifier is found once, then any number of splits is measured.
@@ -51,7 +52,7 @@ class Engine:
         self,
         model: nn.Module,
         *,
-        classifier: str | nn.Module | Sequence[Any] | bool | None = None,
+        classifier: str | nn.Module | Sequence[Any] | Literal[False] | None = None,
         features: str | nn.Module | None = None,
         layers: Sequence[str] | None = (),
         tap: str = "input",
@@ -105,13 +106,12 @@ class Engine:
         with self.probe or contextlib.nullcontext(), self.watch.watching() if self.watch else contextlib.nullcontext():
             yield
 
-    def look(self, labels: Any, output: Any, check: bool = False) -> Looked:
+    def look(self, labels: Any, output: Any) -> Looked:
         """Return what the last forward pass left, one row a sample.
 
         Args:
             labels: ``(B,)``, or ``(B, ...)`` where every position has one.
             output: of the model.
-            check: whether to compare the classifier with the output again.
         """
         labels = labels_of(labels, self.device)
         if labels.ndim > 1 and labels.shape == getattr(output, "shape", None):
@@ -122,7 +122,7 @@ class Engine:
         logits = self._read_logits(output, labels)
         features = {} if self.probe is None else {Place(n, self.tap): h for n, h in self.probe.take().items()}
         if self.watch is not None:
-            tap, h = self.watch.read(logits, check)
+            tap, h = self.watch.read(logits)
             if self.tap == "input" and self.watch.head is not None:
                 features.pop(Place(self.watch.head.name, "input"), None)  # the same as "features"
             features[Place(FEATURES, tap)] = h.flatten(0, -2) if h.shape[:-1] == labels.shape else h
@@ -167,17 +167,15 @@ class Engine:
         """Read a loader once, run the model on its batches, and hand over what each gave."""
         # Random numbers come back last, when the workers of the loader have ended.
         with reading.undisturbed(), evaluating(self.model), torch.no_grad(), self.watching():
-            check = True
             for batch, kept in shown(reading.batches(self.device), len(reading) or None, "measuring"):
                 if self.probe is not None and self.mask_of is not None:
                     self.probe.mask = _checked_mask(self.mask_of(batch)).to(self.device)
                 inputs, labels = split_batch(batch)
                 output = call(self.model, inputs) if self.forward is None else self.forward(self.model, inputs)
-                looked = self.look(labels, output, check)
+                looked = self.look(labels, output)
                 del batch, inputs, labels, output
                 if kept is not None and kept < len(looked.labels):
                     looked = looked.first(max(kept, 0))
-                check = False
                 each(looked)
                 del looked
 

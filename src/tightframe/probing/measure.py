@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ def measure(
     model: nn.Module | Tensor | Any,
     data: Iterable[Any] | Mapping[str, Iterable[Any]],
     *,
-    classifier: str | nn.Module | Sequence[Any] | bool | None = None,
+    classifier: str | nn.Module | Sequence[Any] | Literal[False] | None = None,
     features: str | nn.Module | None = None,
     layers: Sequence[str] = (),
     tap: str = "input",
@@ -225,7 +225,7 @@ class watch:  # noqa: N801  # used as a word: `with tf.watch(model) as seen`
             )
         (output,), self._output = self._output, None
         with torch.no_grad():
-            self._split.add(self._engine.look(labels, output, check=False))
+            self._split.add(self._engine.look(labels, output))
         self._first = False
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:

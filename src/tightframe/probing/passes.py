@@ -65,6 +65,7 @@ def logits_of(output: Any, wanted: Logits | None = None) -> Tensor:
     Raises:
         ShapeError: if there are none.
     """
+    found: Any
     try:
         if callable(wanted):
             found = wanted(output)

@@ -118,10 +118,11 @@ class Split:
             if kept:
                 self._held.add(kept | {"labels": labels} | ({} if decision is None else {"decision": decision}))
             if not self._held.complete and (self._reading is None or self._reading.once):
+                kind = "none" if self._reading is None else type(self._reading.loader).__name__
                 raise ArgumentError(
-                    f"loader must give its batches twice, as their features take more than hold_bytes="
-                    f"{self.engine.hold_bytes} and spill_bytes={self.engine.spill_bytes}, got "
-                    f"{'none' if self._reading is None else type(self._reading.loader).__name__}; pass a DataLoader or a list, or raise one of the two"
+                    "loader must give its batches twice, as their features take more than hold_bytes="
+                    f"{self.engine.hold_bytes} and spill_bytes={self.engine.spill_bytes}, got {kind}; pass a "
+                    "DataLoader or a list, or raise one of the two"
                 )
 
     def _begin(self, place: Place, dim: int, device: torch.device, logits: bool) -> None:
@@ -142,7 +143,9 @@ class Split:
         if place not in self._judges:
             weight = self.engine.weights()[0] if place.layer == FEATURES else None
             device = h.device if h.device.type != "mps" else torch.device("cpu")
-            self._judges[place] = Judge(moments_on(moments[place], device), None if weight is None else weight.to(device))
+            self._judges[place] = Judge(
+                moments_on(moments[place], device), None if weight is None else weight.to(device)
+            )
         return self._judges[place]
 
     def _judge(self, judge: Judge, place: Place, h: Tensor, labels: Tensor, **given: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from tightframe._checks import ArgumentError, TightframeError, check_choice, check_positive, check_range
-from tightframe.probing import LayerCurves, effective_depth, find_classifier, num_outputs, probe_layers
+from tightframe.probing import LayerCurves, effective_depth, probe_layers
 from tightframe.probing.batches import split_batch
 from tightframe.probing.names import match_layers, trains_matrix
 from tightframe.records import Record, Records
@@ -37,8 +37,8 @@ class AdaptiveETF(MeasuringCallback):
     checkpoint keeps them with what is locked, and a training resumed from the end of an epoch is the uninterrupted one.
 
     Several processes of DDP measure their shares together, and lock the same layers to the same weights. What the paper
-    does at these places is not public: rule, patience and defaults are ours. That every layer which the rule may come to can be locked is checked before
-    the first step. Training from scratch begins anew whatever this callback has seen before.
+    does at these places is not public: rule, patience and defaults are ours. Before the first step it is checked that
+    every layer which the rule may come to can be locked. A training from scratch forgets what this callback saw before.
 
     Args:
         layers: dotted names or patterns of the layers, see :func:`~tightframe.probing.probe_layers`; None for all
@@ -135,6 +135,7 @@ class AdaptiveETF(MeasuringCallback):
         self._records = Records()
         self.locked: list[str] = []
         self._layers: list[str] = []
+        self._num_classes = 0
         self._boundary: int | None = None  # layers that are not locked; None before any lock
         self._window: list[int] = []  # the depths of the last checks in a row that were below it
         self._schedule_step = 0  # of the optimiser, at which the present schedule began
@@ -146,6 +147,7 @@ class AdaptiveETF(MeasuringCallback):
             "records": [record.to_json() for record in self._records],
             "locked": list(self.locked),
             "layers": list(self._layers),
+            "num_classes": self._num_classes,
             "boundary": self._boundary,
             "window": list(self._window),
             "schedule_step": self._schedule_step,
@@ -157,6 +159,7 @@ class AdaptiveETF(MeasuringCallback):
         self._records = Records(map(Record.from_json, state_dict["records"]))
         self.locked = list(state_dict["locked"])
         self._layers = list(state_dict["layers"])
+        self._num_classes = state_dict["num_classes"]
         self._boundary = state_dict["boundary"]
         self._window = list(state_dict["window"])
         self._schedule_step = state_dict["schedule_step"]
@@ -193,7 +196,9 @@ class AdaptiveETF(MeasuringCallback):
         if len(self._records):
             return  # a training that goes on
         epoch, last = trainer.current_epoch, trainer.max_epochs
-        self._layers = list(self._curves(trainer, pl_module, at_a_glance=True).layers)
+        curves = self._curves(trainer, pl_module, at_a_glance=True)
+        self._layers = list(curves.layers)
+        self._num_classes = next(iter(curves.moments.values())).num_classes
         self._check_layers(pl_module)
         if self.start is not None:
             self._lock_beyond(trainer, pl_module, self.start, epoch)
@@ -259,7 +264,7 @@ class AdaptiveETF(MeasuringCallback):
         """Raise now what locking would raise when much has been trained already."""
         if self.start is not None and self.start >= len(self._layers):
             raise ArgumentError(f"start must be below the number of layers, {len(self._layers)}, got {self.start}")
-        options = {**self._options(module), "gain": 1.0}
+        options = {**self._options(), "gain": 1.0}
         if options["kind"] == "aligned":
             options["kind"] = "canonical"  # of the same sizes, cheaper, and there is one whatever the weight is
         for name in self._trained_beyond(module, self.start or 1):
@@ -298,7 +303,7 @@ class AdaptiveETF(MeasuringCallback):
 
     def _lock(self, trainer: Trainer, module: LightningModule, boundary: int) -> list[Lock]:
         (optimizer,) = trainer.optimizers
-        options = self._options(module)
+        options = self._options()
         locks = lock_beyond(module, self._layers, boundary, keep=self.keep, optimizer=optimizer, **options)
         if locks and isinstance(trainer.strategy, DDPStrategy):
             # It waits for a gradient of every parameter that was trained when it wrapped the model.
@@ -317,11 +322,11 @@ class AdaptiveETF(MeasuringCallback):
                 if buffer.is_floating_point():
                     buffer.copy_(trainer.strategy.reduce(buffer, reduce_op="mean"))
 
-    def _options(self, module: LightningModule) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         """Return how to lock the layers of a module."""
         if self._lock_options["kind"] != "class-rank":
             return dict(self._lock_options)
-        return {**self._lock_options, "num_classes": num_outputs(module.get_submodule(find_classifier(module)))}
+        return {**self._lock_options, "num_classes": self._num_classes}
 
     def _begin_schedule(self, trainer: Trainer, module: LightningModule) -> None:
         """Put a new scheduler, for the steps that were left when it began, in place of the old one."""
@@ -337,7 +342,13 @@ class AdaptiveETF(MeasuringCallback):
         self._record(trainer, epoch, "trainable_parameters", trained)
 
     def _record(self, trainer: Trainer, epoch: int, metric: str, value: float, layer: str = "", tap: str = "") -> None:
-        columns = {"epoch": epoch, "step": trainer.global_step, "split": "train", "layer": layer, "tap": tap}
+        columns: dict[str, Any] = {
+            "epoch": epoch,
+            "step": trainer.global_step,
+            "split": "train",
+            "layer": layer,
+            "tap": tap,
+        }
         self._records.add(metric, value, **columns)
 
 

@@ -90,7 +90,7 @@ class MeasuringCallback(Callback):
         combined, loader = trainer.fit_loop._combined_loader, trainer.train_dataloader
         if combined is not None and not (len(combined.flattened) == 1 and combined.flattened[0] is loader):
             loader = CombinedLoader(combined.iterables, combined._mode)
-        size = trainer.num_training_batches if _limited(trainer, trainer.limit_train_batches) else None
+        size = trainer.num_training_batches if _limited(trainer.limit_train_batches) else None
         return self._reading(trainer, loader, size, 0, max_batches, as_it_is)
 
     def _reading(
@@ -292,7 +292,7 @@ class NeuralCollapseCallback(MeasuringCallback):
             loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
             names = ["validation"] if len(loaders) == 1 else [f"validation.{i}" for i in range(len(loaders))]
             names = module.splits if isinstance(module, ClassifierModule) else names
-        limited = _limited(trainer, trainer.limit_val_batches)
+        limited = _limited(trainer.limit_val_batches)
         for index, (name, loader) in enumerate(zip(names, loaders, strict=True)):
             size = trainer.num_val_batches[index] if limited else None
             found[name] = self._reading(trainer, loader, size, index, self.max_batches)
@@ -319,8 +319,8 @@ class NeuralCollapseCallback(MeasuringCallback):
             Snapshot(epoch, means.float(), weight.float(), features, labels).save(self.snapshot_dir)
 
 
-def _limited(trainer: Trainer, limit: float | None) -> bool:
-    return bool(trainer.overfit_batches) or (limit is not None and not (isinstance(limit, float) and limit == 1.0))
+def _limited(limit: float | None) -> bool:
+    return limit is not None and not (isinstance(limit, float) and limit == 1.0)
 
 
 def _transfer(trainer: Trainer, index: int, batch: Any) -> Any:

@@ -98,5 +98,5 @@ def evaluation_loader(loader: Any, batch_size: int, rank: int = 0, world_size: i
     if not isinstance(sampler, BatchSampler):
         return loader
     size = max(batch_size, world_size)
-    options = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn}
+    options: dict[str, Any] = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn}
     return make_loader(loader.dataset, size, rank=rank, world_size=world_size, **options)
