@@ -47,38 +47,27 @@ Entry = tuple[str, Mapping[str, Any]]
 Preset = str | Sequence[str | Entry]
 
 
-def _pattern(template: str) -> re.Pattern[str]:
-    """Return what matches the ids of a template; its groups are what stands for its braces."""
-    parts = re.split(r"\{(.*?)\}", template)
-    for i, part in enumerate(parts):
-        words = part.split(",") if i % 2 else [part]
-        parts[i] = r"(\d+)" if part == "k" else "|".join(map(re.escape, words))
-        parts[i] = f"({parts[i]})" if i % 2 and part != "k" else parts[i]
-    return re.compile("".join(parts))
-
-
 def _expand(template: str) -> list[str]:
-    """Return the ids of a template that has no ``{k}``."""
+    """Return the ids of a template; for any number they have the letter k."""
     parts = re.split(r"\{(.*?)\}", template)
     return ["".join(choice) for choice in itertools.product(*(part.split(",") for part in parts))]
 
 
+_ROWS = {id: metric for metric in METRICS for id in _expand(metric.id)}
+
+
 @cache
 def _find(id: str) -> Metric | None:
-    """Return the row of an id with what the words of its braces change: label, needs and function."""
-    for metric in METRICS:
-        found = _pattern(metric.id).fullmatch(id)
-        if found:
-            break
-    else:
-        return None
-    label, needs, function = metric.label, metric.needs, metric.function
-    for word in (word.removeprefix(".") for word in found.groups() if word):
-        label += SUFFIXES.get(word, f"@{word}")
-        if word == "classifier":
-            needs = frozenset({"weight"})
-        elif word == "means" and function is not None:
-            function = partial(_of_means, function)
+    """Return the row of an id, with what a choice among alternatives changes: label, needs and function."""
+    metric = _ROWS.get(re.sub(r"@\d+", "@k", id))
+    if metric is None or metric.id == id:
+        return metric
+    word, needs, function = id.rpartition(".")[2], metric.needs, metric.function
+    if word == "classifier":
+        needs = frozenset({"weight"})
+    elif word == "means" and function:
+        function = partial(_of_means, function)
+    label = metric.label + "".join(re.findall(r"@\d+", id)) + SUFFIXES.get(word, "")
     return replace(metric, id=id, label=label, needs=needs, function=function)
 
 
@@ -92,7 +81,7 @@ def _known(id: str) -> Metric:
     """Return the row of an id that this package computes from features."""
     metric = _find(id)
     if metric is None or metric.function is None:
-        computed = [name for m in METRICS if m.function for name in _expand(m.id)]
+        computed = [name for name, row in _ROWS.items() if row.function]
         near = [name for name in computed if name.startswith(f"{id}.")] or difflib.get_close_matches(str(id), computed)
         hint = f"; near it are {', '.join(near)}" if near else ""
         why = "is no metric id" if metric is None else "is not computed from features"
@@ -206,28 +195,22 @@ def evaluate(
     Returns:
         From the id of the row to a 0-d float64 tensor.
     """
-    given: dict[str, Any] = {"means": moments, "weight": weight, "bias": bias, "frame": frame}
-    given = {name: value.detach() if isinstance(value, Tensor) else value for name, value in given.items()}
-    present: Tensor | None = None
-    several: dict[Any, Mapping[str, Tensor]] = {}  # of functions that return more than one row
+    given = {"means": moments, "weight": weight, "bias": bias, "frame": frame}
+    present: list[Any] = []  # rows of the present classes, once they are needed
+    several: dict[Any, Mapping[str, Tensor]] = {}  # values by function, of those that return more than one
     values: dict[str, Tensor] = {}
     for row in rows:
         needs, function = row.metric.needs, row.metric.function
         if "samples" in needs or function is None:
             continue
-        for name in ("weight", "frame"):
-            if name in needs and given[name] is None:
-                raise ArgumentError(f"{name} must be given for {row.id}, got None")
-        if "means" in needs:
-            arguments = [given[name] for name in ("means", "weight", "bias", "frame") if name in needs]
+        if "means" not in needs:
+            present = arguments = present or [rows_of_present(moments, weight)]  # type: ignore[arg-type]
         else:
-            present = rows_of_present(moments, given["weight"]) if present is None else present
-            arguments = [present]
+            arguments = [given[name] for name in given if name in needs]
         found = several.get(function) or function(*arguments, **row.options)
         if isinstance(found, Mapping):
             several[function] = found
-            found = found[row.id]
-        values[row.id] = found
+        values[row.id] = found[row.id] if isinstance(found, Mapping) else found
     return values
 
 

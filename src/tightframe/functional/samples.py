@@ -47,7 +47,6 @@ class Judge:
     def __init__(self, moments: ClassMoments | None, weight: Tensor | None = None) -> None:
         self._moments = moments
         self._weight = weight
-        self._origins: dict[str, Tensor] = {}
 
     def look(
         self, rows: Iterable[Row], features: Tensor, labels: Tensor | None = None, logits: Tensor | None = None
@@ -87,17 +86,16 @@ class Judge:
             raise ShapeError(f"weight must have shape (K, d) = {expected}, got {tuple(weight.shape)}")
         return weight.detach().double()
 
-    def origin(self, weighting: str) -> Tensor:
-        """Global mean ``(d,)``."""
-        if weighting not in self._origins:
-            self._origins[weighting] = self.moments.global_mean(weighting)
-        return self._origins[weighting]
+    @cached_property
+    def origin(self) -> Tensor:
+        """Mean of the class means ``(d,)``."""
+        return self.moments.global_mean()
 
     @cached_property
     def centers(self) -> tuple[Tensor, Tensor, Tensor]:
         """Present classes ``(K',)``, their means less the global mean ``(K', d)``, half of their squares ``(K',)``."""
         classes = self.moments.present.nonzero().squeeze(1)
-        centers = self.moments.mean[classes] - self.origin("class")
+        centers = self.moments.mean[classes] - self.origin
         return classes, centers, centers.square().sum(dim=1) / 2
 
     @cached_property
@@ -127,7 +125,6 @@ class Look:
             check_labels(labels, features)
         self.judge, self.features = judge, features.detach()
         self._labels, self._logits = labels, logits
-        self._centered: dict[str, Tensor] = {}
 
     @property
     def _num_classes(self) -> int:
@@ -150,28 +147,32 @@ class Look:
         check_finite(logits, "logits")
         return logits.detach()
 
-    def centered(self, weighting: str) -> Tensor:
-        """Features less the global mean ``(B, d)``, in float64."""
-        if weighting not in self._centered:
-            check_features(self.features, self.judge.moments.dim)
-            self._centered[weighting] = self.features.double() - self.judge.origin(weighting)
-        return self._centered[weighting]
+    @cached_property
+    def centered(self) -> Tensor:
+        """Features less the mean of the class means ``(B, d)``, in float64."""
+        check_features(self.features, self.judge.moments.dim)
+        return self.features.double() - self.judge.origin
 
     @cached_property
     def nearest(self) -> Tensor:
         """Class whose mean is nearest ``(B,)``, see :func:`nearest_class_center`."""
         classes, centers, half_squares = self.judge.centers
-        return classes[(self.centered("class") @ centers.T - half_squares).argmax(dim=1)]
+        return classes[(self.centered @ centers.T - half_squares).argmax(dim=1)]
 
     @cached_property
     def decision(self) -> Tensor:
         """Class of the largest logit ``(B,)``."""
         return self.logits.argmax(dim=1)
 
+    @property
+    def decision_without_bias(self) -> Tensor:
+        """Class of the largest product with a class vector ``(B,)``."""
+        return (self.features.double() @ self.judge.weight().T).argmax(dim=1)
 
-def is_right(look: Look) -> Tensor:
-    """Whether the network decides for the label."""
-    return (look.decision == look.labels).double()
+
+def agreement(look: Look, one: str, other: str, *, wanted: bool = True) -> Tensor:
+    """Whether two classes of a sample, attributes of the look, are equal, or whether they differ."""
+    return ((getattr(look, one) == getattr(look, other)) == wanted).double()
 
 
 def entropy(look: Look) -> Tensor:
@@ -179,34 +180,11 @@ def entropy(look: Look) -> Tensor:
     return cross_entropy(look.logits.double(), look.labels, reduction="none")
 
 
-def is_nearest(look: Look) -> Tensor:
-    """Whether the nearest class mean is that of the label."""
-    return (look.nearest == look.labels).double()
-
-
-def is_not_nearest(look: Look) -> Tensor:
-    """Whether the nearest class mean is that of another class."""
-    return (look.nearest != look.labels).double()
-
-
-def decides_alike(look: Look) -> Tensor:
-    """Whether the network decides as the nearest class mean does."""
-    return (look.nearest == look.decision).double()
-
-
-def decides_otherwise(look: Look) -> Tensor:
-    """Whether the network decides otherwise than the nearest class mean."""
-    return (look.nearest != look.decision).double()
-
-
-def decides_alike_without_bias(look: Look) -> Tensor:
-    """Whether the largest product with a class vector, no bias added, is at the nearest class mean."""
-    return (look.nearest == (look.features.double() @ look.judge.weight().T).argmax(dim=1)).double()
-
-
 def margin(look: Look, weighting: str = "class") -> Tensor:
     """Cosine margin, see :func:`cosine_margins`."""
-    centered = look.centered(weighting)
+    centered = look.centered
+    if weighting != "class":
+        centered = look.features.double() - look.judge.moments.global_mean(weighting)
     cosines = centered @ look.judge.directions.T / torch.linalg.vector_norm(centered, dim=1, keepdim=True)
     own = look.labels.unsqueeze(1)
     others = cosines.scatter(1, own, -torch.inf).amax(dim=1)
@@ -247,7 +225,7 @@ def ncc_accuracy(features: Tensor, labels: Tensor, moments: ClassMoments) -> Ten
     Returns:
         A number in [0, 1].
     """
-    return is_nearest(_some(Look(Judge(moments), features, labels))).mean()
+    return agreement(_some(Look(Judge(moments), features, labels)), "nearest", "labels").mean()
 
 
 def nc4_agreement(features: Tensor, logits: Tensor, moments: ClassMoments) -> Tensor:
@@ -263,7 +241,7 @@ def nc4_agreement(features: Tensor, logits: Tensor, moments: ClassMoments) -> Te
     Returns:
         A number in [0, 1]; 1 at collapse.
     """
-    return decides_alike(_some(Look(Judge(moments), features, logits=logits))).mean()
+    return agreement(_some(Look(Judge(moments), features, logits=logits)), "nearest", "decision").mean()
 
 
 def cosine_margins(

@@ -14,8 +14,8 @@ from torchmetrics import Metric
 class StreamedMetric(Metric):
     """A metric whose update looks at its own batch alone, and whose values have no gradient.
 
-    Its states are its own and can always be updated: what was made in inference mode or belongs to a checkpoint is copied
-    before it becomes a state. They move with a parent module and are never cast with it.
+    Its states are its own and can always be updated: what was made in inference mode, or belongs to a checkpoint, is
+    copied before it becomes a state. They move with a parent module and are never cast with it.
     """
 
     is_differentiable = False
