@@ -27,7 +27,7 @@ class Row:
 
     Args:
         id: Id under which its value is recorded.
-        metric: Row of the registry.
+        metric: Metric with what the id chooses among its alternatives.
         options: Keyword arguments of the function.
     """
 
@@ -99,20 +99,8 @@ def _preset(ids: str, **options: Any) -> list[Entry]:
 
 
 _DEFAULT = _preset(
-    "nc1.ratio nc1.rank cdnv "
-    + " ".join(
-        f"{name}{BOTH}"
-        for name in (
-            "nc2.equinorm",
-            "nc2.equiangularity",
-            "nc2.max_angle",
-            "nc2.gram",
-            "nc2.etf_gap",
-            "nc2.min_separation",
-            "gnc2.log",
-        )
-    )
-    + " nc1.pinv vci nc3.distance nc3.gram nc3.alignment nc0 bias_collapse "
+    f"nc1.ratio nc1.rank cdnv nc2.{{equinorm,equiangularity,max_angle,gram,etf_gap,min_separation}}{BOTH} "
+    f"gnc2.log{BOTH} nc1.pinv vci nc3.distance nc3.gram nc3.alignment nc0 bias_collapse "
     + " ".join(metric.id for metric in METRICS if "frame" in metric.needs)
     + " ncc.accuracy nc4.agreement cosine_margin accuracy cross_entropy"
 )
@@ -124,14 +112,12 @@ PRESETS: Mapping[str, list[Entry]] = {
         if _known(entry[0]).needs <= {"means", "scatter", "samples"} and entry[0] != "ncc.accuracy"
     ],
     "papyan2020": _preset(
-        f"nc1.pinv nc2.equinorm{BOTH} nc2.equiangularity{BOTH} nc2.max_angle{BOTH} nc3.distance ncc.mismatch accuracy"
+        f"nc1.pinv nc2.{{equinorm,equiangularity,max_angle}}{BOTH} nc3.distance ncc.mismatch accuracy"
     ),
-    "papyan_notebook": _preset(
-        f"nc1.pinv_sum nc2.equinorm{BOTH} nc2.max_angle{BOTH} nc3.distance ncc.mismatch accuracy"
-    ),
+    "papyan_notebook": _preset(f"nc1.pinv_sum nc2.{{equinorm,max_angle}}{BOTH} nc3.distance ncc.mismatch accuracy"),
     "zhu2021": _preset("nc1.pinv nc2.gram.classifier nc3.gram bias_collapse accuracy", weighting="sample"),
     "markou2024": _preset(
-        f"nc1.pinv vci nc2.equinorm{BOTH} nc2.etf_distance{BOTH} nc2.gram.classifier nc3.gram bias_collapse "
+        f"nc1.pinv vci nc2.{{equinorm,etf_distance}}{BOTH} nc2.gram.classifier nc3.gram bias_collapse "
         "ncc.mismatch cosine_margin accuracy",
         weighting="sample",
     ),
