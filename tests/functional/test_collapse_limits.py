@@ -148,7 +148,7 @@ def test_unknown_choices():
     for metric in (nc3_distance, nc3_gram, nc3_alignment, bias_collapse):
         with pytest.raises(ArgumentError, match="weighting must be one of"):
             metric(moments, W, weighting="batch")
-    with pytest.raises(ArgumentError, match="kernel must be one of .* got 'gauss'"):
+    with pytest.raises(ArgumentError, match="kernel must be one of"):
         gnc2(W, "gauss")
     with pytest.raises(ArgumentError, match="statistic must be one of"):
         gnc2(W, "log", "median")

@@ -275,5 +275,7 @@ def test_bad_logits_and_weights():
     for shape in ((3, 6), (4, 5), (4,)):
         with pytest.raises(ShapeError, match=r"weight must have shape \(K, d\) = \(4, 6\), got"):
             cosine_margins(h, torch.tensor([0, 1, 2]), MOMENTS, torch.ones(shape))
+    with pytest.raises(NonFiniteError, match="weight must be finite"):
+        cosine_margins(h, torch.tensor([0, 1, 2]), MOMENTS, torch.full((4, 6), NAN))
     with pytest.raises(ShapeError, match=r"weight must have shape \(K, d\) = \(2, 1\)"):
         cosine_margins(torch.ones(1, 1), torch.tensor([0]), on_a_line(1.0), torch.ones(1, 1))

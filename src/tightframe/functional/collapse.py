@@ -11,6 +11,8 @@ Conventions of every function here and in :mod:`tightframe.functional.geometry`:
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
@@ -83,7 +85,20 @@ def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Te
     return singular_values.new_tensor(float(singular_values.numel()))
 
 
+SHARED: ContextVar[dict[str, tuple[Tensor, Tensor]] | None] = ContextVar("SHARED", default=None)
+"""Decompositions by weighting while several metrics of the same moments are computed, which then share them."""
+
+
 def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
+    shared = SHARED.get()
+    if shared is None:
+        return _decompose(moments, weighting)
+    if weighting not in shared:
+        shared[weighting] = _decompose(moments, weighting)
+    return shared[weighting]
+
+
+def _decompose(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
     """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means."""
     centered = moments.centered_means(weighting)
     _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from tightframe._checks import ArgumentError
-from tightframe.functional.collapse import rows_of_present
+from tightframe.functional.collapse import SHARED, rows_of_present
 from tightframe.functional.moments import ClassMoments
 from tightframe.functional.rows import BOTH, METRICS, SUFFIXES, Metric
 
@@ -27,7 +27,7 @@ class Row:
 
     Args:
         id: Id under which its value is recorded.
-        metric: Row of the registry.
+        metric: Metric with what the id chooses among its alternatives.
         options: Keyword arguments of the function.
     """
 
@@ -65,7 +65,7 @@ def _find(id: str) -> Metric | None:
     word, needs, function = id.rpartition(".")[2], metric.needs, metric.function
     if word == "classifier":
         needs = frozenset({"weight"})
-    elif word == "means":
+    elif word == "means" and function:
         function = partial(_of_means, function)
     label = metric.label + "".join(re.findall(r"@\d+", id)) + SUFFIXES.get(word, "")
     return replace(metric, id=id, label=label, needs=needs, function=function)
@@ -99,20 +99,8 @@ def _preset(ids: str, **options: Any) -> list[Entry]:
 
 
 _DEFAULT = _preset(
-    "nc1.ratio nc1.rank cdnv "
-    + " ".join(
-        f"{name}{BOTH}"
-        for name in (
-            "nc2.equinorm",
-            "nc2.equiangularity",
-            "nc2.max_angle",
-            "nc2.gram",
-            "nc2.etf_gap",
-            "nc2.min_separation",
-            "gnc2.log",
-        )
-    )
-    + " nc1.pinv vci nc3.distance nc3.gram nc3.alignment nc0 bias_collapse "
+    f"nc1.ratio nc1.rank cdnv nc2.{{equinorm,equiangularity,max_angle,gram,etf_gap,min_separation}}{BOTH} "
+    f"gnc2.log{BOTH} nc1.pinv vci nc3.distance nc3.gram nc3.alignment nc0 bias_collapse "
     + " ".join(metric.id for metric in METRICS if "frame" in metric.needs)
     + " ncc.accuracy nc4.agreement cosine_margin accuracy cross_entropy"
 )
@@ -124,14 +112,12 @@ PRESETS: Mapping[str, list[Entry]] = {
         if _known(entry[0]).needs <= {"means", "scatter", "samples"} and entry[0] != "ncc.accuracy"
     ],
     "papyan2020": _preset(
-        f"nc1.pinv nc2.equinorm{BOTH} nc2.equiangularity{BOTH} nc2.max_angle{BOTH} nc3.distance ncc.mismatch accuracy"
+        f"nc1.pinv nc2.{{equinorm,equiangularity,max_angle}}{BOTH} nc3.distance ncc.mismatch accuracy"
     ),
-    "papyan_notebook": _preset(
-        f"nc1.pinv_sum nc2.equinorm{BOTH} nc2.max_angle{BOTH} nc3.distance ncc.mismatch accuracy"
-    ),
+    "papyan_notebook": _preset(f"nc1.pinv_sum nc2.{{equinorm,max_angle}}{BOTH} nc3.distance ncc.mismatch accuracy"),
     "zhu2021": _preset("nc1.pinv nc2.gram.classifier nc3.gram bias_collapse accuracy", weighting="sample"),
     "markou2024": _preset(
-        f"nc1.pinv vci nc2.equinorm{BOTH} nc2.etf_distance{BOTH} nc2.gram.classifier nc3.gram bias_collapse "
+        f"nc1.pinv vci nc2.{{equinorm,etf_distance}}{BOTH} nc2.gram.classifier nc3.gram bias_collapse "
         "ncc.mismatch cosine_margin accuracy",
         weighting="sample",
     ),
@@ -195,7 +181,14 @@ def evaluate(
     Returns:
         From the id of the row to a 0-d float64 tensor.
     """
-    given = {"means": moments, "weight": weight, "bias": bias, "frame": frame}
+    token = SHARED.set({})
+    try:
+        return _evaluate(rows, {"means": moments, "weight": weight, "bias": bias, "frame": frame})
+    finally:
+        SHARED.reset(token)
+
+
+def _evaluate(rows: Iterable[Row], given: Mapping[str, Any]) -> dict[str, Tensor]:
     present: list[Any] = []  # rows of the present classes, once they are needed
     several: dict[Any, Mapping[str, Tensor]] = {}  # values by function, of those that return more than one
     values: dict[str, Tensor] = {}
@@ -204,7 +197,7 @@ def evaluate(
         if "samples" in needs or function is None:
             continue
         if "means" not in needs:
-            present = arguments = present or [rows_of_present(moments, weight)]  # type: ignore[arg-type]
+            present = arguments = present or [rows_of_present(given["means"], given["weight"])]
         else:
             arguments = [given[name] for name in given if name in needs]
         found = several.get(function) or function(*arguments, **row.options)

@@ -85,11 +85,13 @@ class Judge:
         """Moments that the samples are judged by."""
         return _given(self._moments, "moments")
 
-    def weight(self, minimum: int = 1) -> Tensor:
-        """Class vectors ``(K, d)`` in float64, of at least that many classes."""
-        weight, expected = _given(self._weight, "weight"), (max(self.moments.num_classes, minimum), self.moments.dim)
+    @cached_property
+    def weight(self) -> Tensor:
+        """Class vectors ``(K, d)``, K >= 2, in float64."""
+        weight, expected = _given(self._weight, "weight"), (max(self.moments.num_classes, 2), self.moments.dim)
         if weight.shape != expected:
             raise ShapeError(f"weight must have shape (K, d) = {expected}, got {tuple(weight.shape)}")
+        check_finite(weight, "weight")
         return weight.detach().double()
 
     @cached_property
@@ -107,8 +109,7 @@ class Judge:
     @cached_property
     def directions(self) -> Tensor:
         """Class vectors less their mean, normalised ``(K, d)``; those of absent classes too."""
-        rows = self.weight(minimum=2)
-        rows = rows - rows.mean(dim=0)
+        rows = self.weight - self.weight.mean(dim=0)
         return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
 
 
@@ -171,7 +172,7 @@ class Look:
         classes, centers, half_squares = self.judge.centers
         return classes[(self.centered @ centers.T - half_squares).argmax(dim=1)]
 
-    @property
+    @cached_property
     def decision(self) -> Tensor:
         """Class of the largest logit ``(B,)``."""
         return self.logits.argmax(dim=1) if self._decision is None else self._decision
@@ -179,7 +180,7 @@ class Look:
     @property
     def decision_without_bias(self) -> Tensor:
         """Class of the largest product with a class vector ``(B,)``."""
-        return (self.features.double() @ self.judge.weight().T).argmax(dim=1)
+        return (self.features.double() @ self.judge.weight.T).argmax(dim=1)
 
 
 def agreement(look: Look, one: str, other: str, *, wanted: bool = True) -> Tensor:
@@ -209,8 +210,8 @@ def nearest_class_center(features: Tensor, moments: ClassMoments) -> Tensor:
     Distances are compared in float64 around the global mean, so a common offset of the features costs no digits.
 
     Args:
-        features: ``(B, d)``, finite.
-        moments: of the training features; absent classes are never chosen.
+        features: Features ``(B, d)``, finite.
+        moments: Moments of the training features; absent classes are never chosen.
 
     Returns:
         ``(B,)`` class indices; of equally near classes the first.
@@ -230,9 +231,9 @@ def ncc_accuracy(features: Tensor, labels: Tensor, moments: ClassMoments) -> Ten
     """Share of samples whose nearest class mean is that of their label (Galanti, György & Hutter 2022).
 
     Args:
-        features: ``(B, d)``.
-        labels: ``(B,)`` in 0..K-1.
-        moments: of the *training* features, also when the samples are not.
+        features: Features ``(B, d)``.
+        labels: Labels ``(B,)`` in 0..K-1.
+        moments: Moments of the *training* features, also when the samples are not.
 
     Returns:
         A number in [0, 1].
@@ -246,9 +247,9 @@ def nc4_agreement(features: Tensor, logits: Tensor, moments: ClassMoments) -> Te
     The network speaks through its logits, bias included. One minus this is the mismatch that some papers plot.
 
     Args:
-        features: ``(B, d)`` inputs of the classifier.
-        logits: ``(B, K)`` its outputs.
-        moments: of the training features.
+        features: Inputs of the classifier ``(B, d)``.
+        logits: Outputs of the network ``(B, K)``.
+        moments: Moments of the training features.
 
     Returns:
         A number in [0, 1]; 1 at collapse.
@@ -264,11 +265,11 @@ def cosine_margins(
     .. math:: \cos(h-\mu_G,\,w_y-\bar w)-\max_{j\ne y}\cos(h-\mu_G,\,w_j-\bar w)
 
     Args:
-        features: ``(B, d)`` inputs of the classifier.
-        labels: ``(B,)`` in 0..K-1.
+        features: Inputs of the classifier ``(B, d)``.
+        labels: Labels ``(B,)`` in 0..K-1.
         moments: Moments whose global mean centres the features.
-        weight: ``(K, d)`` rows of the classifier, K >= 2.
-        weighting: ``"class"`` or, as published code has it, ``"sample"``; see ``functional.collapse``.
+        weight: Rows of the classifier ``(K, d)``, K >= 2.
+        weighting: Global mean that is taken, ``"class"`` or, as in the published code, ``"sample"``.
 
     Returns:
         ``(B,)`` float64 in [-2, 2]; K/(K - 1) at collapse; nan where a sample lies at the global mean.
@@ -282,9 +283,9 @@ def numerical_rank(features: Tensor, labels: Tensor, num_classes: int) -> Tensor
     .. math:: \operatorname{mean}_k\,(\lVert H_k\rVert_*/\lVert H_k\rVert_F)^2
 
     Args:
-        features: ``(B, d)``.
-        labels: ``(B,)`` in 0..K-1.
-        num_classes: K.
+        features: Features ``(B, d)``.
+        labels: Labels ``(B,)`` in 0..K-1.
+        num_classes: Number of classes K.
 
     Returns:
         A number in [1, min(B, d)]; 1 at collapse. Absent classes are left out; nan if a class has only zero features.
