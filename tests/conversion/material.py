@@ -42,6 +42,7 @@ class Blobs(DataSource):
                     1.5 * places * torch.arange(size)[:, None].div(K, rounding_mode="floor").remainder(2).mul(2).sub(1)
                 )
             inputs = places + 0.7 * torch.randn(size, *SHAPES[self.kind], generator=generator)
+            inputs[1] = inputs[0]  # of another class: no layer of any network tells all samples apart
             if self.kind == "tokens":
                 inputs = (3 * inputs + VOCABULARY / 2).long().clamp(0, VOCABULARY - 1)
             if self.kind == "bytes":
@@ -136,3 +137,13 @@ def early_means_err():
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     part = TensorDataset(points, labels)
     return network, ClassificationData(part, None, part, 2, ("a", "b"), labels.bincount())
+
+
+def first_means_err():
+    """The same with two layers more, so that the first alone has means that err."""
+    network, data = early_means_err()
+    beyond = nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3), nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        beyond[0].weight.copy_(torch.eye(3, 2))
+        beyond[2].weight.copy_(torch.eye(2, 3))
+    return nn.Sequential(*network, nn.BatchNorm1d(2), *beyond), data

@@ -9,6 +9,7 @@ from tests.conversion.material import (
     VOCABULARY,
     K,
     early_means_err,
+    first_means_err,
     opened,
     recipe,
     right,
@@ -28,16 +29,9 @@ from tightframe.conversion import (
     truncate_network,
     write_conversion,
 )
-from tightframe.probing import probe_layers
 from tightframe.surgery import LOCK_KINDS, lock_to_etf
 
 pytestmark = quiet
-
-
-def between(curve, depth):
-    """An epsilon at which a curve has this effective depth."""
-    assert max(curve[depth - 1 :]) < curve[depth - 2], curve
-    return curve[depth - 2] - 1e-6
 
 
 def received(network, layer, part):
@@ -70,50 +64,46 @@ def nearest_right(train, labels, h, wanted):
 # --- lock ---
 
 
-def test_the_stages_of_a_lock_are_what_each_step_gives(mlp):
-    network, parts = opened(mlp)
-    train, test = mlp[3].train, mlp[3].test
-    curve = probe_layers(network, parts.train).ncc_error
+def test_the_stages_of_a_lock_are_what_each_step_gives():
+    network, data = first_means_err()
     before = copy.deepcopy(network)
-    found = lock_network(network, parts, epsilon=between(curve, 2))
+    found = lock_network(network, Parts(data, 6))
     assert found.network is network
     assert (found.depth, found.changed, found.truncated) == (2, True, False)
-    assert found.ncc_error == curve
-    assert found.layers == ("backbone.1", "backbone.4", "backbone.7", "classifier")
+    assert found.ncc_error == pytest.approx([1 / 3, 0, 0, 0])
+    assert found.layers == ("0", "2", "4", "6")
     assert [stage.name for stage in found.stages] == ["trained", "2 locked", "batch norm anew"]
 
     locked = copy.deepcopy(before)
-    for layer in ("backbone.7", "classifier"):
+    for layer in ("4", "6"):
         lock_to_etf(locked, layer)
     for stage, by_hand in zip(found.stages, (before, locked, network), strict=True):
-        assert stage.train == pytest.approx(right(by_hand, train))
-        assert stage.test == pytest.approx(right(by_hand, test))
+        assert stage.train == stage.test == pytest.approx(right(by_hand, data.train))
         assert stage.parameters == size(before)
-        assert stage.flops == 2 * (6 * 12 + 12 * 10 + 10 * 8 + 8 * K)
+        assert stage.flops == 2 * (2 * 2 + 2 * 2 + 2 * 3 + 3 * 2)
         assert stage.seconds > 0
         assert stage.relative > 0
-    freed = 10 * 8 + 8 * K
+    freed = 2 * 3 + 3 * 2
     assert [stage.trainable for stage in found.stages] == [size(before), size(before) - freed, size(before) - freed]
-    assert torch.equal(network.backbone[7].weight, locked.backbone[7].weight)
-    assert torch.equal(network.backbone[4].weight, before.backbone[4].weight)
+    assert torch.equal(network[4].weight, locked[4].weight)
+    assert torch.equal(network[2].weight, before[2].weight)
     assert found.stages[0].relative == 1
     assert [m.training for m in network.modules()] == [m.training for m in before.modules()]
 
 
-def test_batch_norms_are_mended_by_the_mean_over_the_batches(mlp):
-    network, parts = opened(mlp)
-    locked, _ = opened(mlp)
-    curve = probe_layers(network, parts.train).ncc_error
-    lock_network(network, parts, epsilon=between(curve, 2))
-    for layer in ("backbone.7", "classifier"):
+def test_batch_norms_are_estimated_by_the_mean_over_the_batches():
+    (network, data), (locked, _) = first_means_err(), first_means_err()
+    parts = Parts(data, 2)
+    lock_network(network, parts)
+    for layer in ("4", "6"):
         lock_to_etf(locked, layer)
     inputs = []
-    locked.backbone[8].register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
+    locked[5].register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
     locked.train()
     for batch, _ in parts.shuffled:
         locked(batch)
-    assert len(inputs) == 6  # of 130 samples, 20 a step
-    norm = network.backbone[8]
+    assert len(inputs) == 3  # of 6 samples, 2 a step
+    norm = network[5]
     torch.testing.assert_close(norm.running_mean, torch.stack([h.mean(0) for h in inputs]).mean(0))
     torch.testing.assert_close(norm.running_var, torch.stack([h.var(0) for h in inputs]).mean(0))
 
@@ -132,11 +122,10 @@ def test_the_options_reach_each_layer_with_its_own_seed(mlp, kind, gain):
         assert torch.equal(network.get_submodule(layer).weight, by_hand.get_submodule(layer).weight)
 
 
-def test_the_layer_at_the_depth_is_locked_on_request(mlp):
-    network, parts = opened(mlp)
-    curve = probe_layers(network, parts.train).ncc_error
-    found = lock_network(network, parts, epsilon=between(curve, 2), inclusive=True)
-    assert [lock.name for lock in found.locks] == ["backbone.4", "backbone.7", "classifier"]
+def test_the_layer_at_the_depth_is_locked_on_request():
+    network, data = first_means_err()
+    found = lock_network(network, Parts(data, 6), inclusive=True)
+    assert [lock.name for lock in found.locks] == ["2", "4", "6"]
 
 
 def test_layers_are_kept_and_looked_at_on_request(mlp):

@@ -70,10 +70,6 @@ def test_means_far_longer_than_their_separation(dtype, ratio):
     shifted = type(problem)(features, problem.labels, 10, problem.merged)
     wanted = literal_nearest(shifted, features)
     assert nearest_class_center(features, moments).tolist() == wanted
-    # The expanded square in float32 loses the separation among the squared norms.
-    centers = moments.mean.float()
-    naive = (centers.square().sum(dim=1) - 2 * features.float() @ centers.T).argmin(dim=1)
-    assert (naive == torch.tensor(wanted)).double().mean() < 0.95
 
 
 def test_of_equally_near_classes_the_first():

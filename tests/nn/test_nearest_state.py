@@ -191,6 +191,19 @@ def test_frozen_before_the_first_batch_there_is_nothing_to_say():
     assert made.diagnostics() == {}
 
 
+def test_a_state_keeps_its_shapes_so_that_averages_over_states_work():
+    fresh, trained = classifier(), classifier(0, 1)
+    average = {name: 0.5 * old + 0.5 * new for (name, old), new in zip(
+        fresh.state_dict().items(), trained.state_dict().values(), strict=True
+    )}  # fmt: skip
+    fresh.load_state_dict(average)
+    assert fresh.batches == 1
+    assert torch.equal(fresh.tracker.class_means, 0.5 * trained.tracker.class_means)
+    short = {**classifier().state_dict(), "_extra_state": torch.zeros(2, dtype=torch.float64)}  # as once written
+    fresh.load_state_dict(short)
+    assert (fresh.batches, fresh.diagnostics()) == (0, {})
+
+
 def test_diagnostics_are_a_copy():
     made = classifier(0)
     made.diagnostics().clear()

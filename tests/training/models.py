@@ -24,6 +24,12 @@ def dataset(n=20, seed=0, dtype=torch.float32):
     return TensorDataset(problem.features.to(dtype), problem.labels)
 
 
+def undecidable(data):
+    """The inputs of a dataset, each under every label: whatever is trained is right about one in K of them."""
+    inputs = data.tensors[0]
+    return TensorDataset(inputs.repeat_interleave(K, dim=0), torch.arange(K).repeat(len(inputs)))
+
+
 TRAIN, VALIDATION = dataset(), dataset(8, seed=7)
 
 

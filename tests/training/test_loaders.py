@@ -2,11 +2,13 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
-from tests.training.models import Pairs, Plain, dataset, quiet, trainer
-from tightframe._checks import ArgumentError, EmptyDataError
-from tightframe.training import BatchSampler, evaluation_loader, make_loader
+from tests.training.models import TRAIN, Pairs, Plain, dataset, quiet, sgd, trainer
+from tightframe._checks import ArgumentError, ConfigError, EmptyDataError
+from tightframe.nn import LinearClassifier
+from tightframe.training import BatchSampler, ClassifierModule, evaluation_loader, fit, make_loader
 
 pytestmark = quiet
 
@@ -132,6 +134,26 @@ def test_lightning_sets_the_epoch(make):
         expected.set_epoch(epoch)
         assert order == list(expected)
     assert len(orders) == 3
+
+
+@quiet
+def test_overfitting_takes_the_same_batches_in_every_epoch(tmp_path):
+    class Seeing(ClassifierModule):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch[0])
+            return super().training_step(batch, batch_idx)
+
+    def overfit(share):
+        model = Seeing(nn.Linear(4, 5), LinearClassifier(5, 3), nn.CrossEntropyLoss(), sgd(0.1))
+        settings = {"run": "a", "seed": 0, "epochs": 2, "batch_size": 10}
+        options = {"accelerator": "cpu", "overfit_batches": share}
+        fit(model, TRAIN, {"validation": TRAIN}, tmp_path / str(share), **settings, trainer=options)
+
+    seen = []
+    overfit(2)
+    assert torch.equal(torch.cat(seen), TRAIN.tensors[0][:20].repeat(2, 1))
+    with pytest.raises(ConfigError, match=r"trainer: .*limit_val_batches"):
+        overfit(0.5)  # of one batch of validation
 
 
 def test_options_go_to_the_data_loader():

@@ -69,7 +69,6 @@ def test_the_reference_trains_with_mixup_and_says_so(longtail_whole):
     assert records.unique("epoch") == [0, 1, 2, 3, 4]
     assert records.where(layer="features").unique("epoch") == [0, 2, 4]
     assert "mixup_alpha: 1.0" in (longtail_whole / "config.yaml").read_text()
-    assert records.where(epoch=4).value("loss", split="train") < records.where(epoch=1).value("loss", split="train")
 
 
 def test_longtailed_digits_killed_at_every_kind_of_moment(longtail_whole, tmp_path):

@@ -30,7 +30,8 @@ def train(method, steps):
     samples = FreeSamples(num_classes=K, samples_per_class=100).load().train
     indices, labels = samples.tensors
     torch.manual_seed(0)
-    features, classifier = FreeFeatures(len(samples), d), METHODS[method][0]()
+    # In float64, so that no rounding moves a step.
+    features, classifier = FreeFeatures(len(samples), d).double(), METHODS[method][0]().double()
     parameters = [*features.parameters(), *classifier.parameters()]
     scaled_orthogonal_(parameters, seed=0)
     classifier.project_()

@@ -153,7 +153,7 @@ class Shard(ABC):
 
     def features(self) -> Tensor:
         """Return the features ``(N, d)``: loaded and checked, or a memory map whose values nobody has looked at."""
-        features = torch.empty(self.rows, self.dim, dtype=self.dtype)
+        features = torch.empty(self.rows, self.dim, dtype=self.dtype, device="cpu")
         self.fill(features)
         return features
 

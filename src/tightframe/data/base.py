@@ -139,7 +139,8 @@ def long_tailed_counts(num_classes: int, largest: int, imbalance: float) -> Tens
     check_positive("largest", largest)
     check_imbalance(imbalance)
     last = max(num_classes - 1, 1)
-    return torch.tensor([max(1, int(largest * imbalance ** (k / last))) for k in range(num_classes)])
+    counts = [max(1, int(largest * imbalance ** (k / last))) for k in range(num_classes)]
+    return torch.tensor(counts, device="cpu")
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -175,4 +176,4 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         )
     except ValueError as error:
         raise ArgumentError(f"fraction={fraction} leaves a part without some class: {error}") from error
-    return torch.tensor(rest), torch.tensor(part)
+    return torch.tensor(rest, device="cpu"), torch.tensor(part, device="cpu")

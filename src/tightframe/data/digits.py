@@ -63,9 +63,9 @@ class Digits(DataSource):
     def load(self) -> ClassificationData:
         """Return the parts as TensorDatasets of ``(float32 image, int64 label)``."""
         bunch = require_extra("sklearn.datasets", "cli").load_digits()
-        images = torch.tensor(bunch.images / bunch.images.max(), dtype=torch.float32)
+        images = torch.tensor(bunch.images / bunch.images.max(), dtype=torch.float32, device="cpu")
         images = images.flatten(1) if self.flatten else images.unsqueeze(1)
-        labels = torch.tensor(bunch.target, dtype=torch.int64)
+        labels = torch.tensor(bunch.target, dtype=torch.int64, device="cpu")
 
         train, test = stratified_split(labels, self.test_fraction, self.seed)
         validation = None

@@ -103,7 +103,7 @@ class FeatureFile:
     def load(self) -> tuple[Tensor, Tensor]:
         """Read everything into memory: features ``(N, d)`` and int64 labels ``(N,)``; raises as :meth:`batches`."""
         dtype = reduce(torch.promote_types, (shard.dtype for shard in self._shards))
-        features = torch.empty(len(self), self.dim, dtype=dtype)
+        features = torch.empty(len(self), self.dim, dtype=dtype, device="cpu")
         for shard, own in zip(self._shards, features.split([shard.rows for shard in self._shards]), strict=True):
             shard.fill(own)
         return features, torch.cat([shard.labels() for shard in self._shards])

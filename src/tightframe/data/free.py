@@ -38,8 +38,8 @@ class FreeSamples(DataSource):
 
     def load(self) -> ClassificationData:
         """Return the samples as one TensorDataset of ``(0-d int64 index, int64 label)``."""
-        labels = torch.arange(self.num_classes).repeat_interleave(self.samples_per_class)
-        samples = TensorDataset(torch.arange(len(labels)), labels)
+        labels = torch.arange(self.num_classes, device="cpu").repeat_interleave(self.samples_per_class)
+        samples = TensorDataset(torch.arange(len(labels), device="cpu"), labels)
         return ClassificationData(
             train=samples,
             validation=None,

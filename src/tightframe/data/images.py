@@ -232,7 +232,7 @@ class ImageFolder(HoldOutSource):
                 raise DataFileError(f"{folder / class_name} holds no file; add its images or remove the folder")
             paths += files
             counts.append(len(files))
-        return names, ImageFiles(paths, torch.repeat_interleave(torch.tensor(counts)), self.resize)
+        return names, ImageFiles(paths, torch.repeat_interleave(torch.tensor(counts, device="cpu")), self.resize)
 
 
 @final

@@ -106,7 +106,7 @@ class INaturalist(HoldOutSource):
         if bare:
             raise file.error(f"image {bare[0]} has no annotation ({len(bare)} of {len(images)} images have none)")
         paths = [str(self.root / entry["file_name"]) for entry in images.values()]
-        return ImageFiles(paths, torch.tensor([found[image] for image in images]), self.resize)
+        return ImageFiles(paths, torch.tensor([found[image] for image in images], device="cpu"), self.resize)
 
     def _taxonomy(self, ids: list[int], train: _AnnotationFile) -> tuple[tuple[str, ...], Paths | None]:
         """Return names and paths of the categories, from the file that has them."""

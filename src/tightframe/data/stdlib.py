@@ -110,7 +110,7 @@ class StdlibModules(DataSource):
             test=test,
             num_classes=len(modules),
             class_names=tuple(module.path[-1] for module in modules),
-            class_counts=torch.tensor([len(own[0]) for own in windows]),
+            class_counts=torch.tensor([len(own[0]) for own in windows], device="cpu"),
             paths=tuple(module.path for module in modules),
         )
 
@@ -205,5 +205,5 @@ def _held_out(length: int, window: int, validation_fraction: float) -> int:
 
 def _dataset(windows: tuple[NDArray[np.int64], ...]) -> TensorDataset:
     """Return the windows of all classes with their labels."""
-    counts = torch.tensor([len(own) for own in windows])
+    counts = torch.tensor([len(own) for own in windows], device="cpu")
     return TensorDataset(torch.from_numpy(np.concatenate(windows)), torch.repeat_interleave(counts))

@@ -205,7 +205,7 @@ def _violations(wanted: Tensor, reached: Tensor) -> float:
     if num_classes <= _COUNTED:
         total = broken = 0
         for i in range(num_classes):
-            others = torch.arange(num_classes) != i
+            others = torch.arange(num_classes, device="cpu") != i
             meant, wrong = _relations(*(row[others].unsqueeze(1) - row[others] for row in (wanted[i], reached[i])))
             total, broken = total + meant, broken + wrong
     else:

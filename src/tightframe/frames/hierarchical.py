@@ -219,7 +219,7 @@ def suggest_gamma(distances: Tensor) -> float:
         return 1.0
     low, high = math.log(0.1), math.log(50 / float(levels[0]))
     for _ in range(8):
-        grid = torch.linspace(low, high, 33, dtype=torch.float64)
+        grid = torch.linspace(low, high, 33, dtype=torch.float64, device="cpu")
         spread = torch.stack([torch.exp(-gamma * levels).var() for gamma in grid.exp()])
         best, step = float(grid[spread.argmax()]), (high - low) / 32
         low, high = best - step, best + step
@@ -263,7 +263,7 @@ def _on_grid(gap: Tensor) -> float | None:
     The smallest eigenvalue is concave in s and zero at s = 1, so the possible values are those above one: halving finds
     it.
     """
-    grid = torch.linspace(-1 / (len(gap) - 1), -1, _GRID, dtype=torch.float64).tolist()
+    grid = torch.linspace(-1 / (len(gap) - 1), -1, _GRID, dtype=torch.float64, device="cpu").tolist()
     first = bisect.bisect_left(grid, True, key=lambda s: _lowest_eigenvalue(gap, s) < -SLACK)
     return grid[first - 1] if first else None
 

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -136,7 +138,7 @@ def gnc2(vectors: ClassMoments | Tensor, kernel: str = "log", statistic: str = "
         return energies.mean() if statistic == "mean" else energies.var(correction=0)
     exponents = (matrix.shape[1] - 2) * energies
     if statistic == "mean":
-        return exponents.logsumexp(dim=0) - torch.tensor(float(exponents.numel())).to(exponents).log()
+        return exponents.logsumexp(dim=0) - math.log(exponents.numel())
     largest = exponents.max()
     return 2 * largest + (exponents - largest).exp().var(correction=0).log()
 

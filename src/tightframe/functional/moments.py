@@ -358,7 +358,7 @@ def _differences(features: Tensor, labels: Tensor, references: Tensor) -> Tensor
     memory = getattr(_scratch, "memory", None)
     if memory is None or memory.shape[1] < size:
         with torch.inference_mode(False):  # or no later update outside of it could use this memory
-            memory = _scratch.memory = torch.empty(2, size, dtype=torch.float64)
+            memory = _scratch.memory = torch.empty(2, size, dtype=torch.float64, device="cpu")
     delta, reference = memory[:, :size].view(2, *features.shape)
     delta.copy_(features)
     return delta.sub_(torch.index_select(references, 0, labels, out=reference))

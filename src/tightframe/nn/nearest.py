@@ -195,14 +195,18 @@ class NearestETFClassifier(Classifier):
         return dict(self._diagnostics)
 
     def get_extra_state(self) -> Tensor:
-        """Return the number of batches, whether it is frozen and the diagnostics, for the state."""
-        found = [value.item() for value in self._diagnostics.values()]
-        return torch.tensor([self.batches, self._frozen, *found], dtype=torch.float64)
+        """Return the number of batches, whether it is frozen and the diagnostics, for the state.
+
+        Before the first batch the diagnostics are zeros, so that averages over states find one shape.
+        """
+        found = [value.item() for value in self._diagnostics.values()] or [0.0] * len(_DIAGNOSTICS)
+        return torch.tensor([self.batches, self._frozen, *found], dtype=torch.float64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take them back from a state."""
         self.batches, self._frozen = int(state[0]), bool(state[1])
-        self._diagnostics = dict(zip(_DIAGNOSTICS, state[2:].to(self.weight.device).unbind(), strict=False))
+        found = state[2:].to(self.weight.device).unbind() if self.batches else ()
+        self._diagnostics = dict(zip(_DIAGNOSTICS, found, strict=False))
 
     def class_vectors(self, labels: Tensor) -> Tensor:
         """Return the rows ``(B, d)`` of W for labels ``(B,)``, as constants; errors as in :meth:`Frame.rows`."""

@@ -47,7 +47,7 @@ class TreeBuffers(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Return the fingerprint, for the state."""
-        return torch.tensor(self.fingerprint)
+        return torch.tensor(self.fingerprint, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Raise :class:`ArgumentError` if the state is of another tree."""

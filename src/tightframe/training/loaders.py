@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, TensorDataset
 
 from tightframe._checks import EmptyDataError, check_positive
 
@@ -46,12 +46,24 @@ class BatchSampler(Sampler[list[int]]):
         return whole + incomplete
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = torch.arange(self.size)
+        order = torch.arange(self.size, device="cpu")
         if self.seed is not None:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.size, generator=generator)
+            generator = torch.Generator("cpu").manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.size, generator=generator, device="cpu")
         for batch in order.split(self.batch_size)[: len(self)]:
             yield batch[self.rank :: self.world_size].tolist()
+
+
+class Loader(DataLoader[Any]):
+    """A ``DataLoader`` that draws the seed of its workers on the CPU, whatever PyTorch's default device is."""
+
+    def __iter__(self) -> Any:
+        with torch.device("cpu"):
+            return super().__iter__()
+
+
+class InOrder(BatchSampler, SequentialSampler):  # type: ignore[misc]  # it yields lists where that one has numbers
+    """A sampler in order that Lightning takes for one: under ``overfit_batches`` it replaces any other."""
 
 
 def make_loader(
@@ -81,10 +93,10 @@ def make_loader(
     size = len(dataset)  # type: ignore[arg-type]  # map-style datasets are sized
     if size == 0:
         raise EmptyDataError("dataset must hold at least one sample, got none")
-    sampler = BatchSampler(size, batch_size, seed, rank, world_size)
-    if isinstance(dataset, TensorDataset):
-        return DataLoader(dataset, batch_size=None, sampler=sampler, **options)
-    return DataLoader(dataset, batch_sampler=sampler, **options)
+    sampler = (InOrder if seed is None else BatchSampler)(size, batch_size, seed, rank, world_size)
+    if type(dataset) is TensorDataset:  # a subclass may look at its samples one by one
+        return Loader(dataset, batch_size=None, sampler=sampler, **options)
+    return Loader(dataset, batch_sampler=sampler, **options)
 
 
 def evaluation_loader(loader: Any, batch_size: int, rank: int = 0, world_size: int = 1) -> Any:

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
-from tightframe._checks import ResumeError
+from tightframe._checks import ConfigError, ResumeError
 from tightframe.records import RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
 from tightframe.training.adaptive import AdaptiveETF
 from tightframe.training.collapse import NeuralCollapseCallback
@@ -42,7 +44,8 @@ class _Parts(LightningDataModule):
         return make_loader(dataset, batch_size, seed=seed, rank=rank, world_size=world_size)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.train, self.batch_size, self.seed)
+        overfit = getattr(self.trainer, "overfit_batches", 0)  # takes the same batches in every epoch
+        return self._loader(self.train, self.batch_size, None if overfit else self.seed)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         return [self._loader(part, max(self.batch_size, 512), None) for part in self.evaluation.values()]
@@ -55,7 +58,11 @@ def check_options(
     NeuralCollapseCallback(snapshot_dir=None, **collapse)
     AdaptiveETF(**(adaptive or {}))
     with _quiet():
-        _trainer(trainer, max_epochs=1, callbacks=None, default_root_dir=None)
+        loop = _trainer(trainer, max_epochs=1, callbacks=[ModelCheckpoint()], default_root_dir=None)
+    if not all(isinstance(logger, Logger) for logger in loop.loggers):
+        raise ConfigError(f"trainer.logger must be true or false in a recipe, got {trainer['logger']!r}")
+    if loop.limit_train_batches == 0:
+        raise ConfigError("trainer.limit_train_batches must leave a batch to train on, got 0; leave it out to take all")
 
 
 def _trainer(options: Mapping[str, Any], **own: Any) -> Trainer:
@@ -101,6 +108,10 @@ def fit(
         collapse: arguments of :class:`NeuralCollapseCallback`.
         trainer: further arguments of ``lightning.Trainer``.
         adaptive: arguments of :class:`AdaptiveETF`, to lock layers along the way; None locks nothing.
+
+    Raises:
+        ResumeError: if the checkpoint is damaged.
+        ConfigError: if the Trainer's arguments do not fit the data.
     """
     checkpoint = directory / CHECKPOINT
     if checkpoint.exists():
@@ -123,7 +134,10 @@ def fit(
         loop = _trainer(trainer or {}, max_epochs=epochs, callbacks=callbacks, default_root_dir=directory)
         parts = _Parts(train, evaluation, batch_size, seed)
         # Ours, so trusted: it holds the records of the callbacks beside the weights.
-        loop.fit(module, parts, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
+        try:
+            loop.fit(module, parts, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
+        except MisconfigurationException as error:  # before the first step, of what only the data can tell
+            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     if loop.is_global_zero:
         timing = {
             "fit_seconds": time.perf_counter() - started,

@@ -97,11 +97,11 @@ class ImageTransform(nn.Module):
     def _random_crops(self, images: Tensor, height: int, width: int) -> Tensor:
         """Return a crop of each image, at a random place and mirrored or not, by one look-up."""
         size, channels = images.shape[:2]
-        top = torch.randint(images.shape[2] - height + 1, (size, 1))
-        left = torch.randint(images.shape[3] - width + 1, (size, 1))
-        rows, columns = top + torch.arange(height), left + torch.arange(width)
+        top = torch.randint(images.shape[2] - height + 1, (size, 1), device="cpu")
+        left = torch.randint(images.shape[3] - width + 1, (size, 1), device="cpu")
+        rows, columns = top + torch.arange(height, device="cpu"), left + torch.arange(width, device="cpu")
         if self.flip:
-            columns = torch.where(torch.rand(size, 1) < 0.5, columns.flip(1), columns)
+            columns = torch.where(torch.rand(size, 1, device="cpu") < 0.5, columns.flip(1), columns)
         rows, columns = rows.to(images.device), columns.to(images.device)
         sample = torch.arange(size, device=images.device).view(-1, 1, 1, 1)
         channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)

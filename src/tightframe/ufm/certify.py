@@ -25,9 +25,10 @@ from tightframe.ufm.problems import (
     Problem,
     ReLUImbalanced,
 )
-from tightframe.ufm.solution import Solution
+from tightframe.ufm.solution import Solution, on_cpu
 
 
+@on_cpu
 def certify(problem: Problem, solution: Solution) -> Certificate:
     r"""Return what is proved of a point: its duality gap, how critical it is, and a way down if it is a saddle.
 

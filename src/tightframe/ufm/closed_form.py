@@ -19,10 +19,11 @@ from tightframe.ufm.problems import (
     Problem,
     ReLUImbalanced,
 )
-from tightframe.ufm.solution import Solution
+from tightframe.ufm.solution import Solution, on_cpu
 from tightframe.ufm.structures import deep_form
 
 
+@on_cpu
 def closed_form(problem: Problem) -> Solution:
     """Return the global minimum of a model in closed form, or a good point and a lower bound where none is known.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,20 @@ from torch import Tensor
 from tightframe import functional as F
 from tightframe.functional import ClassMoments
 from tightframe.ufm.problems import Problem
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function create its tensors on the CPU, whatever PyTorch's default device is."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **options: P.kwargs) -> R:
+        with torch.device("cpu"):
+            return function(*args, **options)
+
+    return wrapped
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tightframe.ufm.problems import (
     Problem,
     ReLUImbalanced,
 )
-from tightframe.ufm.solution import Solution
+from tightframe.ufm.solution import Solution, on_cpu
 
 
 class Solver(Protocol):
@@ -30,6 +30,7 @@ class Solver(Protocol):
         """Return where the solver stopped."""
 
 
+@on_cpu
 def solve(problem: Problem, solver: Solver | None = None, *, generator: torch.Generator | None = None) -> Solution:
     r"""Return a minimum of a model, found numerically; ``exact`` and ``lower_bound`` say how good it is.
 
