@@ -106,7 +106,7 @@ def test_from_samples_is_update_also_where_it_goes_in_pieces():
     features, labels = draw(300, 5000), torch.arange(300) % 3  # more values than one piece holds
     moments = ClassMoments(3, 5000)
     moments.update(features, labels)
-    assert_same(ClassMoments.from_samples(features, labels, 3), moments)
+    assert_same(ClassMoments.from_samples(features, labels, 3, scatter=False), moments)
 
 
 @pytest.mark.parametrize("chunk", [1, 500, 10**6])
@@ -242,6 +242,20 @@ def test_merging_with_empty_on_either_side_changes_no_bit():
     empty.merge(moments)
     assert_same(empty, moments, rtol=0)
     assert_same(moments, UNEVEN.moments(), rtol=0)
+
+
+def test_the_coarsest_precision_is_remembered():
+    features, labels = UNEVEN.features, UNEVEN.labels
+    moments = ClassMoments(5, 7)
+    assert moments.eps.item() == 0
+    moments.update(features.bfloat16(), torch.full_like(labels, -100), ignore_index=-100)
+    assert moments.eps.item() == 0
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        moments.update(features.to(dtype), labels)
+    assert pickle.loads(pickle.dumps(moments)).eps.item() == torch.finfo(torch.float32).eps
+    for dtype, coarsest in ((torch.float64, torch.float32), (torch.float16, torch.float16)):
+        moments.merge(ClassMoments.from_samples(features.to(dtype), labels, 5, scatter=False))
+        assert moments.eps.item() == torch.finfo(coarsest).eps
 
 
 def test_merging_with_itself_doubles():

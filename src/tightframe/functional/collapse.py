@@ -72,10 +72,11 @@ def nc1(moments: ClassMoments, variant: str = "pinv", *, weighting: str = "class
 
 
 def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Tensor:
-    """Return how many directions the centred class means span, as :func:`nc1` counts them.
+    """Return how many directions the centred class means span, as :func:`nc1` counts them; K - 1 at most.
 
-    A singular value counts if it exceeds the rounding errors of the means and of the decomposition, both in float64;
-    with class weighting the rank is K - 1 at most.
+    A singular value counts if it exceeds what rounding can make: of the means and the decomposition, in float64, and of
+    the features, in the coarsest type they came in. A feature is rounded in proportion to its whole size, and the
+    errors of many samples average out, so bfloat16 features can tell means apart that differ by less than its epsilon.
     """
     if int(moments.present.sum()) < 2:
         return undefined(moments.packed)
@@ -85,15 +86,35 @@ def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Te
 
 def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
     """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means."""
-    centered = moments.centered_means(weighting)
+    centered, means = moments.centered_means(weighting), moments.mean[moments.present]
     _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
     # What the means carry of rounding: of their own size, and of the deviations that were summed for them.
-    size = torch.linalg.matrix_norm(moments.mean[moments.present]) + moments.trace.sum().sqrt()
+    size = torch.linalg.matrix_norm(means) + moments.trace.sum().sqrt()
     noise = torch.finfo(torch.float64).eps * (max(centered.shape) * singular_values[0] + 4 * size)
-    rank = int((singular_values > noise).sum())
-    if weighting == "class":
-        rank = min(rank, centered.shape[0] - 1)
+    # The spectral norm of independent errors is near their longest row plus their longest column.
+    share, within = mean_rounding(moments)
+    rows = (share * (means.square().sum(dim=1) + within)).max()
+    columns = (share @ means.square()).max() + share @ within
+    noise = torch.maximum(noise, rows.sqrt() + columns.sqrt())
+    rank = min(int((singular_values > noise).sum()), centered.shape[0] - 1)
     return singular_values[:rank], directions[:rank]
+
+
+def mean_rounding(moments: ClassMoments) -> tuple[Tensor, Tensor]:
+    r"""Return what share of the mean square of a class ``(K',)`` rounding of its features leaves in that of its mean.
+
+    A feature is known to :math:`\epsilon`, that of its type, times its size: a share :math:`\epsilon^2` of the mean
+    square, of which n independent errors leave the n-th part. Errors are independent where rounding moves samples
+    apart; the variance of the class, in units of that of the rounding, bounds how often it does.
+
+    Returns:
+        The shares, and beside them the variance within each class ``(K',)``.
+    """
+    count, trace = moments.count[moments.present], moments.trace[moments.present]
+    unit, within = moments.eps.square(), trace / count
+    square = moments.mean[moments.present].square().sum(dim=1) + within
+    errors = torch.minimum(count, 1 + within / (unit * square))
+    return unit / errors.nan_to_num(1), within  # where all features are zero, so is their rounding
 
 
 def cdnv(moments: ClassMoments, *, power: int = 1) -> Tensor:

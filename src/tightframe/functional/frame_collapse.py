@@ -7,6 +7,7 @@ Conventions of every function here:
 - ``in_span=True`` first projects the means onto the span of the frame's rows. Where the frame's rank is below d (a
   frame of largest separation in d = K has rank K - 1), features can hide in directions that no logit sees, and
   their raw angles then tell of these and not of the classes;
+- a mean has no part in the span if what it has there is no more than rounding, of the features too;
 - the span holds the frame's singular directions above 1e-6 of the largest, and above what the rounding of its entries
   can make;
 - where a limit 0/0 is met, or fewer than two classes are present, the answer is nan.
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tightframe._checks import check_choice
-from tightframe.functional.collapse import rows_of_present
+from tightframe.functional.collapse import mean_rounding, rows_of_present
 from tightframe.functional.geometry import undefined, unit_rows
 from tightframe.functional.moments import ClassMoments
 
@@ -123,8 +124,7 @@ def frame_metrics(moments: ClassMoments, frame: Tensor) -> dict[str, Tensor]:
     """
     values = {}
     rows, basis = rows_of_present(moments, frame), _span(frame)
-    raw = moments.mean[moments.present]
-    for suffix, means in (("", raw), (".span", _inside(raw, basis))):
+    for suffix, means in (("", moments.mean[moments.present]), (".span", _inside(moments, basis))):
         values[f"frame.cosine_error{suffix}"] = _cosine_error(rows, means, "mean")
         values[f"frame.cosine_spread{suffix}"] = _cosine_error(rows, means, "std")
         values[f"frame.duality{suffix}"] = _duality(rows, means)
@@ -165,16 +165,19 @@ def _outside(moments: ClassMoments, basis: Tensor, variant: str) -> Tensor:
 
 def _rows_and_means(moments: ClassMoments, frame: Tensor, in_span: bool) -> tuple[Tensor, Tensor]:
     """Return the frame's rows and the raw means of the present classes, both ``(K', d)``."""
-    rows, means = rows_of_present(moments, frame), moments.mean[moments.present]
-    return rows, _inside(means, _span(frame)) if in_span else means
+    rows = rows_of_present(moments, frame)
+    return rows, _inside(moments, _span(frame)) if in_span else moments.mean[moments.present]
 
 
-def _inside(means: Tensor, basis: Tensor) -> Tensor:
+def _inside(moments: ClassMoments, basis: Tensor) -> Tensor:
     """Return the projections of the means on the span of a basis; zero where nothing but rounding is left."""
+    means = moments.mean[moments.present]
     inside = means @ basis.T @ basis
-    # What is left of a mean at right angles to the span is rounding, whose direction means nothing.
-    rounding = means.shape[1] * torch.finfo(torch.float64).eps * torch.linalg.vector_norm(means, dim=1, keepdim=True)
-    return torch.where(torch.linalg.vector_norm(inside, dim=1, keepdim=True) > rounding, inside, 0.0)
+    # What is left of a mean at right angles to the span is rounding, of the mean or of the features, without direction.
+    share, within = mean_rounding(moments)
+    share = share.clamp(min=(moments.dim * torch.finfo(torch.float64).eps) ** 2)
+    counts = inside.square().sum(dim=1) > share * (means.square().sum(dim=1) + within)
+    return torch.where(counts.unsqueeze(1), inside, 0.0)
 
 
 def _span(frame: Tensor) -> Tensor:
