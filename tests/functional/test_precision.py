@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import mpmath
 import pytest
 import torch
 
-from tightframe.functional import ClassMoments, between_class_rank, frame_alignment, nc1
+from tightframe.functional import ClassMoments, between_class_rank, frame_alignment, nc1, nc3_alignment, vci
 
-from ..problems import draw
+from ..problems import Problem, collapsed, draw, scattered
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -51,3 +52,76 @@ def test_a_mean_at_right_angles_to_the_span_of_a_frame_has_no_angle_there(dtype)
     moments = ClassMoments.from_samples(features.to(dtype), torch.arange(2).repeat_interleave(20), 2)
     found = frame_alignment(moments, torch.stack([turn[6], turn[7]]), in_span=True)
     assert found.tolist() == [pytest.approx(1, abs=0.01), pytest.approx(torch.nan, nan_ok=True)]
+
+
+# ---------------------------------------------------------------- near collapse
+
+
+@mpmath.workdps(100)
+def exact_vci(problem, weighting, variant):
+    h = mpmath.matrix(problem.features.tolist())
+    member = [[k for k, y in enumerate(problem.labels.tolist()) if y == c] for c in range(problem.num_classes)]
+    mean = [sum((h[i, :] for i in rows), mpmath.zeros(1, h.cols)) / len(rows) for rows in member]
+    within = sum(
+        (z.T * z for rows, m in zip(member, mean, strict=True) for z in (h[i, :] - m for i in rows)), 0 * h.T * h
+    )
+    share = [mpmath.mpf(1) / len(member) if weighting == "class" else mpmath.mpf(len(rows)) / h.rows for rows in member]
+    origin = sum((s * m for s, m in zip(share, mean, strict=True)), mpmath.zeros(1, h.cols))
+    between = sum(((m - origin).T * (m - origin) for m in mean), 0 * within) / len(mean)
+    values, vectors = mpmath.eigsy(within / h.rows + between)
+    values, tiny = list(values), mpmath.mpf(10) ** -80
+    explained = [
+        (vectors[:, j].T * between * vectors[:, j])[0] / value
+        for j, value in enumerate(values)
+        if value > tiny * max(values)
+    ]
+    of_means = list(mpmath.eigsy(between, eigvals_only=True))
+    rank = sum(value > tiny * max(of_means) for value in of_means)
+    return float(1 - mpmath.fsum(explained) / (rank if variant == "rank" else min(h.cols, len(mean) - 1)))
+
+
+def in_a_plane(sigma):
+    """Four classes near a line of a space, samples in a plane that holds the line."""
+    problem = scattered(draw(4, 2) * torch.tensor([1.0, 0.0]), [4, 3, 5, 2], sigma)
+    return Problem(
+        problem.features @ torch.tensor([[1.0, 0, 2, 0], [0, 1, 0, 1]]).double(), problem.labels, 4, (0, 1, 2, 3)
+    )
+
+
+@pytest.mark.parametrize(("variant", "weighting"), [("bound", "class"), ("rank", "sample")])
+@pytest.mark.parametrize("sigma", [1.0, 2.0**-24, 2.0**-40])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda sigma: scattered(draw(3, 5), [9, 4, 6], sigma),
+        lambda sigma: scattered(draw(7, 3), [4] * 7, sigma),
+        lambda sigma: scattered(draw(3, 5) * torch.tensor([1, 1e-1, 1e-2, 1e-3, 1e-4]), [9, 4, 6], 1e-3 * sigma),
+        in_a_plane,
+    ],
+    ids=["d > K", "K > d", "means of several scales", "in a plane"],
+)
+def test_vci_keeps_its_digits_near_collapse(make, sigma, weighting, variant):
+    problem = make(sigma)
+    wanted = exact_vci(problem, weighting, variant)
+    assert vci(problem.moments(), variant, weighting=weighting).item() == pytest.approx(wanted, rel=1e-8, abs=1e-30)
+
+
+def test_vci_is_zero_where_samples_vary_in_directions_of_their_own_alone():
+    features = torch.zeros(4, 5)
+    features[:, 0] = torch.tensor([2.0, 2.0, -2.0, -2.0])
+    features[:, 3] = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    moments = ClassMoments.from_samples(features, torch.tensor([0, 0, 1, 1]), 2)
+    assert vci(moments).item() == pytest.approx(0, abs=1e-30)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-8, 1e-14])
+def test_alignment_keeps_its_digits_near_collapse(size):
+    moments, noise = collapsed().moments(), draw(4, 6)
+    weight = moments.centered_means() + size * noise
+    with mpmath.workdps(60):
+        gaps = []
+        for w, a in zip(weight.tolist(), moments.centered_means().tolist(), strict=True):
+            w, a = mpmath.matrix(w), mpmath.matrix(a)
+            gaps.append(1 - (w.T * a)[0] / (mpmath.norm(w) * mpmath.norm(a)))
+        wanted = float(mpmath.fsum(gaps) / 4)
+    assert nc3_alignment(moments, weight).item() == pytest.approx(wanted, rel=max(1e-12, 1e-14 / size))

@@ -146,29 +146,48 @@ def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "clas
 
     .. math:: 1-\frac{\operatorname{tr}(\Sigma_T^+\Sigma_B)}{r}, \qquad \Sigma_T=\Sigma_W+\Sigma_B
 
+    Near collapse that is a difference of equal numbers, so the share *within* classes is summed instead. With the
+    directions V and singular values of the centred means that count, :math:`\Sigma_B=V\Lambda V^\top`,
+
+    .. math:: \frac{\operatorname{tr}\bigl((\Lambda+C)^{-1}C\bigr)+r-\operatorname{rank}\Sigma_B}{r}, \qquad
+        C=V^\top\Sigma_WV-V^\top\Sigma_WP\,(P\Sigma_WP)^+P\Sigma_WV, \quad P=I-VV^\top,
+
+    where C is what is left of the scatter in V once the directions outside of V have predicted it.
+
     Args:
         moments: with ``scatter=True``.
         variant: ``"bound"``: r = min(d, K - 1), as published code has it; ``"rank"``: r = rank of :math:`\Sigma_B`.
         weighting: see the module.
 
     Returns:
-        A number in [0, 1] up to rounding; 0 at collapse. With ``"bound"`` merged class means raise it. nan if all
-        features are one point.
+        A number in [0, 1]; 0 at collapse, and right to its last digits near it. With ``"bound"`` merged class means
+        raise it. nan if all features are one point.
     """
     check_choice("variant", variant, ("bound", "rank"))
     num_present = int(moments.present.sum())
     if num_present < 2:
         return undefined(moments.packed)
-    centered = moments.centered_means(weighting)
-    total = (moments.scatter / moments.count.sum()).addmm_(centered.T, centered, alpha=1 / num_present)
-    eigenvalues, directions = torch.linalg.eigh(total)
-    counted = eigenvalues > moments.dim * torch.finfo(torch.float64).eps * eigenvalues[-1]
-    projected = (centered @ directions[:, counted]).square().sum(dim=0) / num_present
-    explained = (projected / eigenvalues[counted]).sum()
-    rank = min(moments.dim, num_present - 1)
-    if variant == "rank":
-        rank = _between_class_svd(moments, weighting)[0].numel()
-    return 1 - explained / rank if rank and eigenvalues[-1] > 0 else undefined(explained)
+    size = moments.count.sum()
+    within = moments.scatter / size
+    singular_values, directions = _between_class_svd(moments, weighting)
+    rank = singular_values.numel() if variant == "rank" else min(moments.dim, num_present - 1)
+    if rank == 0 or not (singular_values.numel() or bool(moments.trace.any())):
+        return undefined(within)
+    across = directions @ within
+    inside = across @ directions.T
+    left = inside
+    if singular_values.numel() < moments.dim:
+        mixed = across - inside @ directions
+        outside = within.addmm_(directions.T, mixed, alpha=-1).addmm_(across.T, directions, alpha=-1)
+        eigenvalues, basis = torch.linalg.eigh(outside)
+        # What a direction outside must exceed: rounding of the scatter, and of the features along any one coordinate.
+        rounding = moments.dim * torch.finfo(torch.float64).eps * (eigenvalues[-1] + torch.linalg.matrix_norm(inside))
+        coordinates = (moments.count @ moments.mean.square() + moments.scatter.diagonal()).max() / size
+        counted = eigenvalues > torch.maximum(rounding, moments.eps.square() * coordinates)
+        predicted = mixed @ basis[:, counted] / eigenvalues[counted].sqrt()
+        left = inside.addmm(predicted, predicted.T, alpha=-1)
+    shares = torch.linalg.solve(left + (singular_values.square() / num_present).diag(), left)
+    return (shares.trace() + (rank - singular_values.numel())) / rank
 
 
 def nc3_distance(
@@ -221,8 +240,9 @@ def nc3_alignment(
     rows, means = _rows_and_means(moments, weight, weighting)
     if rows.shape[0] < 2:
         return undefined(rows)
-    cosines = torch.linalg.vecdot(unit_rows(rows), unit_rows(means))
-    return 1 - cosines.mean() if statistic == "mean" else cosines.var()
+    # One minus each cosine, as half the squared distance on the unit sphere: no digit is lost where cosines are near 1.
+    gaps = (unit_rows(rows) - unit_rows(means)).square().sum(dim=1) / 2
+    return gaps.mean() if statistic == "mean" else gaps.var()
 
 
 def bias_collapse(
