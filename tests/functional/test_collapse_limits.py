@@ -169,12 +169,13 @@ def test_scatter_is_asked_for_where_it_is_needed():
 
 
 def test_bad_vectors():
-    for metric in (nc0, *(metric for metric, _ in OF_VECTORS.values())):
-        with pytest.raises(DtypeError, match=r"vectors must be a floating-point tensor, got torch\.int64"):
+    metrics = [("weight", nc0), *(("vectors", metric) for metric, _ in OF_VECTORS.values())]
+    for name, metric in metrics:
+        with pytest.raises(DtypeError, match=rf"{name} must be a floating-point tensor, got torch\.int64"):
             metric(torch.eye(3).long())
-        with pytest.raises(ShapeError, match="vectors must have shape"):
+        with pytest.raises(ShapeError, match=f"{name} must have shape"):
             metric(torch.ones(3))
-        with pytest.raises(NonFiniteError, match="vectors must be finite"):
+        with pytest.raises(NonFiniteError, match=f"{name} must be finite"):
             metric(torch.tensor([[1.0, NAN], [0.0, 1.0]]))
 
 
@@ -186,9 +187,9 @@ def test_bad_weights():
                 metric(moments, torch.ones(shape))
         with pytest.raises(DeviceError, match="weight is on meta and the moments on cpu"):
             metric(moments, torch.ones(4, 6, device="meta"))
-        with pytest.raises(DtypeError):
+        with pytest.raises(DtypeError, match="weight must be a floating-point"):
             metric(moments, torch.ones(4, 6).long())
-        with pytest.raises(NonFiniteError):
+        with pytest.raises(NonFiniteError, match="weight must be finite"):
             metric(moments, torch.full((4, 6), INF))
     for shape in ((5,), (6, 1), ()):
         with pytest.raises(ShapeError, match=r"outlier_mean must have shape \(d,\) = \(6,\)"):

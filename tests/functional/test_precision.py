@@ -6,9 +6,19 @@ import mpmath
 import pytest
 import torch
 
-from tightframe.functional import ClassMoments, between_class_rank, frame_alignment, nc1, nc3_alignment, vci
+from tightframe.functional import (
+    ClassMoments,
+    between_class_rank,
+    frame_alignment,
+    frame_cosine_error,
+    frame_metrics,
+    nc1,
+    nc3_alignment,
+    vci,
+)
 
 from ..problems import Problem, collapsed, draw, scattered
+from .literal import OF_MOMENTS, OF_VECTORS, RANDOM
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -125,3 +135,45 @@ def test_alignment_keeps_its_digits_near_collapse(size):
             gaps.append(1 - (w.T * a)[0] / (mpmath.norm(w) * mpmath.norm(a)))
         wanted = float(mpmath.fsum(gaps) / 4)
     assert nc3_alignment(moments, weight).item() == pytest.approx(wanted, rel=max(1e-12, 1e-14 / size))
+
+
+# ---------------------------------------------------------------- size and number
+
+
+def all_metrics(problem, scale=1.0):
+    """Return every metric of scaled features and classifier by name; those with a unit in that unit."""
+    features, W, b = problem.features * scale, draw(problem.num_classes, problem.features.shape[1], seed=5), draw(9)
+    moments = ClassMoments.from_samples(features, problem.labels, problem.num_classes)
+    unit = {"cdnv, power 2": scale**-2, "bias collapse": scale**2, "bias collapse, no bias": scale**2}
+    values = {name: metric(moments) for name, (metric, _) in OF_VECTORS.items()}
+    values |= {f"{name} of W": metric(W * scale) for name, (metric, _) in OF_VECTORS.items()}
+    for name, (metric, _) in OF_MOMENTS.items():
+        found = metric(moments, W * scale, b[: problem.num_classes] * scale**2, "sample")
+        values[name] = found / unit.get(name, 1)
+    return {name: value.item() for name, value in (values | frame_metrics(moments, W * scale)).items()}
+
+
+@pytest.mark.parametrize("data", ["absent classes", "K > d"])
+@pytest.mark.parametrize("exponent", [-300, 300])
+def test_features_and_weights_of_any_size(data, exponent):
+    problem = RANDOM[data]()
+    found = all_metrics(problem, 2.0**exponent)
+    assert found == pytest.approx(all_metrics(problem), rel=1e-12, abs=1e-15, nan_ok=True)
+
+
+@pytest.mark.parametrize("data", ["absent classes", "K > d"])
+def test_all_pairs_block_by_block(data, monkeypatch):
+    problem = RANDOM[data]()
+    wanted = all_metrics(problem)
+    for module in ("tightframe.linalg", "tightframe.functional.geometry"):
+        monkeypatch.setattr(f"{module}.BLOCK", 2 * problem.num_classes)
+    assert all_metrics(problem) == pytest.approx(wanted, rel=1e-11, abs=1e-14, nan_ok=True)
+
+
+def test_frame_cosine_errors_are_their_formula():
+    moments, frame = RANDOM["balanced"]().moments(), draw(5, 8, seed=5)
+    cosines = [torch.corrcoef(torch.cat([m, -m], dim=1)) for m in (moments.mean, frame)]  # a mean of zero: no centring
+    errors = (cosines[0] - cosines[1])[tuple(torch.triu_indices(5, 5, 1))]
+    assert frame_cosine_error(moments, frame).item() == pytest.approx(errors.abs().mean().item(), rel=1e-13)
+    spread = errors.std(correction=0).item()
+    assert frame_cosine_error(moments, frame, "std").item() == pytest.approx(spread, rel=1e-13)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tightframe._checks import DeviceError, ShapeError, check_choice, check_positive
 from tightframe.functional.geometry import distance_from_simplex, matrix_of, undefined, unit_rows
 from tightframe.functional.moments import ClassMoments
-from tightframe.linalg import pairwise_sq_distances
+from tightframe.linalg import pair_sq_distances, scale_to_one
 
 
 def nc1(moments: ClassMoments, variant: str = "pinv", *, weighting: str = "class") -> Tensor:
@@ -132,13 +132,14 @@ def cdnv(moments: ClassMoments, *, power: int = 1) -> Tensor:
     """
     check_positive("power", power)
     present = moments.present
-    variances = moments.trace[present] / moments.count[present]
+    means, variances = moments.mean[present], moments.trace[present] / moments.count[present]
     num_present = variances.numel()
     if num_present < 2:
         return undefined(moments.packed)
-    denominator = pairwise_sq_distances(moments.mean[present]).pow_(power).mul_(2)
-    ratios = (variances.unsqueeze(1) + variances).div_(denominator).fill_diagonal_(0)
-    return ratios.sum() / (num_present * (num_present - 1))
+    scale = scale_to_one(means)
+    variances, pairs = variances * scale * scale, pair_sq_distances(means * scale)
+    ratios = torch.stack([((variances[i] + variances[j]) / squares.pow(power)).sum() for i, j, squares in pairs])
+    return ratios.sum() / (num_present * (num_present - 1)) * torch.full_like(ratios[0], scale) ** (2 * power - 2)
 
 
 def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "class") -> Tensor:
@@ -181,9 +182,10 @@ def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "clas
         outside = within.addmm_(directions.T, mixed, alpha=-1).addmm_(across.T, directions, alpha=-1)
         eigenvalues, basis = torch.linalg.eigh(outside)
         # What a direction outside must exceed: rounding of the scatter, and of the features along any one coordinate.
-        rounding = moments.dim * torch.finfo(torch.float64).eps * (eigenvalues[-1] + torch.linalg.matrix_norm(inside))
-        coordinates = (moments.count @ moments.mean.square() + moments.scatter.diagonal()).max() / size
-        counted = eigenvalues > torch.maximum(rounding, moments.eps.square() * coordinates)
+        variances = moments.scatter.diagonal() / size
+        rounding = moments.dim * torch.finfo(torch.float64).eps * (eigenvalues[-1] + variances.max())
+        of_features = moments.eps.square() * (moments.count @ moments.mean.square() / size + variances).max()
+        counted = eigenvalues > torch.maximum(rounding, of_features)
         predicted = mixed @ basis[:, counted] / eigenvalues[counted].sqrt()
         left = inside.addmm(predicted, predicted.T, alpha=-1)
     shares = torch.linalg.solve(left + (singular_values.square() / num_present).diag(), left)
@@ -221,7 +223,7 @@ def nc3_gram(moments: ClassMoments, weight: Tensor, *, weighting: str = "class")
         A number in [0, 2]; 0 at collapse; nan if the product is zero.
     """
     rows, means = _rows_and_means(moments, weight, weighting)
-    return distance_from_simplex(rows @ means.T)
+    return distance_from_simplex(rows, means)
 
 
 def nc3_alignment(
@@ -254,13 +256,15 @@ def bias_collapse(
     """
     if bias is not None and bias.shape != (moments.num_classes,):
         raise ShapeError(f"bias must have shape (K,) = ({moments.num_classes},), got {tuple(bias.shape)}")
-    rows, _ = _rows_and_means(moments, weight, weighting)
+    check_choice("weighting", weighting, ("class", "sample"))
+    rows = rows_of_present(moments, weight)
     if rows.shape[0] < 2:
         return undefined(rows)
     logits = rows @ moments.global_mean(weighting)
     if bias is not None:
         logits = logits + bias.detach().double()[moments.present]
-    return torch.linalg.vector_norm(logits)
+    scale = scale_to_one(logits)
+    return torch.linalg.vector_norm(logits * scale) / scale
 
 
 def nc5(moments: ClassMoments, outlier_mean: Tensor) -> Tensor:
@@ -281,19 +285,20 @@ def nc5(moments: ClassMoments, outlier_mean: Tensor) -> Tensor:
 
 
 def _rows_and_means(moments: ClassMoments, weight: Tensor, weighting: str) -> tuple[Tensor, Tensor]:
-    """Return the classifier's rows and the centred means of the present classes, both ``(K', d)``."""
+    """Return the classifier's rows and the centred means of the present classes, both ``(K', d)``, scaled near 1."""
     check_choice("weighting", weighting, ("class", "sample"))
     rows = rows_of_present(moments, weight)
-    return rows, moments.centered_means(weighting) if rows.shape[0] else moments.mean[:0]
+    means = moments.centered_means(weighting) if rows.shape[0] else rows
+    return rows * scale_to_one(rows), means * scale_to_one(means)
 
 
-def rows_of_present(moments: ClassMoments, weight: Tensor) -> Tensor:
+def rows_of_present(moments: ClassMoments, weight: Tensor, name: str = "weight") -> Tensor:
     """Return the rows of a classifier's weight ``(K, d)`` that belong to present classes, in float64."""
     expected = (moments.num_classes, moments.dim)
     if weight.shape != expected:
-        raise ShapeError(f"weight must have shape (K, d) = {expected}, got {tuple(weight.shape)}")
+        raise ShapeError(f"{name} must have shape (K, d) = {expected}, got {tuple(weight.shape)}")
     if weight.device != moments.device:
         raise DeviceError(
-            f"weight is on {weight.device} and the moments on {moments.device}; move one with .to(device)"
+            f"{name} is on {weight.device} and the moments on {moments.device}; move one with .to(device)"
         )
-    return matrix_of(weight)[moments.present]
+    return matrix_of(weight, name)[moments.present]

@@ -22,6 +22,7 @@ from tightframe._checks import check_choice
 from tightframe.functional.collapse import mean_rounding, rows_of_present
 from tightframe.functional.geometry import undefined, unit_rows
 from tightframe.functional.moments import ClassMoments
+from tightframe.linalg import pair_sq_distances, pooled_var_mean
 
 
 def frame_cosine_error(
@@ -46,7 +47,7 @@ def frame_cosine_error(
         True
     """
     check_choice("statistic", statistic, ("mean", "std"))
-    return _cosine_error(*_rows_and_means(moments, frame, in_span), statistic)
+    return _cosine_error(*_directions(moments, frame, in_span), statistic)
 
 
 def frame_duality(moments: ClassMoments, frame: Tensor, *, in_span: bool = False) -> Tensor:
@@ -84,7 +85,7 @@ def frame_alignment(moments: ClassMoments, frame: Tensor, *, in_span: bool = Fal
         >>> frame_alignment(moments, frame, in_span=True)
         tensor([1., 1.], dtype=torch.float64)
     """
-    return _alignment(*_rows_and_means(moments, frame, in_span))
+    return torch.linalg.vecdot(*_directions(moments, frame, in_span))
 
 
 def outside_span(moments: ClassMoments, frame: Tensor, variant: str = "means") -> Tensor:
@@ -108,7 +109,7 @@ def outside_span(moments: ClassMoments, frame: Tensor, variant: str = "means") -
         tensor(0.6400, dtype=torch.float64)
     """
     check_choice("variant", variant, ("means", "features"))
-    rows_of_present(moments, frame)
+    rows_of_present(moments, frame, "frame")
     return _outside(moments, _span(frame), variant)
 
 
@@ -123,12 +124,13 @@ def frame_metrics(moments: ClassMoments, frame: Tensor) -> dict[str, Tensor]:
         From metric id to a 0-d float64 tensor; ids that end in ``.span`` are of the projected means.
     """
     values = {}
-    rows, basis = rows_of_present(moments, frame), _span(frame)
+    rows, basis = rows_of_present(moments, frame, "frame"), _span(frame)
     for suffix, means in (("", moments.mean[moments.present]), (".span", _inside(moments, basis))):
-        values[f"frame.cosine_error{suffix}"] = _cosine_error(rows, means, "mean")
-        values[f"frame.cosine_spread{suffix}"] = _cosine_error(rows, means, "std")
+        directions = unit_rows(rows), unit_rows(means)
+        values[f"frame.cosine_error{suffix}"] = _cosine_error(*directions, "mean")
+        values[f"frame.cosine_spread{suffix}"] = _cosine_error(*directions, "std")
         values[f"frame.duality{suffix}"] = _duality(rows, means)
-        values[f"frame.alignment{suffix}"] = _alignment(rows, means).mean()
+        values[f"frame.alignment{suffix}"] = torch.linalg.vecdot(*directions).mean()
     values["frame.outside.means"] = _outside(moments, basis, "means")
     if moments.has_scatter:
         values["frame.outside.features"] = _outside(moments, basis, "features")
@@ -136,19 +138,19 @@ def frame_metrics(moments: ClassMoments, frame: Tensor) -> dict[str, Tensor]:
 
 
 def _cosine_error(rows: Tensor, means: Tensor, statistic: str) -> Tensor:
-    rows, means = unit_rows(rows), unit_rows(means)
-    pairs = torch.ones(len(rows), len(rows), dtype=torch.bool, device=rows.device).triu_(diagonal=1)
-    errors = (means @ means.T - rows @ rows.T)[pairs]
-    return errors.abs().mean() if statistic == "mean" or not errors.numel() else errors.std(correction=0)
+    """Return the error of the cosines of unit vectors."""
+    if len(rows) < 2:
+        return undefined(rows)
+    pairs = zip(pair_sq_distances(rows), pair_sq_distances(means), strict=True)
+    errors = (wanted - found for (_, _, wanted), (_, _, found) in pairs)  # twice those of the cosines
+    if statistic == "std":
+        return pooled_var_mean(errors)[0].sqrt() / 2
+    return torch.stack([part.abs().sum() for part in errors]).sum() / (len(rows) * (len(rows) - 1))
 
 
 def _duality(rows: Tensor, means: Tensor) -> Tensor:
     difference = rows / torch.linalg.matrix_norm(rows) - means / torch.linalg.matrix_norm(means)
     return difference.square().sum() if len(rows) > 1 else undefined(rows)
-
-
-def _alignment(rows: Tensor, means: Tensor) -> Tensor:
-    return torch.linalg.vecdot(unit_rows(rows), unit_rows(means))
 
 
 def _outside(moments: ClassMoments, basis: Tensor, variant: str) -> Tensor:
@@ -165,8 +167,13 @@ def _outside(moments: ClassMoments, basis: Tensor, variant: str) -> Tensor:
 
 def _rows_and_means(moments: ClassMoments, frame: Tensor, in_span: bool) -> tuple[Tensor, Tensor]:
     """Return the frame's rows and the raw means of the present classes, both ``(K', d)``."""
-    rows = rows_of_present(moments, frame)
+    rows = rows_of_present(moments, frame, "frame")
     return rows, _inside(moments, _span(frame)) if in_span else moments.mean[moments.present]
+
+
+def _directions(moments: ClassMoments, frame: Tensor, in_span: bool) -> tuple[Tensor, Tensor]:
+    rows, means = _rows_and_means(moments, frame, in_span)
+    return unit_rows(rows), unit_rows(means)
 
 
 def _inside(moments: ClassMoments, basis: Tensor) -> Tensor:
