@@ -13,6 +13,8 @@ from tightframe.functional import (
     between_class_rank,
     bias_collapse,
     cdnv,
+    collapse_metrics,
+    frame_metrics,
     gnc2,
     nc0,
     nc1,
@@ -194,6 +196,21 @@ def test_bad_weights():
     for shape in ((5,), (6, 1), ()):
         with pytest.raises(ShapeError, match=r"outlier_mean must have shape \(d,\) = \(6,\)"):
             nc5(moments, torch.ones(shape))
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist, torch.nn.Parameter])
+def test_weights_come_in_arrays_lists_and_parameters(convert):
+    problem, W, b = RANDOM["balanced"](), draw(5, 8), draw(5)
+    moments = problem.moments()
+    for metric in (metric for metric, _ in OF_VECTORS.values()):
+        assert metric(convert(W)).item() == pytest.approx(metric(W).item(), nan_ok=True)
+    for name, (metric, _) in OF_MOMENTS.items():
+        found = metric(moments, convert(W), convert(b), "class")
+        assert not found.requires_grad
+        assert found.item() == metric(moments, W, b, "class").item(), name
+    wanted = collapse_metrics(moments, W, b) | frame_metrics(moments, W)
+    assert collapse_metrics(moments, convert(W), convert(b)) | frame_metrics(moments, convert(W)) == wanted
+    assert nc5(moments, convert(W)[0]) == nc5(moments, W[0])
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (1, 4), (5,), (1,)])

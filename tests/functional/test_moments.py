@@ -55,10 +55,37 @@ def test_features_of_every_precision_are_summed_in_float64(dtype):
     assert_exact(moments, features, UNEVEN.labels)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
-def test_labels_of_every_integer_type(dtype):
-    moments = ClassMoments.from_samples(UNEVEN.features, UNEVEN.labels.to(dtype), 5, scatter=True)
-    assert_same(moments, UNEVEN.moments(), rtol=0)
+class Image(torch.Tensor):
+    pass
+
+
+class Category(torch.Tensor):
+    pass
+
+
+LABELS = UNEVEN.labels.numpy()
+FEATURES = UNEVEN.features.numpy()
+
+
+@pytest.mark.parametrize(
+    ("features", "labels"),
+    [
+        *((FEATURES, LABELS.astype(dtype)) for dtype in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", ">i8")),
+        (UNEVEN.features, UNEVEN.labels.to(torch.uint16)),
+        (FEATURES.tolist(), LABELS.tolist()),
+        (list(FEATURES), tuple(LABELS)),
+        (FEATURES[::-1], LABELS[::-1]),
+        (FEATURES.astype(">f8"), np.broadcast_to(LABELS, (1, 64))[0]),
+        (UNEVEN.features.as_subclass(Image), UNEVEN.labels.as_subclass(Category)),
+        (torch.nn.Parameter(UNEVEN.features), UNEVEN.labels),
+    ],
+)
+def test_samples_come_in_tensors_arrays_and_lists_of_every_type(features, labels, recwarn):
+    assert_same(ClassMoments.from_samples(features, labels, 5), UNEVEN.moments())
+    moments = ClassMoments(5, 7, scatter=True)
+    moments.update(features, labels)
+    assert_same(moments, UNEVEN.moments())
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("name", HARD)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tightframe._checks import DeviceError, ShapeError, check_choice, check_positive
+from tightframe._checks import DeviceError, ShapeError, as_tensor, check_choice, check_positive
 from tightframe.functional.geometry import distance_from_simplex, matrix_of, undefined, unit_rows
 from tightframe.functional.moments import ClassMoments
 from tightframe.linalg import pair_sq_distances, scale_to_one
@@ -254,6 +254,7 @@ def bias_collapse(
 
     Some code reports this under the name NC4.
     """
+    bias = None if bias is None else as_tensor(bias, "bias")
     if bias is not None and bias.shape != (moments.num_classes,):
         raise ShapeError(f"bias must have shape (K,) = ({moments.num_classes},), got {tuple(bias.shape)}")
     check_choice("weighting", weighting, ("class", "sample"))
@@ -277,6 +278,7 @@ def nc5(moments: ClassMoments, outlier_mean: Tensor) -> Tensor:
     Returns:
         A number in [0, 1]; 0 if outliers are orthogonal to every class; nan if a mean is zero.
     """
+    outlier_mean = as_tensor(outlier_mean, "outlier_mean")
     if outlier_mean.shape != (moments.dim,):
         raise ShapeError(f"outlier_mean must have shape (d,) = ({moments.dim},), got {tuple(outlier_mean.shape)}")
     direction = unit_rows(outlier_mean.detach().double().unsqueeze(0))
@@ -294,6 +296,7 @@ def _rows_and_means(moments: ClassMoments, weight: Tensor, weighting: str) -> tu
 
 def rows_of_present(moments: ClassMoments, weight: Tensor, name: str = "weight") -> Tensor:
     """Return the rows of a classifier's weight ``(K, d)`` that belong to present classes, in float64."""
+    weight = as_tensor(weight, name)
     expected = (moments.num_classes, moments.dim)
     if weight.shape != expected:
         raise ShapeError(f"{name} must have shape (K, d) = {expected}, got {tuple(weight.shape)}")

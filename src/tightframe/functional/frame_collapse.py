@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tightframe._checks import check_choice
+from tightframe._checks import as_tensor, check_choice
 from tightframe.functional.collapse import mean_rounding, rows_of_present
 from tightframe.functional.geometry import undefined, unit_rows
 from tightframe.functional.moments import ClassMoments
@@ -189,7 +189,8 @@ def _inside(moments: ClassMoments, basis: Tensor) -> Tensor:
 
 def _span(frame: Tensor) -> Tensor:
     """Return orthonormal rows ``(r, d)`` that span the rows of the whole frame, absent classes included."""
-    rows = frame.detach().double()
+    frame = as_tensor(frame, "frame").detach()
+    rows = frame.double()
     _, singular_values, directions = torch.linalg.svd(rows, full_matrices=False)
     rounding = torch.finfo(frame.dtype).eps / 2 * torch.linalg.matrix_norm(rows)
     return directions[singular_values > torch.maximum(1e-6 * singular_values[:1].sum(), rounding)]

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from tightframe._checks import check_choice, check_features, check_finite
+from tightframe._checks import as_tensor, check_choice, check_features, check_finite
 from tightframe.functional.moments import ClassMoments
 from tightframe.linalg import BLOCK, pair_sq_distances, pooled_var_mean, scale_to_one
 
@@ -157,9 +157,10 @@ def matrix_of(vectors: ClassMoments | Tensor, name: str = "vectors") -> Tensor:
     """Return the vectors ``(K', d)`` that a metric looks at, in float64."""
     if isinstance(vectors, ClassMoments):
         return vectors.centered_means() if bool(vectors.present.any()) else vectors.mean[:0]
-    check_features(vectors, name=name)
-    check_finite(vectors, name=name)
-    return vectors.detach().double()
+    matrix = as_tensor(vectors, name).detach()
+    check_features(matrix, name=name)
+    check_finite(matrix, name=name)
+    return matrix.double()
 
 
 def _scaled(vectors: ClassMoments | Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from tightframe._checks import (
     LabelError,
     NonFiniteError,
     ShapeError,
+    as_labels,
+    as_tensor,
     check_choice,
     check_features,
     check_finite,
@@ -102,6 +104,7 @@ class ClassMoments:
     @classmethod
     def from_samples(cls, features: Tensor, labels: Tensor, num_classes: int, scatter: bool = True) -> ClassMoments:
         """Return the moments of features ``(N, d)`` and labels ``(N,)``; arguments and errors as in :meth:`update`."""
+        features, labels = as_tensor(features, "features"), as_labels(labels)
         check_features(features)
         moments = cls(num_classes, features.shape[1], scatter=scatter, device=features.device)
         check_labels(labels, features)
@@ -183,8 +186,8 @@ class ClassMoments:
         """Fold in a batch.
 
         Args:
-            features: ``(B, d)`` floating point, finite; B may be 0.
-            labels: ``(B,)`` integers in 0..K-1.
+            features: Features ``(B, d)``, floating point, finite; B may be 0. A tensor, a numpy array or a list.
+            labels: Labels ``(B,)``, integers in 0..K-1; likewise.
             ignore_index: label whose samples are left out, such as -100; no other stray label is ever ignored.
 
         Raises:
@@ -192,6 +195,7 @@ class ClassMoments:
             LabelError: if a label is out of range.
             NonFiniteError: if a feature is NaN or infinite. The moments are unchanged after any error.
         """
+        features, labels = as_tensor(features, "features"), as_labels(labels)
         check_features(features, self.dim)
         check_labels(labels, features)
         if features.device != self.device:
@@ -206,7 +210,6 @@ class ClassMoments:
                 self._update_masked(features, labels, ignore_index)
 
     def _update_checked(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> None:
-        labels = labels.long()
         if ignore_index is not None:
             keep = labels != ignore_index
             features, labels = features[keep], labels[keep]
@@ -247,7 +250,6 @@ class ClassMoments:
         """Fold in without reading any value on the host: no shape depends on the data."""
         if labels.numel() == 0:
             return
-        labels = labels.long()
         wanted = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels != ignore_index
         in_range = (labels >= 0) & (labels < self.num_classes)
         finite = torch.isfinite(features).all(dim=1)

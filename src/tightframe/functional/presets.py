@@ -143,7 +143,6 @@ def collapse_metrics(
     if moments.has_scatter:
         values |= {name: metric(moments) for name, metric in of_scatter.items()}
     if weight is not None:
-        weight = weight.detach()
         values |= {name: metric(moments, weight) for name, metric in of_classifier.items()}
         if preset in (None, "zhu2021", "markou2024"):
             weighting = "class" if preset is None else "sample"
