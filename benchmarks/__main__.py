@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 NAMES = (
-    *("nc1_accuracy", "moments", "nc1_time", "cdnv", "etf_logits", "callback", "sync"),
+    *("nc1_accuracy", "moments", "nc1_time", "cdnv", "pairs", "etf_logits", "callback", "sync"),
     *("nearest_solve", "nearest_gradient", "nearest_step"),
     "cosine_gram",
     "hierarchical_frame",

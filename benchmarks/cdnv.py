@@ -14,7 +14,7 @@ from tightframe.functional import ClassMoments, cdnv
 def draw(K: int, d: int) -> ClassMoments:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(K).repeat(2)
-    return ClassMoments.from_samples(torch.randn(2 * K, d, generator=generator), labels, K)
+    return ClassMoments.from_samples(torch.randn(2 * K, d, generator=generator), labels, K, scatter=False)
 
 
 def ours(K: int, d: int) -> Callable[[], Tensor]:

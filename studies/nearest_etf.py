@@ -85,7 +85,7 @@ def margins(training: Training) -> tuple[float, float]:
         return math.nan, math.nan
     snapshot = Snapshot.load(training.snapshots[-1])
     num_classes = len(snapshot.class_means)
-    moments = ClassMoments.from_samples(snapshot.class_means, torch.arange(num_classes), num_classes)
+    moments = ClassMoments.from_samples(snapshot.class_means, torch.arange(num_classes), num_classes, scatter=False)
     found = cosine_margins(snapshot.features, snapshot.labels, moments, snapshot.class_vectors)
     return found.median().item(), found.quantile(0.05).item()
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightframe.linalg import pairwise_sq_distances
+from tightframe.linalg import pair_sq_distances
 
 from .problems import draw, law
 
@@ -14,6 +14,16 @@ from .problems import draw, law
 def literal(points):
     x = points.double().numpy().astype(np.longdouble)
     return np.square(x[:, None, :] - x[None, :, :]).sum(axis=-1)
+
+
+def pairwise_sq_distances(points):
+    """Put the blocks together."""
+    found = torch.full((len(points), len(points)), -1.0, dtype=torch.float64).fill_diagonal_(0)
+    for i, j, squares in pair_sq_distances(points):
+        assert bool((found[i, j] == -1).all())
+        found[i, j] = squares
+        found[j, i] = squares
+    return found
 
 
 def assert_ten_digits(points):

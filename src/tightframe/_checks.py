@@ -10,7 +10,7 @@ import importlib
 import math
 from collections.abc import Collection
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line needs the exceptions before it needs torch
     from torch import Tensor
@@ -109,6 +109,49 @@ def check_range(name: str, value: float, inside: bool, wanted: str) -> None:
         raise ArgumentError(f"{name} must be finite and {wanted}, got {value!r}")
 
 
+def as_tensor(values: Any, name: str) -> Tensor:
+    """Return data as a plain tensor, whose memory is shared where it can be.
+
+    Args:
+        values: Tensor, of a subclass or not, numpy array, or list of numbers; a list of floats becomes float64.
+        name: Name of the argument, for the error.
+
+    Raises:
+        DtypeError: if the values are no numbers in equal rows.
+    """
+    import numpy as np
+    import torch
+
+    if isinstance(values, torch.Tensor):
+        return values if type(values) is torch.Tensor else values.as_subclass(torch.Tensor)
+    try:
+        array = np.asarray(values)
+        # torch takes neither foreign byte orders nor negative strides, and warns of what it may not write to.
+        if not (array.flags.writeable and array.dtype.isnative and all(step >= 0 for step in array.strides)):
+            array = array.astype(array.dtype.newbyteorder("="))
+        return torch.from_numpy(array)
+    except (TypeError, ValueError) as error:
+        seen = f"{type(values).__name__} ({error})"
+        raise DtypeError(
+            f"{name} must be a tensor, a numpy array or a list of numbers in equal rows, got {seen}"
+        ) from error
+
+
+def as_labels(labels: Any, name: str = "labels") -> Tensor:
+    """Return labels as :func:`as_tensor` does, integers of any type as int64; others are left to :func:`check_labels`.
+
+    In int64 no comparison wraps, as that of uint8 labels with -100 would.
+    """
+    import torch
+
+    labels = as_tensor(labels, name)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        return labels
+    wide = labels.long()
+    # A label beyond int64 would turn negative, and might become the one to ignore.
+    return wide.where(wide >= 0, torch.iinfo(torch.int64).max) if labels.dtype == torch.uint64 else wide
+
+
 def check_features(features: Tensor, dim: int | None = None, name: str = "features") -> None:
     """Check shape and dtype of features ``(B, d)``; their values are not read.
 
@@ -120,7 +163,9 @@ def check_features(features: Tensor, dim: int | None = None, name: str = "featur
 
     if not isinstance(features, Tensor) or not features.is_floating_point():
         seen = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        raise DtypeError(f"{name} must be a floating-point tensor, got {seen}; convert with {name}.float()")
+        raise DtypeError(
+            f"{name} must be a floating-point tensor, got {seen}; convert to float32, as {name}.float() does"
+        )
     if features.ndim != 2:
         raise ShapeError(
             f"{name} must have shape (B, d), got {tuple(features.shape)}; flatten each sample to one vector first"
@@ -153,12 +198,15 @@ def check_labels(labels: Tensor, features: Tensor, name: str = "labels") -> None
     import torch
     from torch import Tensor
 
+    by_class = f"{name}.argmax(dim=1)"
     integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
     if not isinstance(labels, Tensor) or labels.dtype not in integers:
         seen = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise DtypeError(f"{name} must be an integer tensor, got {seen}; convert with {name}.long()")
+        fix = f"convert to int64 if they are whole numbers, or take {by_class} of one-hot or soft labels"
+        raise DtypeError(f"{name} must be an integer tensor, got {seen}; {fix}")
     if labels.ndim != 1 or labels.shape[0] != features.shape[0]:
-        raise ShapeError(f"{name} must have shape (B,) = ({features.shape[0]},), got {tuple(labels.shape)}")
+        fix = f"; take {by_class} of one-hot or soft labels" if labels.ndim == 2 else ""
+        raise ShapeError(f"{name} must have shape (B,) = ({features.shape[0]},), got {tuple(labels.shape)}{fix}")
     if labels.device != features.device:
         raise DeviceError(f"{name} are on {labels.device} and features on {features.device}; move one with .to(device)")
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tightframe._checks import ArgumentError, DeviceError, check_positive
+
+BLOCK = 2**20  # entries of a matrix of all pairs that are held at a time: eight megabytes
 
 
 def helmert_rows(index: Tensor, n: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -151,26 +155,64 @@ def reciprocal_norm(x: Tensor) -> Tensor:
     return torch.where(zero, 0.0, 1.0 / torch.where(zero, 1.0, norm))
 
 
-def pairwise_sq_distances(points: Tensor) -> Tensor:
-    """Return the squared Euclidean distances ``(n, n)`` between the rows of ``points (n, d)``.
-
-    One matrix product gives them all. Where two points lie so close, compared with their spread, that the product
-    cancels, the difference itself is squared, so every distance is right to about ten digits in float64.
+def scale_to_one(x: Tensor) -> float:
+    """Return the power of two that brings the largest entry of ``x`` into [1/2, 1); a product with it rounds nothing.
 
     Example:
-        >>> pairwise_sq_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64))
-        tensor([[ 0., 25.],
-                [25.,  0.]], dtype=torch.float64)
+        >>> scale_to_one(torch.tensor([3.0, -5.0]))
+        0.125
     """
+    low, high = torch.aminmax(x) if x.numel() else (x.sum(), x.sum())
+    return 2.0 ** min(-math.frexp(max(-low.item(), high.item()))[1], 1000)  # as far as float64 reaches
+
+
+def pair_sq_distances(points: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield the squared Euclidean distances between the rows of ``points (n, d)``, each pair once, block by block.
+
+    One matrix product gives those of a block. Where two points lie so close, compared with their spread, that the
+    product cancels, the difference itself is squared, so every distance is right to about ten digits in float64. Beside
+    the points, and a copy of them, no more than a few blocks are held.
+
+    Yields:
+        Indices of the rows on either side, which broadcast, and the squared distances.
+
+    Example:
+        >>> points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 0.0]], dtype=torch.float64)
+        >>> [squares for _, _, squares in pair_sq_distances(points)]
+        [tensor([25.,  9., 16.], dtype=torch.float64)]
+    """
+    n, dim = points.shape
     centered = points - points.mean(dim=0)
-    squares = centered.square().sum(dim=1)
-    sums = squares.unsqueeze(1) + squares
-    distances = torch.addmm(sums, centered, centered.T, alpha=-2).fill_diagonal_(torch.inf)
-    i, j = (distances < 1e-5 * sums).triu_(diagonal=1).nonzero(as_tuple=True)
-    distances.fill_diagonal_(0)
-    for start in range(0, i.numel(), 4096):
-        first, second = i[start : start + 4096], j[start : start + 4096]
-        exact = (points[first] - points[second]).square().sum(dim=1)
-        distances[first, second] = exact
-        distances[second, first] = exact
-    return distances
+    squares = torch.linalg.vecdot(centered, centered)
+    index = torch.arange(n, device=points.device)
+    height = max(1, min(256, BLOCK // n))
+    for start in range(0, n, height):
+        rows, rest = index[start : start + height], index[start + height :]
+        sums = squares[start : start + height].unsqueeze(1) + squares[start:]
+        block = torch.addmm(sums, centered[start : start + height], centered[start:].T, alpha=-2)
+        near = (block < sums.mul_(1e-5)).triu_(diagonal=1).nonzero()
+        for first in range(0, len(near), max(1, BLOCK // dim)):
+            i, j = near[first : first + max(1, BLOCK // dim)].T
+            block[i, j] = (points[start + i] - points[start + j]).square_().sum(dim=1)
+        if len(rows) > 1:
+            i, j = torch.triu_indices(len(rows), len(rows), 1, device=points.device)
+            yield rows[i], rows[j], block[i, j]
+        if len(rest):
+            yield rows.unsqueeze(1), rest, block[:, len(rows) :]
+
+
+def pooled_var_mean(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return variance (population) and mean of all entries of some tensors, at least one, by Chan's rule.
+
+    Example:
+        >>> pooled_var_mean([torch.tensor([1.0, 2.0]), torch.tensor([6.0])])
+        (tensor(4.6667), tensor(3.))
+    """
+    count, squares, mean = 0, torch.zeros(()), torch.zeros(())
+    for part in parts:
+        variance, center = torch.var_mean(part, correction=0)
+        share = part.numel() / (count + part.numel())
+        squares = squares + part.numel() * variance + count * share * (center - mean).square()
+        mean = mean + share * (center - mean)
+        count += part.numel()
+    return squares / count, mean

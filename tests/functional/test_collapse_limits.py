@@ -13,6 +13,8 @@ from tightframe.functional import (
     between_class_rank,
     bias_collapse,
     cdnv,
+    collapse_metrics,
+    frame_metrics,
     gnc2,
     nc0,
     nc1,
@@ -169,12 +171,13 @@ def test_scatter_is_asked_for_where_it_is_needed():
 
 
 def test_bad_vectors():
-    for metric in (nc0, *(metric for metric, _ in OF_VECTORS.values())):
-        with pytest.raises(DtypeError, match=r"vectors must be a floating-point tensor, got torch\.int64"):
+    metrics = [("weight", nc0), *(("vectors", metric) for metric, _ in OF_VECTORS.values())]
+    for name, metric in metrics:
+        with pytest.raises(DtypeError, match=rf"{name} must be a floating-point tensor, got torch\.int64"):
             metric(torch.eye(3).long())
-        with pytest.raises(ShapeError, match="vectors must have shape"):
+        with pytest.raises(ShapeError, match=f"{name} must have shape"):
             metric(torch.ones(3))
-        with pytest.raises(NonFiniteError, match="vectors must be finite"):
+        with pytest.raises(NonFiniteError, match=f"{name} must be finite"):
             metric(torch.tensor([[1.0, NAN], [0.0, 1.0]]))
 
 
@@ -186,13 +189,28 @@ def test_bad_weights():
                 metric(moments, torch.ones(shape))
         with pytest.raises(DeviceError, match="weight is on meta and the moments on cpu"):
             metric(moments, torch.ones(4, 6, device="meta"))
-        with pytest.raises(DtypeError):
+        with pytest.raises(DtypeError, match="weight must be a floating-point"):
             metric(moments, torch.ones(4, 6).long())
-        with pytest.raises(NonFiniteError):
+        with pytest.raises(NonFiniteError, match="weight must be finite"):
             metric(moments, torch.full((4, 6), INF))
     for shape in ((5,), (6, 1), ()):
         with pytest.raises(ShapeError, match=r"outlier_mean must have shape \(d,\) = \(6,\)"):
             nc5(moments, torch.ones(shape))
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist, torch.nn.Parameter])
+def test_weights_come_in_arrays_lists_and_parameters(convert):
+    problem, W, b = RANDOM["balanced"](), draw(5, 8), draw(5)
+    moments = problem.moments()
+    for metric in (metric for metric, _ in OF_VECTORS.values()):
+        assert metric(convert(W)).item() == pytest.approx(metric(W).item(), nan_ok=True)
+    for name, (metric, _) in OF_MOMENTS.items():
+        found = metric(moments, convert(W), convert(b), "class")
+        assert not found.requires_grad
+        assert found.item() == metric(moments, W, b, "class").item(), name
+    wanted = collapse_metrics(moments, W, b) | frame_metrics(moments, W)
+    assert collapse_metrics(moments, convert(W), convert(b)) | frame_metrics(moments, convert(W)) == wanted
+    assert nc5(moments, convert(W)[0]) == nc5(moments, W[0])
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (1, 4), (5,), (1,)])

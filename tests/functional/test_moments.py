@@ -55,10 +55,37 @@ def test_features_of_every_precision_are_summed_in_float64(dtype):
     assert_exact(moments, features, UNEVEN.labels)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
-def test_labels_of_every_integer_type(dtype):
-    moments = ClassMoments.from_samples(UNEVEN.features, UNEVEN.labels.to(dtype), 5, scatter=True)
-    assert_same(moments, UNEVEN.moments(), rtol=0)
+class Image(torch.Tensor):
+    pass
+
+
+class Category(torch.Tensor):
+    pass
+
+
+LABELS = UNEVEN.labels.numpy()
+FEATURES = UNEVEN.features.numpy()
+
+
+@pytest.mark.parametrize(
+    ("features", "labels"),
+    [
+        *((FEATURES, LABELS.astype(dtype)) for dtype in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", ">i8")),
+        (UNEVEN.features, UNEVEN.labels.to(torch.uint16)),
+        (FEATURES.tolist(), LABELS.tolist()),
+        (list(FEATURES), tuple(LABELS)),
+        (FEATURES[::-1], LABELS[::-1]),
+        (FEATURES.astype(">f8"), np.broadcast_to(LABELS, (1, 64))[0]),
+        (UNEVEN.features.as_subclass(Image), UNEVEN.labels.as_subclass(Category)),
+        (torch.nn.Parameter(UNEVEN.features), UNEVEN.labels),
+    ],
+)
+def test_samples_come_in_tensors_arrays_and_lists_of_every_type(features, labels, recwarn):
+    assert_same(ClassMoments.from_samples(features, labels, 5), UNEVEN.moments())
+    moments = ClassMoments(5, 7, scatter=True)
+    moments.update(features, labels)
+    assert_same(moments, UNEVEN.moments())
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("name", HARD)
@@ -106,7 +133,7 @@ def test_from_samples_is_update_also_where_it_goes_in_pieces():
     features, labels = draw(300, 5000), torch.arange(300) % 3  # more values than one piece holds
     moments = ClassMoments(3, 5000)
     moments.update(features, labels)
-    assert_same(ClassMoments.from_samples(features, labels, 3), moments)
+    assert_same(ClassMoments.from_samples(features, labels, 3, scatter=False), moments)
 
 
 @pytest.mark.parametrize("chunk", [1, 500, 10**6])
@@ -242,6 +269,20 @@ def test_merging_with_empty_on_either_side_changes_no_bit():
     empty.merge(moments)
     assert_same(empty, moments, rtol=0)
     assert_same(moments, UNEVEN.moments(), rtol=0)
+
+
+def test_the_coarsest_precision_is_remembered():
+    features, labels = UNEVEN.features, UNEVEN.labels
+    moments = ClassMoments(5, 7)
+    assert moments.eps.item() == 0
+    moments.update(features.bfloat16(), torch.full_like(labels, -100), ignore_index=-100)
+    assert moments.eps.item() == 0
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        moments.update(features.to(dtype), labels)
+    assert pickle.loads(pickle.dumps(moments)).eps.item() == torch.finfo(torch.float32).eps
+    for dtype, coarsest in ((torch.float64, torch.float32), (torch.float16, torch.float16)):
+        moments.merge(ClassMoments.from_samples(features.to(dtype), labels, 5, scatter=False))
+        assert moments.eps.item() == torch.finfo(coarsest).eps
 
 
 def test_merging_with_itself_doubles():

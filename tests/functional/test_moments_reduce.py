@@ -32,6 +32,8 @@ def reduce_on_rank(rank, folder):
     if rank == 0:
         shard.update(UNEVEN.features, UNEVEN.labels)
     seen["one rank is empty", True] = shard.all_reduce_()
+    coarse = UNEVEN.features.bfloat16() if rank else UNEVEN.features
+    seen["eps"] = ClassMoments.from_samples(coarse, UNEVEN.labels, 5).all_reduce_().eps.item()
     labels = torch.arange(4).repeat(6 if rank else 7)
     for dtype in (torch.float32, torch.float64):
         features = draw(4, 6).to(dtype)[labels]
@@ -62,6 +64,7 @@ def test_two_ranks_reduce_to_what_one_process_sees(two_ranks, name, scatter):
     for seen in two_ranks:
         assert_same(seen[name, scatter], whole)
         assert_same(seen["one rank is empty", True], UNEVEN.moments())
+        assert seen["eps"] == torch.finfo(torch.bfloat16).eps
     assert torch.equal(two_ranks[0][name, scatter].packed, two_ranks[1][name, scatter].packed)
 
 

@@ -63,7 +63,7 @@ def test_all_metrics_are_the_function_of_the_whole_data_for_any_batches(size, pr
 
 def test_without_classifier_and_scatter_what_needs_them_is_left_out():
     values = fed(NeuralCollapse(K, D, scatter=False)).compute()
-    assert_same(values, F.collapse_metrics(ClassMoments.from_samples(FEATURES, LABELS, K)))
+    assert_same(values, F.collapse_metrics(ClassMoments.from_samples(FEATURES, LABELS, K, scatter=False)))
     assert not {"nc1.pinv", "vci", "nc3.distance"} & values.keys()
     assert "cdnv" in values
 

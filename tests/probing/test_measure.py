@@ -263,3 +263,11 @@ def test_class_vectors_that_are_trained_are_no_frame(classifier):
 def test_a_preset_measures_what_it_names_alone():
     records = measure(nn.Sequential(nn.Identity(), SimplexETFClassifier(4, K)), batches(), preset="papyan2020")
     assert not [metric for metric in records.unique("metric") if metric.startswith("frame.")]
+
+
+def test_an_ignored_label_that_the_type_of_the_labels_cannot_hold_ignores_nothing():
+    inputs, labels = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 156, 199, 156])
+    model = nn.Linear(8, 200)
+    wide, narrow = (measure(model, [(inputs, y)], ignore_index=-100) for y in (labels, labels.byte()))
+    wanted = [pytest.approx(r.value, nan_ok=True) for r in wide]
+    assert [r.value for r in narrow] == wanted

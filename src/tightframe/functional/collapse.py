@@ -16,10 +16,10 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from tightframe._checks import DeviceError, ShapeError, check_choice, check_positive
+from tightframe._checks import DeviceError, ShapeError, as_tensor, check_choice, check_positive
 from tightframe.functional.geometry import distance_from_simplex, matrix_of, undefined, unit_rows
 from tightframe.functional.moments import ClassMoments
-from tightframe.linalg import pairwise_sq_distances
+from tightframe.linalg import pair_sq_distances, scale_to_one
 
 
 def nc1(moments: ClassMoments, variant: str = "pinv", *, weighting: str = "class") -> Tensor:
@@ -74,10 +74,11 @@ def nc1(moments: ClassMoments, variant: str = "pinv", *, weighting: str = "class
 
 
 def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Tensor:
-    """Return how many directions the centred class means span, as :func:`nc1` counts them.
+    """Return how many directions the centred class means span, as :func:`nc1` counts them; K - 1 at most.
 
-    A singular value counts if it exceeds the rounding errors of the means and of the decomposition, both in float64;
-    with class weighting the rank is K - 1 at most.
+    A singular value counts if it exceeds what rounding can make: of the means and the decomposition, in float64, and of
+    the features, in the coarsest type they came in. A feature is rounded in proportion to its whole size, and the
+    errors of many samples average out, so bfloat16 features can tell means apart that differ by less than its epsilon.
     """
     if int(moments.present.sum()) < 2:
         return undefined(moments.packed)
@@ -100,15 +101,35 @@ def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, T
 
 def _decompose(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
     """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means."""
-    centered = moments.centered_means(weighting)
+    centered, means = moments.centered_means(weighting), moments.mean[moments.present]
     _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
     # What the means carry of rounding: of their own size, and of the deviations that were summed for them.
-    size = torch.linalg.matrix_norm(moments.mean[moments.present]) + moments.trace.sum().sqrt()
+    size = torch.linalg.matrix_norm(means) + moments.trace.sum().sqrt()
     noise = torch.finfo(torch.float64).eps * (max(centered.shape) * singular_values[0] + 4 * size)
-    rank = int((singular_values > noise).sum())
-    if weighting == "class":
-        rank = min(rank, centered.shape[0] - 1)
+    # The spectral norm of independent errors is near their longest row plus their longest column.
+    share, within = mean_rounding(moments)
+    rows = (share * (means.square().sum(dim=1) + within)).max()
+    columns = (share @ means.square()).max() + share @ within
+    noise = torch.maximum(noise, rows.sqrt() + columns.sqrt())
+    rank = min(int((singular_values > noise).sum()), centered.shape[0] - 1)
     return singular_values[:rank], directions[:rank]
+
+
+def mean_rounding(moments: ClassMoments) -> tuple[Tensor, Tensor]:
+    r"""Return what share of the mean square of a class ``(K',)`` rounding of its features leaves in that of its mean.
+
+    A feature is known to :math:`\epsilon`, that of its type, times its size: a share :math:`\epsilon^2` of the mean
+    square, of which n independent errors leave the n-th part. Errors are independent where rounding moves samples
+    apart; the variance of the class, in units of that of the rounding, bounds how often it does.
+
+    Returns:
+        The shares, and beside them the variance within each class ``(K',)``.
+    """
+    count, trace = moments.count[moments.present], moments.trace[moments.present]
+    unit, within = moments.eps.square(), trace / count
+    square = moments.mean[moments.present].square().sum(dim=1) + within
+    errors = torch.minimum(count, 1 + within / (unit * square))
+    return unit / errors.nan_to_num(1), within  # where all features are zero, so is their rounding
 
 
 def cdnv(moments: ClassMoments, *, power: int = 1) -> Tensor:
@@ -126,13 +147,14 @@ def cdnv(moments: ClassMoments, *, power: int = 1) -> Tensor:
     """
     check_positive("power", power)
     present = moments.present
-    variances = moments.trace[present] / moments.count[present]
+    means, variances = moments.mean[present], moments.trace[present] / moments.count[present]
     num_present = variances.numel()
     if num_present < 2:
         return undefined(moments.packed)
-    denominator = pairwise_sq_distances(moments.mean[present]).pow_(power).mul_(2)
-    ratios = (variances.unsqueeze(1) + variances).div_(denominator).fill_diagonal_(0)
-    return ratios.sum() / (num_present * (num_present - 1))
+    scale = scale_to_one(means)
+    variances, pairs = variances * scale * scale, pair_sq_distances(means * scale)
+    ratios = torch.stack([((variances[i] + variances[j]) / squares.pow(power)).sum() for i, j, squares in pairs])
+    return ratios.sum() / (num_present * (num_present - 1)) * torch.full_like(ratios[0], scale) ** (2 * power - 2)
 
 
 def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "class") -> Tensor:
@@ -140,29 +162,49 @@ def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "clas
 
     .. math:: 1-\frac{\operatorname{tr}(\Sigma_T^+\Sigma_B)}{r}, \qquad \Sigma_T=\Sigma_W+\Sigma_B
 
+    Near collapse that is a difference of equal numbers, so the share *within* classes is summed instead. With the
+    directions V and singular values of the centred means that count, :math:`\Sigma_B=V\Lambda V^\top`,
+
+    .. math:: \frac{\operatorname{tr}\bigl((\Lambda+C)^{-1}C\bigr)+r-\operatorname{rank}\Sigma_B}{r}, \qquad
+        C=V^\top\Sigma_WV-V^\top\Sigma_WP\,(P\Sigma_WP)^+P\Sigma_WV, \quad P=I-VV^\top,
+
+    where C is what is left of the scatter in V once the directions outside of V have predicted it.
+
     Args:
         moments: with ``scatter=True``.
         variant: ``"bound"``: r = min(d, K - 1), as published code has it; ``"rank"``: r = rank of :math:`\Sigma_B`.
         weighting: see the module.
 
     Returns:
-        A number in [0, 1] up to rounding; 0 at collapse. With ``"bound"`` merged class means raise it. nan if all
-        features are one point.
+        A number in [0, 1]; 0 at collapse, and right to its last digits near it. With ``"bound"`` merged class means
+        raise it. nan if all features are one point.
     """
     check_choice("variant", variant, ("bound", "rank"))
     num_present = int(moments.present.sum())
     if num_present < 2:
         return undefined(moments.packed)
-    centered = moments.centered_means(weighting)
-    total = (moments.scatter / moments.count.sum()).addmm_(centered.T, centered, alpha=1 / num_present)
-    eigenvalues, directions = torch.linalg.eigh(total)
-    counted = eigenvalues > moments.dim * torch.finfo(torch.float64).eps * eigenvalues[-1]
-    projected = (centered @ directions[:, counted]).square().sum(dim=0) / num_present
-    explained = (projected / eigenvalues[counted]).sum()
-    rank = min(moments.dim, num_present - 1)
-    if variant == "rank":
-        rank = _between_class_svd(moments, weighting)[0].numel()
-    return 1 - explained / rank if rank and eigenvalues[-1] > 0 else undefined(explained)
+    size = moments.count.sum()
+    within = moments.scatter / size
+    singular_values, directions = _between_class_svd(moments, weighting)
+    rank = singular_values.numel() if variant == "rank" else min(moments.dim, num_present - 1)
+    if rank == 0 or not (singular_values.numel() or bool(moments.trace.any())):
+        return undefined(within)
+    across = directions @ within
+    inside = across @ directions.T
+    left = inside
+    if singular_values.numel() < moments.dim:
+        mixed = across - inside @ directions
+        outside = within.addmm_(directions.T, mixed, alpha=-1).addmm_(across.T, directions, alpha=-1)
+        eigenvalues, basis = torch.linalg.eigh(outside)
+        # What a direction outside must exceed: rounding of the scatter, and of the features along any one coordinate.
+        variances = moments.scatter.diagonal() / size
+        rounding = moments.dim * torch.finfo(torch.float64).eps * (eigenvalues[-1] + variances.max())
+        of_features = moments.eps.square() * (moments.count @ moments.mean.square() / size + variances).max()
+        counted = eigenvalues > torch.maximum(rounding, of_features)
+        predicted = mixed @ basis[:, counted] / eigenvalues[counted].sqrt()
+        left = inside.addmm(predicted, predicted.T, alpha=-1)
+    shares = torch.linalg.solve(left + (singular_values.square() / num_present).diag(), left)
+    return (shares.trace() + (rank - singular_values.numel())) / rank
 
 
 def nc3_distance(
@@ -196,7 +238,7 @@ def nc3_gram(moments: ClassMoments, weight: Tensor, *, weighting: str = "class")
         A number in [0, 2]; 0 at collapse; nan if the product is zero.
     """
     rows, means = _rows_and_means(moments, weight, weighting)
-    return distance_from_simplex(rows @ means.T)
+    return distance_from_simplex(rows, means)
 
 
 def nc3_alignment(
@@ -218,8 +260,9 @@ def nc3_alignment(
         return undefined(rows)
     if statistic == "dot_variance":
         return torch.linalg.vecdot(rows, means).var()
-    cosines = torch.linalg.vecdot(unit_rows(rows), unit_rows(means))
-    return 1 - cosines.mean() if statistic == "mean" else cosines.var()
+    # One minus each cosine, as half the squared distance on the unit sphere: no digit is lost where cosines are near 1.
+    gaps = (unit_rows(rows) - unit_rows(means)).square().sum(dim=1) / 2
+    return gaps.mean() if statistic == "mean" else gaps.var()
 
 
 def bias_collapse(
@@ -229,15 +272,18 @@ def bias_collapse(
 
     Some code reports this under the name NC4.
     """
+    bias = None if bias is None else as_tensor(bias, "bias")
     if bias is not None and bias.shape != (moments.num_classes,):
         raise ShapeError(f"bias must have shape (K,) = ({moments.num_classes},), got {tuple(bias.shape)}")
-    rows, _ = _rows_and_means(moments, weight, weighting)
+    check_choice("weighting", weighting, ("class", "sample"))
+    rows = rows_of_present(moments, weight)
     if rows.shape[0] < 2:
         return undefined(rows)
     logits = rows @ moments.global_mean(weighting)
     if bias is not None:
         logits = logits + bias.detach().double()[moments.present]
-    return torch.linalg.vector_norm(logits)
+    scale = scale_to_one(logits)
+    return torch.linalg.vector_norm(logits * scale) / scale
 
 
 def nc5(moments: ClassMoments, outlier_mean: Tensor) -> Tensor:
@@ -250,6 +296,7 @@ def nc5(moments: ClassMoments, outlier_mean: Tensor) -> Tensor:
     Returns:
         A number in [0, 1]; 0 if outliers are orthogonal to every class; nan if a mean is zero.
     """
+    outlier_mean = as_tensor(outlier_mean, "outlier_mean")
     if outlier_mean.shape != (moments.dim,):
         raise ShapeError(f"outlier_mean must have shape (d,) = ({moments.dim},), got {tuple(outlier_mean.shape)}")
     direction = unit_rows(outlier_mean.detach().double().unsqueeze(0))
@@ -258,19 +305,21 @@ def nc5(moments: ClassMoments, outlier_mean: Tensor) -> Tensor:
 
 
 def _rows_and_means(moments: ClassMoments, weight: Tensor, weighting: str) -> tuple[Tensor, Tensor]:
-    """Return the classifier's rows and the centred means of the present classes, both ``(K', d)``."""
+    """Return the classifier's rows and the centred means of the present classes, both ``(K', d)``, scaled near 1."""
     check_choice("weighting", weighting, ("class", "sample"))
     rows = rows_of_present(moments, weight)
-    return rows, moments.centered_means(weighting) if rows.shape[0] else moments.mean[:0]
+    means = moments.centered_means(weighting) if rows.shape[0] else rows
+    return rows * scale_to_one(rows), means * scale_to_one(means)
 
 
-def rows_of_present(moments: ClassMoments, weight: Tensor) -> Tensor:
+def rows_of_present(moments: ClassMoments, weight: Tensor, name: str = "weight") -> Tensor:
     """Return the rows of a classifier's weight ``(K, d)`` that belong to present classes, in float64."""
+    weight = as_tensor(weight, name)
     expected = (moments.num_classes, moments.dim)
     if weight.shape != expected:
-        raise ShapeError(f"weight must have shape (K, d) = {expected}, got {tuple(weight.shape)}")
+        raise ShapeError(f"{name} must have shape (K, d) = {expected}, got {tuple(weight.shape)}")
     if weight.device != moments.device:
         raise DeviceError(
-            f"weight is on {weight.device} and the moments on {moments.device}; move one with .to(device)"
+            f"{name} is on {weight.device} and the moments on {moments.device}; move one with .to(device)"
         )
-    return matrix_of(weight)[moments.present]
+    return matrix_of(weight, name)[moments.present]

@@ -7,6 +7,7 @@ Conventions of every function here:
 - ``in_span=True`` first projects the means onto the span of the frame's rows. Where the frame's rank is below d (a
   frame of largest separation in d = K has rank K - 1), features can hide in directions that no logit sees, and
   their raw angles then tell of these and not of the classes;
+- a mean has no part in the span if what it has there is no more than rounding, of the features too;
 - the span holds the frame's singular directions above 1e-6 of the largest, and above what the rounding of its entries
   can make;
 - where a limit 0/0 is met, or fewer than two classes are present, the answer is nan.
@@ -17,10 +18,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tightframe._checks import check_choice
-from tightframe.functional.collapse import rows_of_present
+from tightframe._checks import as_tensor, check_choice
+from tightframe.functional.collapse import mean_rounding, rows_of_present
 from tightframe.functional.geometry import undefined, unit_rows
 from tightframe.functional.moments import ClassMoments
+from tightframe.linalg import pair_sq_distances, pooled_var_mean
 
 
 def frame_cosine_error(
@@ -45,7 +47,7 @@ def frame_cosine_error(
         True
     """
     check_choice("statistic", statistic, ("mean", "std"))
-    return _cosine_error(*_rows_and_means(moments, frame, in_span), statistic)
+    return _cosine_error(*_directions(moments, frame, in_span), statistic)
 
 
 def frame_duality(moments: ClassMoments, frame: Tensor, *, in_span: bool = False) -> Tensor:
@@ -83,7 +85,7 @@ def frame_alignment(moments: ClassMoments, frame: Tensor, *, in_span: bool = Fal
         >>> frame_alignment(moments, frame, in_span=True)
         tensor([1., 1.], dtype=torch.float64)
     """
-    return _alignment(*_rows_and_means(moments, frame, in_span))
+    return torch.linalg.vecdot(*_directions(moments, frame, in_span))
 
 
 def outside_span(moments: ClassMoments, frame: Tensor, variant: str = "means") -> Tensor:
@@ -107,7 +109,7 @@ def outside_span(moments: ClassMoments, frame: Tensor, variant: str = "means") -
         tensor(0.6400, dtype=torch.float64)
     """
     check_choice("variant", variant, ("means", "features"))
-    rows_of_present(moments, frame)
+    rows_of_present(moments, frame, "frame")
     return _outside(moments, _span(frame), variant)
 
 
@@ -122,13 +124,13 @@ def frame_metrics(moments: ClassMoments, frame: Tensor) -> dict[str, Tensor]:
         From metric id to a 0-d float64 tensor; ids that end in ``.span`` are of the projected means.
     """
     values = {}
-    rows, basis = rows_of_present(moments, frame), _span(frame)
-    raw = moments.mean[moments.present]
-    for suffix, means in (("", raw), (".span", _inside(raw, basis))):
-        values[f"frame.cosine_error{suffix}"] = _cosine_error(rows, means, "mean")
-        values[f"frame.cosine_spread{suffix}"] = _cosine_error(rows, means, "std")
+    rows, basis = rows_of_present(moments, frame, "frame"), _span(frame)
+    for suffix, means in (("", moments.mean[moments.present]), (".span", _inside(moments, basis))):
+        directions = unit_rows(rows), unit_rows(means)
+        values[f"frame.cosine_error{suffix}"] = _cosine_error(*directions, "mean")
+        values[f"frame.cosine_spread{suffix}"] = _cosine_error(*directions, "std")
         values[f"frame.duality{suffix}"] = _duality(rows, means)
-        values[f"frame.alignment{suffix}"] = _alignment(rows, means).mean()
+        values[f"frame.alignment{suffix}"] = torch.linalg.vecdot(*directions).mean()
     values["frame.outside.means"] = _outside(moments, basis, "means")
     if moments.has_scatter:
         values["frame.outside.features"] = _outside(moments, basis, "features")
@@ -136,19 +138,19 @@ def frame_metrics(moments: ClassMoments, frame: Tensor) -> dict[str, Tensor]:
 
 
 def _cosine_error(rows: Tensor, means: Tensor, statistic: str) -> Tensor:
-    rows, means = unit_rows(rows), unit_rows(means)
-    pairs = torch.ones(len(rows), len(rows), dtype=torch.bool, device=rows.device).triu_(diagonal=1)
-    errors = (means @ means.T - rows @ rows.T)[pairs]
-    return errors.abs().mean() if statistic == "mean" or not errors.numel() else errors.std(correction=0)
+    """Return the error of the cosines of unit vectors."""
+    if len(rows) < 2:
+        return undefined(rows)
+    pairs = zip(pair_sq_distances(rows), pair_sq_distances(means), strict=True)
+    errors = (wanted - found for (_, _, wanted), (_, _, found) in pairs)  # twice those of the cosines
+    if statistic == "std":
+        return pooled_var_mean(errors)[0].sqrt() / 2
+    return torch.stack([part.abs().sum() for part in errors]).sum() / (len(rows) * (len(rows) - 1))
 
 
 def _duality(rows: Tensor, means: Tensor) -> Tensor:
     difference = rows / torch.linalg.matrix_norm(rows) - means / torch.linalg.matrix_norm(means)
     return difference.square().sum() if len(rows) > 1 else undefined(rows)
-
-
-def _alignment(rows: Tensor, means: Tensor) -> Tensor:
-    return torch.linalg.vecdot(unit_rows(rows), unit_rows(means))
 
 
 def _outside(moments: ClassMoments, basis: Tensor, variant: str) -> Tensor:
@@ -165,21 +167,30 @@ def _outside(moments: ClassMoments, basis: Tensor, variant: str) -> Tensor:
 
 def _rows_and_means(moments: ClassMoments, frame: Tensor, in_span: bool) -> tuple[Tensor, Tensor]:
     """Return the frame's rows and the raw means of the present classes, both ``(K', d)``."""
-    rows, means = rows_of_present(moments, frame), moments.mean[moments.present]
-    return rows, _inside(means, _span(frame)) if in_span else means
+    rows = rows_of_present(moments, frame, "frame")
+    return rows, _inside(moments, _span(frame)) if in_span else moments.mean[moments.present]
 
 
-def _inside(means: Tensor, basis: Tensor) -> Tensor:
+def _directions(moments: ClassMoments, frame: Tensor, in_span: bool) -> tuple[Tensor, Tensor]:
+    rows, means = _rows_and_means(moments, frame, in_span)
+    return unit_rows(rows), unit_rows(means)
+
+
+def _inside(moments: ClassMoments, basis: Tensor) -> Tensor:
     """Return the projections of the means on the span of a basis; zero where nothing but rounding is left."""
+    means = moments.mean[moments.present]
     inside = means @ basis.T @ basis
-    # What is left of a mean at right angles to the span is rounding, whose direction means nothing.
-    rounding = means.shape[1] * torch.finfo(torch.float64).eps * torch.linalg.vector_norm(means, dim=1, keepdim=True)
-    return torch.where(torch.linalg.vector_norm(inside, dim=1, keepdim=True) > rounding, inside, 0.0)
+    # What is left of a mean at right angles to the span is rounding, of the mean or of the features, without direction.
+    share, within = mean_rounding(moments)
+    share = share.clamp(min=(moments.dim * torch.finfo(torch.float64).eps) ** 2)
+    counts = inside.square().sum(dim=1) > share * (means.square().sum(dim=1) + within)
+    return torch.where(counts.unsqueeze(1), inside, 0.0)
 
 
 def _span(frame: Tensor) -> Tensor:
     """Return orthonormal rows ``(r, d)`` that span the rows of the whole frame, absent classes included."""
-    rows = frame.detach().double()
+    frame = as_tensor(frame, "frame").detach()
+    rows = frame.double()
     _, singular_values, directions = torch.linalg.svd(rows, full_matrices=False)
     rounding = torch.finfo(frame.dtype).eps / 2 * torch.linalg.matrix_norm(rows)
     return directions[singular_values > torch.maximum(1e-6 * singular_values[:1].sum(), rounding)]

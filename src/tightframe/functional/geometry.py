@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from tightframe._checks import check_choice, check_features, check_finite
+from tightframe._checks import as_tensor, check_choice, check_features, check_finite
 from tightframe.functional.moments import ClassMoments
-from tightframe.linalg import pairwise_sq_distances
+from tightframe.linalg import BLOCK, pair_sq_distances, pooled_var_mean, scale_to_one
 
 
 def nc2_equinorm(vectors: ClassMoments | Tensor, *, correction: int = 1) -> Tensor:
@@ -38,8 +38,10 @@ def nc2_equiangularity(vectors: ClassMoments | Tensor) -> Tensor:
     Returns:
         A number in [0, 1]; 0 if all angles are equal, whatever they are; nan if a vector is zero.
     """
-    cosines = _pair_cosines(matrix_of(vectors))
-    return cosines.std(correction=0) if cosines.numel() else undefined(cosines)
+    directions = unit_rows(_scaled(vectors))
+    if len(directions) < 2:
+        return undefined(directions)
+    return pooled_var_mean(squares for _, _, squares in pair_sq_distances(directions))[0].sqrt() / 2
 
 
 def nc2_max_angle(vectors: ClassMoments | Tensor) -> Tensor:
@@ -48,9 +50,13 @@ def nc2_max_angle(vectors: ClassMoments | Tensor) -> Tensor:
     Returns:
         A number in [0, 2]; 0 for a simplex ETF; nan if a vector is zero.
     """
-    matrix = matrix_of(vectors)
-    cosines = _pair_cosines(matrix)
-    return (cosines + 1 / (matrix.shape[0] - 1)).abs().mean() if cosines.numel() else undefined(cosines)
+    directions = unit_rows(_scaled(vectors))
+    num_vectors = len(directions)
+    if num_vectors < 2:
+        return undefined(directions)
+    ideal = 2 * num_vectors / (num_vectors - 1)
+    errors = torch.stack([(squares - ideal).abs().sum() for _, _, squares in pair_sq_distances(directions)])
+    return errors.sum() / (num_vectors * (num_vectors - 1))
 
 
 def nc2_gram(vectors: ClassMoments | Tensor) -> Tensor:
@@ -64,8 +70,8 @@ def nc2_gram(vectors: ClassMoments | Tensor) -> Tensor:
     Returns:
         A number in [0, 2]; 0 for a simplex ETF of any scale; nan if all vectors are zero.
     """
-    matrix = matrix_of(vectors)
-    return distance_from_simplex(matrix @ matrix.T)
+    matrix = _scaled(vectors)
+    return distance_from_simplex(matrix, matrix)
 
 
 def nc2_etf_gap(vectors: ClassMoments | Tensor, variant: str = "relative") -> Tensor:
@@ -87,7 +93,7 @@ def nc2_etf_gap(vectors: ClassMoments | Tensor, variant: str = "relative") -> Te
         vectors are zero.
     """
     check_choice("variant", variant, ("relative", "squared"))
-    matrix = matrix_of(vectors)
+    matrix = _scaled(vectors)
     num_vectors, dim = matrix.shape
     if num_vectors < 2 or dim < num_vectors - 1:
         return undefined(matrix)
@@ -104,8 +110,8 @@ def nc2_min_separation(vectors: ClassMoments | Tensor) -> Tensor:
     Returns:
         A number in [0, 2]; sqrt(2 K/(K - 1)) for a simplex ETF; nan if a vector is zero.
     """
-    squares = _pair_sq_distances(matrix_of(vectors))
-    return squares.min().sqrt() if squares.numel() else undefined(squares)
+    directions = unit_rows(_scaled(vectors))
+    return _least_square(directions).sqrt() if len(directions) > 1 else undefined(directions)
 
 
 def gnc2(vectors: ClassMoments | Tensor, kernel: str = "log", statistic: str = "mean") -> Tensor:
@@ -125,36 +131,44 @@ def gnc2(vectors: ClassMoments | Tensor, kernel: str = "log", statistic: str = "
     """
     check_choice("kernel", kernel, ("log", "distance", "riesz"))
     check_choice("statistic", statistic, ("mean", "variance"))
-    matrix = matrix_of(vectors)
-    squares = _pair_sq_distances(matrix)
-    if not squares.numel():
-        return undefined(squares)
+    directions = unit_rows(_scaled(vectors))
+    if len(directions) < 2 or bool(directions.isnan().any()):
+        return undefined(directions)
     if kernel == "distance":
-        return squares.sqrt().mean() if statistic == "mean" else squares.sqrt().var(correction=0)
-    if squares.min() == 0:
-        return torch.full_like(squares[0], torch.inf)
-    energies = -0.5 * squares.log()
+        return pooled_var_mean(squares.sqrt_() for _, _, squares in pair_sq_distances(directions))[statistic == "mean"]
+    exponent = 1 if kernel == "log" else directions.shape[1] - 2
+    energies = (squares.log().mul_(-exponent / 2) for _, _, squares in pair_sq_distances(directions))
     if kernel == "log":
-        return energies.mean() if statistic == "mean" else energies.var(correction=0)
-    exponents = (matrix.shape[1] - 2) * energies
-    if statistic == "mean":
-        return exponents.logsumexp(dim=0) - math.log(exponents.numel())
-    largest = exponents.max()
-    return 2 * largest + (exponents - largest).exp().var(correction=0).log()
+        value = pooled_var_mean(energies)[statistic == "mean"]
+    elif statistic == "mean":
+        value = torch.stack([part.flatten().logsumexp(dim=0) for part in energies]).logsumexp(dim=0)
+        value = value - math.log(math.comb(len(directions), 2))
+    else:
+        largest = _least_square(directions).log() * (-exponent / 2)
+        variance, _ = pooled_var_mean(part.sub_(largest).exp_() for part in energies)
+        value = 2 * largest + variance.log()
+    return value.where(~value.isnan(), torch.inf)  # only infinite energies, of equal directions, give nan here
 
 
 def nc0(weight: Tensor) -> Tensor:
     r"""Length of the sum of the classifier's rows, :math:`\lVert W^\top\mathbf 1\rVert_2`; 0 for a simplex ETF."""
-    return torch.linalg.vector_norm(matrix_of(weight).sum(dim=0))
+    return torch.linalg.vector_norm(matrix_of(weight, "weight").sum(dim=0))
 
 
-def matrix_of(vectors: ClassMoments | Tensor) -> Tensor:
+def matrix_of(vectors: ClassMoments | Tensor, name: str = "vectors") -> Tensor:
     """Return the vectors ``(K', d)`` that a metric looks at, in float64."""
     if isinstance(vectors, ClassMoments):
         return vectors.centered_means() if bool(vectors.present.any()) else vectors.mean[:0]
-    check_features(vectors, name="vectors")
-    check_finite(vectors, name="vectors")
-    return vectors.detach().double()
+    matrix = as_tensor(vectors, name).detach()
+    check_features(matrix, name=name)
+    check_finite(matrix, name=name)
+    return matrix.double()
+
+
+def _scaled(vectors: ClassMoments | Tensor) -> Tensor:
+    """Return the vectors in a scale in which no sum of products leaves the range of float64."""
+    matrix = matrix_of(vectors)
+    return matrix * scale_to_one(matrix)
 
 
 def unit_rows(matrix: Tensor) -> Tensor:
@@ -162,23 +176,38 @@ def unit_rows(matrix: Tensor) -> Tensor:
     return matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
 
 
-def _pair_sq_distances(matrix: Tensor) -> Tensor:
-    """Return the squared distances between the unit vectors of all pairs i < j."""
-    squares = pairwise_sq_distances(unit_rows(matrix))
-    return squares[torch.ones_like(squares, dtype=torch.bool).triu_(diagonal=1)]
+def _least_square(directions: Tensor) -> Tensor:
+    return torch.stack([squares.min() for _, _, squares in pair_sq_distances(directions)]).min()
 
 
-def _pair_cosines(matrix: Tensor) -> Tensor:
-    return 1 - _pair_sq_distances(matrix) / 2
+def distance_from_simplex(left: Tensor, right: Tensor) -> Tensor:
+    """Return the distance of the normalised products ``left @ right.T (K, K)`` from the simplex ETF's.
 
-
-def distance_from_simplex(gram: Tensor) -> Tensor:
-    """Return the distance of a normalised matrix ``(K, K)`` of products from the simplex ETF's."""
-    num_classes = gram.shape[0]
+    Args:
+        left: ``(K, d)``, whose largest entry is near 1.
+        right: the same.
+    """
+    num_classes, dim = left.shape
     if num_classes < 2:
-        return undefined(gram)
-    target = torch.eye(num_classes, dtype=gram.dtype, device=gram.device).sub_(1 / num_classes)
-    return torch.linalg.matrix_norm(gram / torch.linalg.matrix_norm(gram) - target / (num_classes - 1) ** 0.5)
+        return undefined(left)
+    # The products are a multiple of the ETF's, and what is at right angles to that.
+    root = (num_classes - 1) ** 0.5
+    along = (left.flatten() @ right.flatten() - left.sum(dim=0) @ right.sum(dim=0) / num_classes) / root
+    square = None
+    if num_classes > dim + 1:  # of too low a rank for an ETF, so that this difference keeps its digits
+        of_left, of_right = left.T @ left, right.T @ right
+        total = (of_left * of_right).sum()
+        if total > 1e-6 * torch.linalg.matrix_norm(of_left) * torch.linalg.matrix_norm(of_right):
+            square = total - along.square()
+    if square is None:
+        parts = []
+        for start in range(0, num_classes, height := max(1, BLOCK // num_classes)):
+            block = (left[start : start + height] @ right.T).add_(along / (num_classes * root))
+            block.diagonal(start).sub_(along / root)
+            parts.append(torch.linalg.vector_norm(block).square())
+        square = torch.stack(parts).sum()
+    norm = torch.hypot(along, square.sqrt())
+    return torch.hypot(along / norm - 1, square.sqrt() / norm)
 
 
 def undefined(like: Tensor) -> Tensor:

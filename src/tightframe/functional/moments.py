@@ -20,6 +20,8 @@ from tightframe._checks import (
     LabelError,
     NonFiniteError,
     ShapeError,
+    as_labels,
+    as_tensor,
     check_choice,
     check_features,
     check_finite,
@@ -86,10 +88,10 @@ class ClassMoments:
         self.num_classes = num_classes
         self.dim = dim
         self.packed = packed
-        # The layout of `packed`: two counters of bad samples, whether the sums hold anything, counts, sums of squares,
-        # references, sums, products.
-        parts = [2, 1, num_classes, num_classes, num_classes * dim, num_classes * dim, dim * dim if scatter else 0]
-        self._bad, self._pending, self._count, self._squares, reference, sums, products = packed.split(parts)
+        # The layout of `packed`: two counters of bad samples, whether the sums hold anything, the coarsest precision,
+        # counts, sums of squares, references, sums, products.
+        parts = [2, 1, 1, num_classes, num_classes, num_classes * dim, num_classes * dim, dim * dim if scatter else 0]
+        self._bad, self._pending, self._eps, self._count, self._squares, reference, sums, products = packed.split(parts)
         self._reference = reference.view(num_classes, dim)
         self._sum = sums.view(num_classes, dim)
         self._products = products.view(dim, dim) if scatter else None
@@ -97,11 +99,12 @@ class ClassMoments:
     @staticmethod
     def packed_size(num_classes: int, dim: int, scatter: bool) -> int:
         """Return the length of :attr:`packed`."""
-        return 3 + 2 * num_classes + 2 * num_classes * dim + (dim * dim if scatter else 0)
+        return 4 + 2 * num_classes + 2 * num_classes * dim + (dim * dim if scatter else 0)
 
     @classmethod
-    def from_samples(cls, features: Tensor, labels: Tensor, num_classes: int, scatter: bool = False) -> ClassMoments:
+    def from_samples(cls, features: Tensor, labels: Tensor, num_classes: int, scatter: bool = True) -> ClassMoments:
         """Return the moments of features ``(N, d)`` and labels ``(N,)``; arguments and errors as in :meth:`update`."""
+        features, labels = as_tensor(features, "features"), as_labels(labels)
         check_features(features)
         moments = cls(num_classes, features.shape[1], scatter=scatter, device=features.device)
         check_labels(labels, features)
@@ -122,6 +125,11 @@ class ClassMoments:
     def device(self) -> torch.device:
         """Where the moments are accumulated."""
         return self.packed.device
+
+    @property
+    def eps(self) -> Tensor:
+        """Machine epsilon of the coarsest floating-point type of the features ``()``; 0 before the first sample."""
+        return self._eps.squeeze()
 
     @property
     def count(self) -> Tensor:
@@ -178,8 +186,8 @@ class ClassMoments:
         """Fold in a batch.
 
         Args:
-            features: ``(B, d)`` floating point, finite; B may be 0.
-            labels: ``(B,)`` integers in 0..K-1.
+            features: Features ``(B, d)``, floating point, finite; B may be 0. A tensor, a numpy array or a list.
+            labels: Labels ``(B,)``, integers in 0..K-1; likewise.
             ignore_index: label whose samples are left out, such as -100; no other stray label is ever ignored.
 
         Raises:
@@ -187,6 +195,7 @@ class ClassMoments:
             LabelError: if a label is out of range.
             NonFiniteError: if a feature is NaN or infinite. The moments are unchanged after any error.
         """
+        features, labels = as_tensor(features, "features"), as_labels(labels)
         check_features(features, self.dim)
         check_labels(labels, features)
         if features.device != self.device:
@@ -201,7 +210,6 @@ class ClassMoments:
                 self._update_masked(features, labels, ignore_index)
 
     def _update_checked(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> None:
-        labels = labels.long()
         if ignore_index is not None:
             keep = labels != ignore_index
             features, labels = features[keep], labels[keep]
@@ -225,7 +233,7 @@ class ClassMoments:
                 if new is not None:
                     self._reference.index_fill_(0, new, 0)
                 _raise_not_finite(features)
-            self._fold(delta, squares, y, torch.ones_like(squares))
+            self._fold(delta, squares, y, torch.ones_like(squares), features.dtype)
 
     def _adopt_references(self, features: Tensor, labels: Tensor) -> Tensor | None:
         """Make the first sample of each class that has none its reference, and return these classes, if any."""
@@ -242,7 +250,6 @@ class ClassMoments:
         """Fold in without reading any value on the host: no shape depends on the data."""
         if labels.numel() == 0:
             return
-        labels = labels.long()
         wanted = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels != ignore_index
         in_range = (labels >= 0) & (labels < self.num_classes)
         finite = torch.isfinite(features).all(dim=1)
@@ -260,16 +267,17 @@ class ClassMoments:
         self._reference[labels] = torch.where(new, features[first[labels]].double(), self._reference[labels])
         weight = keep.to(self.packed)
         delta = (features - self._reference[labels]).mul_(weight.unsqueeze(1))
-        self._fold(delta, torch.linalg.vector_norm(delta, dim=1).square_(), labels, weight)
+        self._fold(delta, torch.linalg.vector_norm(delta, dim=1).square_(), labels, weight, features.dtype)
 
-    def _fold(self, delta: Tensor, squares: Tensor, labels: Tensor, weight: Tensor) -> None:
-        """Add differences from the references to the sums."""
+    def _fold(self, delta: Tensor, squares: Tensor, labels: Tensor, weight: Tensor, dtype: torch.dtype) -> None:
+        """Add differences from the references to the sums; ``dtype`` is the type the features came in."""
         self._sum.index_add_(0, labels, delta)
         self._squares.index_add_(0, labels, squares)
         self._count.index_add_(0, labels, weight)
         if self._products is not None:
             _add_products(self._products, delta)
         self._pending.fill_(1)
+        self._eps.clamp_(min=torch.finfo(dtype).eps)
 
     def _settle(self) -> ClassMoments:
         """Fold the sums into the references, so that these are the means and the squares are centred."""
@@ -308,6 +316,7 @@ class ClassMoments:
         if self._products is not None:
             self._products.add_(other.scatter.to(self.device)).addmm_(gap.T, gap)
         self._count.add_(added)
+        self._eps.clamp_(min=other._eps.to(self.device))
 
     def all_reduce_(self, group: dist.ProcessGroup | None = None) -> ClassMoments:
         """Merge the moments of all ranks in place, on every rank; needs ``torch.distributed`` initialised.
@@ -317,6 +326,7 @@ class ClassMoments:
         dist.all_reduce(self._bad, group=group)  # first, so that every rank raises or none
         self._raise_if_bad()
         self._settle()
+        dist.all_reduce(self._eps, op=dist.ReduceOp.MAX, group=group)
         counts = self._count.clone().unsqueeze(1)
         dist.all_reduce(self._count, group=group)
         # Means are averaged as differences from an origin that the ranks agree on, lest an offset cost digits.

@@ -14,6 +14,8 @@ from tightframe._checks import (
     ArgumentError,
     EmptyDataError,
     ShapeError,
+    as_labels,
+    as_tensor,
     check_features,
     check_finite,
     check_label_range,
@@ -132,11 +134,13 @@ class Look:
         logits: Tensor | None = None,
         decision: Tensor | None = None,
     ) -> None:
+        features = as_tensor(features, "features").detach()
         check_features(features)
         check_finite(features)
         if labels is not None:
+            labels = as_labels(labels)
             check_labels(labels, features)
-        self.judge, self.features = judge, features.detach()
+        self.judge, self.features = judge, features
         self._labels, self._logits, self._decision = labels, logits, decision
 
     @property
@@ -149,12 +153,12 @@ class Look:
         """Labels ``(B,)`` int64, in 0..K-1."""
         labels = _given(self._labels, "labels")
         check_label_range(labels, self._num_classes)
-        return labels.long()
+        return labels
 
     @cached_property
     def logits(self) -> Tensor:
         """Logits ``(B, K)``, finite."""
-        logits, expected = _given(self._logits, "logits"), (len(self.features), self._num_classes)
+        logits, expected = as_tensor(_given(self._logits, "logits"), "logits"), (len(self.features), self._num_classes)
         if logits.shape != expected:
             raise ShapeError(f"logits must have shape (B, K) = {expected}, got {tuple(logits.shape)}")
         check_finite(logits, "logits")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from tightframe._checks import ArgumentError, DtypeError, Notice
+from tightframe._checks import ArgumentError, DtypeError, Notice, as_labels
 
 LABEL_NAMES = ("labels", "label", "targets", "target", "y")
 Forward = Callable[[nn.Module, Any], Any]
@@ -59,13 +59,13 @@ def labels_of(value: Any, device: torch.device) -> Tensor:
     Raises:
         DtypeError: if they are no integers.
     """
-    labels = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    labels = as_labels(value)
+    if labels.dtype != torch.int64:
         raise DtypeError(
             f"labels must be integers 0..K-1, got {labels.dtype}; pass class indices, such as argmax(dim=1) of "
             "one-hot or soft labels"
         )
-    return labels.to(device, non_blocking=True).long()
+    return labels.to(device, non_blocking=True)
 
 
 def to_device(value: Any, device: torch.device) -> Any:

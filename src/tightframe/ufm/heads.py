@@ -115,7 +115,7 @@ def certify_head(
     matrices, inputs, labels, biases = _checked(matrices, inputs, labels, biases)
     last, num_classes = matrices[-1], len(matrices[-1])
     entering, features, logits = _activations(matrices, biases, inputs)
-    moments = [ClassMoments.from_samples(x, labels, num_classes) for x in (entering, features, logits)]
+    moments = [ClassMoments.from_samples(x, labels, num_classes, scatter=False) for x in (entering, features, logits)]
     if not bool(moments[0].present.all()):
         missing = int((~moments[0].present).nonzero()[0])
         raise EmptyDataError(f"labels must hold every class of K = {num_classes}, got none of class {missing}")

@@ -188,7 +188,7 @@ def measure(head: Sequence[Tensor], inputs: Tensor, labels: Tensor) -> Measured:
     features = inputs.double()
     for matrix in inner:
         features = features @ matrix.T
-    moments = ClassMoments.from_samples(features, labels, len(last))
+    moments = ClassMoments.from_samples(features, labels, len(last), scatter=False)
     return Measured(
         nc1=nc1(moments, "ratio").item(),
         means=torch.linalg.cond(moments.mean).item(),
