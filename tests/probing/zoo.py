@@ -285,7 +285,6 @@ MODELS = {
     "distilled ViT": lambda: distilled(classifier="head"),
     "equal heads": twin,
     "head used on an earlier layer first": lambda: plain(lambda m, x: (m.fc(m.body(x) / 2), m.fc(m.body(x)))[1]),
-    "head used on another layer afterwards": lambda: plain(lambda m, x: (m.fc(m.body(x)), m.fc(m.body(x) / 2))[0]),
     "cosine module": lambda: plain(head=Cosine(), affine=False),
     "cosine of a parameter": bare_cosine,
     "log-softmax": lambda: plain(lambda m, x: m.fc(m.body(x)).log_softmax(dim=1)),
