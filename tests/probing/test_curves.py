@@ -442,7 +442,7 @@ def test_samples_must_come_first():
 
 
 def test_curves_are_made_of_their_columns():
-    moments = {"a": ClassMoments.from_samples(torch.eye(2), torch.arange(2), 2)}
+    moments = {"a": ClassMoments.from_samples(torch.eye(2), torch.arange(2), 2, scatter=False)}
     curves = LayerCurves(moments, (0.5,), (math.nan,), (0.0,), (0.0,), "train")
     assert (curves.layers, curves.dims) == (("a",), (2,))
     assert curves.records.unique("metric") == ["ncc.error", "cdnv", "nc1.ratio"]

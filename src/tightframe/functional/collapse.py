@@ -255,11 +255,12 @@ def nc3_alignment(
         weighting: see the module.
     """
     check_choice("statistic", statistic, ("mean", "variance", "dot_variance"))
+    if statistic == "dot_variance":
+        rows = rows_of_present(moments, weight)
+        return torch.linalg.vecdot(rows, moments.centered_means(weighting)).var() if len(rows) > 1 else undefined(rows)
     rows, means = _rows_and_means(moments, weight, weighting)
     if rows.shape[0] < 2:
         return undefined(rows)
-    if statistic == "dot_variance":
-        return torch.linalg.vecdot(rows, means).var()
     # One minus each cosine, as half the squared distance on the unit sphere: no digit is lost where cosines are near 1.
     gaps = (unit_rows(rows) - unit_rows(means)).square().sum(dim=1) / 2
     return gaps.mean() if statistic == "mean" else gaps.var()

@@ -19,6 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 from tightframe._checks import ArgumentError, DtypeError, Notice, as_labels
 
 LABEL_NAMES = ("labels", "label", "targets", "target", "y")
+ENDLESS = 10_000  # batches after which a loader may be one that never ends
 Forward = Callable[[nn.Module, Any], Any]
 
 
@@ -139,6 +140,13 @@ class Reading:
         for part in parts:
             _notice(part)
         self.owners = [owner for part in parts for owner in _owners(part)]
+        if self._combined and loader._mode == "max_size_cycle" and len(set(map(length_of, parts))) > 1:
+            warnings.warn(
+                "the loaders are measured as they are: side by side, where the shorter ones repeat samples; pass a "
+                "mapping of splits to measure each alone",
+                Notice,
+                stacklevel=2,
+            )
         self._kept = None if self._combined else _without_padding(loader)
 
     @property
@@ -148,18 +156,21 @@ class Reading:
 
     def __len__(self) -> int:
         """Return the number of batches, as far as it is known; 0 for a stream."""
-        try:
-            length = len(self.loader)
-        except (TypeError, RuntimeError):  # a stream, or a CombinedLoader that was never read
-            return self.max_batches or 0
-        return length if self.max_batches is None else min(length, self.max_batches)
+        length = None if self._combined else length_of(self.loader)  # a CombinedLoader that was not read has none
+        return (self.max_batches or 0) if length is None else min(length, self.max_batches or length)
 
     def batches(self, device: torch.device) -> Iterator[tuple[Any, int | None]]:
         """Yield batches on a device, and how many samples of each count: None for all."""
         left = self._kept
         for index, batch in enumerate(_copy(self.loader)):
-            if self.max_batches is not None and index >= self.max_batches:
+            if index == self.max_batches:
                 break
+            if index == ENDLESS and not len(self):
+                warnings.warn(
+                    f"a loader without length has yielded {ENDLESS} batches; if it never ends, pass max_batches",
+                    Notice,
+                    stacklevel=2,
+                )
             batch = batch[0] if self._combined else batch  # beside its number, and that of its loader
             batch = to_device(batch, device) if self.transfer is None else self.transfer(batch)
             for part in _parts(batch) if self._combined else [batch]:
@@ -251,6 +262,14 @@ def _without_padding(loader: Any) -> int | None:
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
         return None
     return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]  # it is sized
+
+
+def length_of(loader: Any) -> int | None:
+    """Return the number of batches of a loader, or None for a stream."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 def _notice(loader: Any) -> None:

@@ -114,6 +114,8 @@ class Engine:
             output: of the model.
         """
         labels = labels_of(labels, self.device)
+        if labels.ndim == 2 and labels.shape[1] == 1 and getattr(output, "ndim", 0) == 2:
+            labels = labels.squeeze(1)
         if labels.ndim > 1 and labels.shape == getattr(output, "shape", None):
             raise ShapeError(
                 f"labels must have shape (B,) = ({len(labels)},), got {tuple(labels.shape)}, that of the logits; pass "
@@ -190,7 +192,7 @@ class Engine:
     def rows_at(self, place: Place, logits: bool) -> list[registry.Row]:
         """Return the metrics that can be computed at a place, with logits or without."""
         have = {"means", "samples"} | ({"scatter"} if self.scatter else set()) | ({"logits"} if logits else set())
-        if place.layer != FEATURES:
+        if place.layer != FEATURES or self.watch is None:
             return registry.select(self._layer_rows, have)
         module = None if self.watch is None or self.watch.head is None else self.watch.head.module
         fixed = module is not None and not trains_matrix(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from tightframe.nn import Classifier
 from tightframe.probing.names import CONVOLUTIONS, is_dense, is_inside
 from tightframe.probing.probe import first_result, version
 
+ROUNDINGS = 4  # steps of the coarsest type by which equal logits may differ
 SMALLEST = -60.0  # logits below the largest of their row that a float32 probability still tells apart
 
 
@@ -85,11 +87,10 @@ class Head:
             return self.matrix
         module: Any = self.module
         found = _own_matrix(module)
+        if found is None and _sole_matrix(module):
+            found = module.weight.detach(), _bias_of(module)
         if found is None and isinstance(width := _width(module), int):
             found = _affine(module, width)
-        if found is None and isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim == 2:
-            bias = getattr(module, "bias", None)
-            found = module.weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
         if found is None:
             raise ArgumentError(
                 f"classifier {self.name!r} ({type(module).__name__}) is no affine map and has no weight (K, d); pass "
@@ -114,16 +115,20 @@ def decide(seen: list[Seen], logits: Tensor) -> Head:
     """
     check_finite(logits, "the model's output")
     fits: dict[str, tuple[Seen, str, bool]] = {}
+    gaps: dict[str, float] = {}
     misses: dict[str, float] = {}
     for item in seen:
         gap, reading, log = evidence(item, logits)
         fits.pop(item.name, None)  # the last time that it ran counts
         if gap <= 1:
             fits[item.name] = item, reading, log
+            gaps[item.name] = gap
         elif is_linear(item.module):
             misses[item.name] = gap
     known = [name for name, (item, *_) in fits.items() if is_linear(item.module)]
     known = known or [name for name, (item, *_) in fits.items() if _explained(item)]
+    # In half precision rounding hides a good deal, so what is equal comes first.
+    known = [name for name in known if not gaps[name]] or known
     innermost = [name for name in known if not any(is_inside(other, name) for other in known)]
     if not innermost:
         off = ", ".join(f"{name!r} is off by {gap:.2g}" for name, gap in list(misses.items())[-8:])
@@ -165,7 +170,7 @@ def evidence(item: Seen, logits: Tensor) -> tuple[float, str, bool]:
             else:
                 distance = _distances(value, target).amax().item()
             scale = max(value.abs().amax().item(), 1.0 if log else logits.abs().amax().item())
-            gap = distance / (8 * eps * scale) if distance else 0.0
+            gap = distance / (ROUNDINGS * eps * scale) if distance else 0.0
             best = min(best, (gap, "mean" if reading == "relu" else reading, log), key=lambda found: found[0])
     return best
 
@@ -200,8 +205,19 @@ def _own_matrix(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     if not plain and not isinstance(module, Classifier) and not isinstance(module, CONVOLUTIONS):
         return None
     weight: Any = module.weight
-    bias: Any = module.bias
-    return weight.detach().flatten(1), None if bias is None else bias.detach()
+    return weight.detach().flatten(1), _bias_of(module)
+
+
+def _sole_matrix(module: nn.Module) -> bool:
+    """Return whether a module has a weight ``(K, d)`` and no other matrix, as a head of cosines does."""
+    matrices = [p for p in (*module.parameters(), *module.buffers()) if p.ndim > 1]
+    weight = getattr(module, "weight", None)
+    return len(matrices) == 1 and matrices[0] is weight and weight.ndim == 2 and type(module).__name__ != "Conv1D"
+
+
+def _bias_of(module: nn.Module) -> Tensor | None:
+    bias = getattr(module, "bias", None)
+    return bias.detach() if isinstance(bias, Tensor) else None
 
 
 def _width(module: nn.Module) -> int | None:
@@ -220,8 +236,10 @@ def _width(module: nn.Module) -> int | None:
 def _affine(module: nn.Module, width: int, given: Tensor | None = None) -> tuple[Tensor, Tensor | None] | None:
     """Return the matrix and the offset of an affine map of vectors, found by calling it; None if it is none."""
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    basis = torch.eye(width, device=like.device, dtype=like.dtype)
     try:
+        if torch.finfo(like.dtype).bits < 32:  # whose rounding hides what is not affine
+            module, like = copy.deepcopy(module).float(), like.float()
+        basis = torch.eye(width, device=like.device, dtype=like.dtype)
         bias = first_result(module(basis[:1] * 0))[0]
         weight = first_result(module(basis)) - bias
         trial = basis.cumsum(dim=1).flip(0)[:8] / 3 if given is None else given.to(basis)
@@ -245,7 +263,7 @@ def _explained(item: Seen) -> bool:
         gave = item.gave.double()
         scale = (cosines * gave).sum() / cosines.square().sum()
         eps = torch.finfo(item.gave.dtype).eps
-        if (gave - scale * cosines).abs().amax() <= 1e2 * eps * gave.abs().amax():
+        if (gave - scale * cosines).abs().amax() <= 8 * eps * gave.abs().amax():
             return True
     return given.ndim == 2 and _affine(item.module, given.shape[1], given) is not None
 

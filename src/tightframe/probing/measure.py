@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, Notice, check_choice
+from tightframe._checks import ArgumentError, Notice, as_labels, as_tensor, check_choice
 from tightframe.functional import ClassMoments
 from tightframe.probing.batches import Forward
 from tightframe.probing.engine import OWN, Engine
@@ -60,7 +63,7 @@ def measure(
 
     Args:
         model: module that maps inputs to logits ``(B, K)``; or features ``(N, d)``, with their labels ``(N,)`` as
-            ``data`` and ``classifier=(weight, bias)`` or False.
+            ``data``, and perhaps ``classifier=(weight, bias)``.
         data: loader of one split, or a mapping from the names of splits to loaders.
         classifier: dotted name of the classifier, the module, or ``(weight (K, d), bias (K,) or None)`` together with
             ``features``. None finds it by evidence: the module whose output, for what it was given, is the model's.
@@ -103,10 +106,14 @@ def measure(
         1.0
     """
     if not isinstance(model, nn.Module):
-        data = [(torch.as_tensor(model), torch.as_tensor(data))]
-        model, features = nn.Identity(), None if classifier is False else ""
-        num_classes = num_classes or (int(data[0][1].max()) + 1 if classifier is False else None)
-        layers, logits = ("",) if classifier is False else layers, logits
+        data = [(as_tensor(model, "model"), as_labels(data))]
+        model, features, classifier = nn.Sequential(OrderedDict({FEATURES: nn.Identity()})), FEATURES, classifier or None
+        if classifier is None:
+            layers, features, classifier = [FEATURES], None, False
+            num_classes = num_classes or int(data[0][1].max()) + 1
+        else:
+            weight, bias = (None if part is None else as_tensor(part, "classifier") for part in classifier)
+            logits = partial(F.linear, weight=weight, bias=bias)
     splits = dict(data) if isinstance(data, Mapping) else {split: data}
     engine = Engine(
         model,

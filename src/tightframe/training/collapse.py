@@ -19,10 +19,10 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 
-from tightframe._checks import check_choice, check_positive
+from tightframe._checks import ArgumentError, check_choice, check_positive
 from tightframe.functional import registry
 from tightframe.probing import FEATURES, Engine, Measured, record
-from tightframe.probing.batches import Reading, call
+from tightframe.probing.batches import Reading, call, length_of
 from tightframe.probing.measure import TRAIN
 from tightframe.probing.split import Looked
 from tightframe.records import Record, Records
@@ -99,6 +99,11 @@ class MeasuringCallback(Callback):
         """Return how a loader is read: of a limited one as many batches as the Trainer reads."""
         if size is not None and size != float("inf"):
             most = int(min(size, most or size))
+        elif most is None and trainer.max_epochs == -1 and length_of(loader) is None:
+            raise ArgumentError(
+                "max_batches must be given for a loader without length in a training without max_epochs, which may "
+                f"never end, got {type(loader).__name__}"
+            )
         elif not as_it_is:
             loader = evaluation_loader(loader, self.batch_size, trainer.global_rank, trainer.world_size)
         return Reading(loader, most, partial(_transfer, trainer, index))
