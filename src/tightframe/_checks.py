@@ -119,17 +119,18 @@ def as_tensor(values: Any, name: str) -> Tensor:
     Raises:
         DtypeError: if the values are no numbers in equal rows.
     """
-    import numpy as np
-    import torch
+    from torch import Tensor, from_numpy
 
-    if isinstance(values, torch.Tensor):
-        return values if type(values) is torch.Tensor else values.as_subclass(torch.Tensor)
+    if isinstance(values, Tensor):
+        return values if type(values) is Tensor else values.as_subclass(Tensor)
+    import numpy as np
+
     try:
         array = np.asarray(values)
         # torch takes neither foreign byte orders nor negative strides, and warns of what it may not write to.
         if not (array.flags.writeable and array.dtype.isnative and all(step >= 0 for step in array.strides)):
             array = array.astype(array.dtype.newbyteorder("="))
-        return torch.from_numpy(array)
+        return from_numpy(array)
     except (TypeError, ValueError) as error:
         seen = f"{type(values).__name__} ({error})"
         raise DtypeError(
@@ -145,11 +146,12 @@ def as_labels(labels: Any, name: str = "labels") -> Tensor:
     import torch
 
     labels = as_tensor(labels, name)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    dtype = labels.dtype
+    if dtype == torch.int64 or dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
         return labels
     wide = labels.long()
     # A label beyond int64 would turn negative, and might become the one to ignore.
-    return wide.where(wide >= 0, torch.iinfo(torch.int64).max) if labels.dtype == torch.uint64 else wide
+    return wide.where(wide >= 0, torch.iinfo(torch.int64).max) if dtype == torch.uint64 else wide
 
 
 def check_features(features: Tensor, dim: int | None = None, name: str = "features") -> None:
@@ -198,14 +200,13 @@ def check_labels(labels: Tensor, features: Tensor, name: str = "labels") -> None
     import torch
     from torch import Tensor
 
-    by_class = f"{name}.argmax(dim=1)"
     integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
     if not isinstance(labels, Tensor) or labels.dtype not in integers:
         seen = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        fix = f"convert to int64 if they are whole numbers, or take {by_class} of one-hot or soft labels"
+        fix = f"convert to int64 if they are whole numbers, or take {name}.argmax(dim=1) of one-hot or soft labels"
         raise DtypeError(f"{name} must be an integer tensor, got {seen}; {fix}")
     if labels.ndim != 1 or labels.shape[0] != features.shape[0]:
-        fix = f"; take {by_class} of one-hot or soft labels" if labels.ndim == 2 else ""
+        fix = f"; take {name}.argmax(dim=1) of one-hot or soft labels" if labels.ndim == 2 else ""
         raise ShapeError(f"{name} must have shape (B,) = ({features.shape[0]},), got {tuple(labels.shape)}{fix}")
     if labels.device != features.device:
         raise DeviceError(f"{name} are on {labels.device} and features on {features.device}; move one with .to(device)")

@@ -196,7 +196,7 @@ def pair_sq_distances(points: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]
             block[i, j] = (points[start + i] - points[start + j]).square_().sum(dim=1)
         if len(rows) > 1:
             i, j = torch.triu_indices(len(rows), len(rows), 1, device=points.device)
-            yield rows[i], rows[j], block[i, j]
+            yield start + i, start + j, block[i, j]
         if len(rest):
             yield rows.unsqueeze(1), rest, block[:, len(rows) :]
 

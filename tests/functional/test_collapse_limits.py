@@ -219,6 +219,33 @@ def test_a_bias_of_another_shape_is_refused(shape):
         bias_collapse(collapsed().moments(), draw(4, 6), torch.ones(shape))
 
 
+def test_metrics_follow_the_moments_however_they_change():
+    problem = RANDOM["imbalanced"]()
+    parts = list(zip(problem.features.split(9), problem.labels.split(9), strict=True))
+    moments, fresh = (ClassMoments(4, 9, scatter=True) for _ in range(2))
+    twin = ClassMoments(4, 9, scatter=True, packed=moments.packed)
+
+    def update_without_gradients(h, y):
+        with torch.inference_mode():
+            moments.update(h, y)
+
+    changes = [
+        moments.update,
+        twin.update,
+        update_without_gradients,
+        lambda h, y: moments.merge(ClassMoments.from_samples(h, y, 4)),
+    ]
+    for i, (h, y) in enumerate(parts):
+        changes[i % 4](h, y)
+        fresh.update(h, y)
+        for metric in (nc1, vci, between_class_rank):
+            alone = ClassMoments(4, 9, scatter=True, packed=fresh.packed.clone())
+            assert metric(moments).item() == pytest.approx(metric(alone).item(), rel=1e-10, nan_ok=True)
+    with torch.inference_mode():
+        inference = problem.moments()
+        assert nc1(inference).item() == pytest.approx(nc1(moments).item(), rel=1e-10)
+
+
 # ---------------------------------------------------------------- laws
 
 CLASSES = st.integers(2, 6)

@@ -11,7 +11,7 @@ Conventions of every function here and in :mod:`tightframe.functional.geometry`:
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -86,22 +86,24 @@ def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Te
     return singular_values.new_tensor(float(singular_values.numel()))
 
 
-SHARED: ContextVar[dict[str, tuple[Tensor, Tensor]] | None] = ContextVar("SHARED", default=None)
-"""Decompositions by weighting while several metrics of the same moments are computed, which then share them."""
+_last_svd: WeakKeyDictionary[ClassMoments, tuple[tuple[str, int], tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
 
 def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
-    shared = SHARED.get()
-    if shared is None:
-        return _decompose(moments, weighting)
-    if weighting not in shared:
-        shared[weighting] = _decompose(moments, weighting)
-    return shared[weighting]
+    """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means.
 
-
-def _decompose(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
-    """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means."""
+    Several metrics of one state need them, so the last are kept until the moments change.
+    """
     centered, means = moments.centered_means(weighting), moments.mean[moments.present]
+    if moments.packed.is_inference():  # changes of such a tensor are not counted
+        return _counted_svd(moments, centered, means)
+    state = weighting, moments.packed._version
+    if state != _last_svd.get(moments, (None,))[0]:
+        _last_svd[moments] = state, _counted_svd(moments, centered, means)
+    return _last_svd[moments][1]
+
+
+def _counted_svd(moments: ClassMoments, centered: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
     _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
     # What the means carry of rounding: of their own size, and of the deviations that were summed for them.
     size = torch.linalg.matrix_norm(means) + moments.trace.sum().sqrt()

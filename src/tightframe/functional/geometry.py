@@ -192,22 +192,21 @@ def distance_from_simplex(left: Tensor, right: Tensor) -> Tensor:
         return undefined(left)
     # The products are a multiple of the ETF's, and what is at right angles to that.
     root = (num_classes - 1) ** 0.5
-    along = (left.flatten() @ right.flatten() - left.sum(dim=0) @ right.sum(dim=0) / num_classes) / root
-    square = None
+    along = (left.flatten() @ right.flatten() - left.sum(dim=0) @ right.sum(dim=0) / num_classes).item() / root
+    rest = None
     if num_classes > dim + 1:  # of too low a rank for an ETF, so that this difference keeps its digits
         of_left, of_right = left.T @ left, right.T @ right
         total = (of_left * of_right).sum()
         if total > 1e-6 * torch.linalg.matrix_norm(of_left) * torch.linalg.matrix_norm(of_right):
-            square = total - along.square()
-    if square is None:
-        parts = []
+            rest = math.sqrt(total.item() - along**2)
+    if rest is None:
+        rest = 0.0
         for start in range(0, num_classes, height := max(1, BLOCK // num_classes)):
             block = (left[start : start + height] @ right.T).add_(along / (num_classes * root))
             block.diagonal(start).sub_(along / root)
-            parts.append(torch.linalg.vector_norm(block).square())
-        square = torch.stack(parts).sum()
-    norm = torch.hypot(along, square.sqrt())
-    return torch.hypot(along / norm - 1, square.sqrt() / norm)
+            rest = math.hypot(rest, torch.linalg.vector_norm(block).item())
+    norm = math.hypot(along, rest)
+    return left.new_tensor(math.hypot(along / norm - 1, rest / norm)) if norm else undefined(left)
 
 
 def undefined(like: Tensor) -> Tensor:

@@ -88,8 +88,8 @@ class ClassMoments:
         self.num_classes = num_classes
         self.dim = dim
         self.packed = packed
-        # The layout of `packed`: two counters of bad samples, whether the sums hold anything, the coarsest precision,
-        # counts, sums of squares, references, sums, products.
+        # The layout of `packed`: two counters of bad samples; the coarsest precision of what the sums hold, 0 if they
+        # hold nothing, and of what was folded in before; counts, sums of squares, references, sums, products.
         parts = [2, 1, 1, num_classes, num_classes, num_classes * dim, num_classes * dim, dim * dim if scatter else 0]
         self._bad, self._pending, self._eps, self._count, self._squares, reference, sums, products = packed.split(parts)
         self._reference = reference.view(num_classes, dim)
@@ -129,7 +129,7 @@ class ClassMoments:
     @property
     def eps(self) -> Tensor:
         """Machine epsilon of the coarsest floating-point type of the features ``()``; 0 before the first sample."""
-        return self._eps.squeeze()
+        return self._settle()._eps.squeeze()
 
     @property
     def count(self) -> Tensor:
@@ -276,8 +276,7 @@ class ClassMoments:
         self._count.index_add_(0, labels, weight)
         if self._products is not None:
             _add_products(self._products, delta)
-        self._pending.fill_(1)
-        self._eps.clamp_(min=torch.finfo(dtype).eps)
+        self._pending.clamp_(min=torch.finfo(dtype).eps)
 
     def _settle(self) -> ClassMoments:
         """Fold the sums into the references, so that these are the means and the squares are centred."""
@@ -293,6 +292,7 @@ class ClassMoments:
                 self._products[start:, block] = self._products[block, start:].T
         self._reference.addcdiv_(self._sum, count.unsqueeze(1))
         self._sum.zero_()
+        self._eps.clamp_(min=self._pending)
         self._pending.zero_()
         return self
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from tightframe._checks import ArgumentError
-from tightframe.functional.collapse import SHARED, rows_of_present
+from tightframe.functional.collapse import rows_of_present
 from tightframe.functional.moments import ClassMoments
 from tightframe.functional.rows import BOTH, METRICS, SUFFIXES, Metric
 
@@ -181,14 +181,7 @@ def evaluate(
     Returns:
         From the id of the row to a 0-d float64 tensor.
     """
-    token = SHARED.set({})
-    try:
-        return _evaluate(rows, {"means": moments, "weight": weight, "bias": bias, "frame": frame})
-    finally:
-        SHARED.reset(token)
-
-
-def _evaluate(rows: Iterable[Row], given: Mapping[str, Any]) -> dict[str, Tensor]:
+    given: Mapping[str, Any] = {"means": moments, "weight": weight, "bias": bias, "frame": frame}
     present: list[Any] = []  # rows of the present classes, once they are needed
     several: dict[Any, Mapping[str, Tensor]] = {}  # values by function, of those that return more than one
     values: dict[str, Tensor] = {}
