@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import threadpoolctl
 import torch
 
 import tightframe
@@ -141,11 +142,13 @@ def one_thread() -> None:
 
 
 def environment() -> str:
-    """Return versions and machine in one line."""
+    """Return versions, machine and the threads that each library would use in one line."""
+    pools = sorted({(pool["internal_api"], pool["num_threads"]) for pool in threadpoolctl.threadpool_info()})
     return (
         f"tightframe {tightframe.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), "
-        f"{torch.get_num_threads()} thread of {os.cpu_count()} cores"
+        f"{os.cpu_count()} cores, threads: torch {torch.get_num_threads()}, "
+        + ", ".join(f"{library} {threads}" for library, threads in pools)
     )
 
 

@@ -1,6 +1,10 @@
 """The benchmarks run, and what they compare is the same thing; their speed is not looked at here."""
 
 import importlib
+import math
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from benchmarks import (
     etf_transformer,
     hierarchical_frame,
     layer_probing,
+    measure,
     moments,
     nc1_accuracy,
     nc1_time,
@@ -23,7 +28,7 @@ from benchmarks import (
     ufm_solve,
     ufm_thresholds,
 )
-from benchmarks.__main__ import NAMES
+from benchmarks.__main__ import NAMES, speedup, times
 from benchmarks._timing import Race, Row
 
 from tests.problems import isotropic
@@ -48,7 +53,7 @@ def test_every_benchmark_is_run_by_the_command():
     [
         *(nc1_accuracy, moments, nc1_time, etf_linear, etf_logits, callback),
         *(nearest_step, hierarchical_frame, cosine_gram, layer_probing, etf_transformer),
-        *(ufm_solve, ufm_thresholds),
+        *(ufm_solve, ufm_thresholds, measure),
     ],
     ids=lambda m: m.__name__,
 )
@@ -157,6 +162,25 @@ def test_a_race_warms_up_and_alternates(monkeypatch):
     result = _timing.race(lambda: called.append("a"), lambda: called.append("b"), rounds=3)
     assert "".join(called) == "aabb" + "ab" * 3
     assert len(result.ours) == len(result.peer) == 3
+
+
+def test_two_checkouts_are_compared_row_by_row(capsys):
+    found = []
+    for units in ((1.0, 0.02, 5e-5), (4.0, 0.01, 2e-4)):
+        rows = [Race((t,), (1.0,)).faster(f"row {i}") for i, t in enumerate(units)]
+        _timing.report("title", [*rows, Row("a size", "3 MiB", "4 MiB", "-")])
+        found.append(times(capsys.readouterr().out))
+    assert found[0] == pytest.approx({"row 0": 1.0, "row 1": 0.02, "row 2": 5e-5})
+    assert speedup(*found) == pytest.approx((1 / 4 * 2 * 1 / 4) ** (1 / 3))
+    assert math.isnan(speedup({"a": 1.0}, {"b": 1.0}))
+
+
+def test_both_sides_use_one_thread():
+    code = "from benchmarks import nearest_solve, _timing; _timing.one_thread(); print(_timing.environment())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    threads = re.findall(r" (\w+) (\d+)(?=[,\n])", found.partition("threads:")[2])
+    assert {"torch", "openmp"} < dict(threads).keys()
+    assert set(dict(threads).values()) == {"1"}
 
 
 def test_seconds_average_over_calls():

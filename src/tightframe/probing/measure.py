@@ -107,13 +107,16 @@ def measure(
     """
     if not isinstance(model, nn.Module):
         data = [(as_tensor(model, "model"), as_labels(data))]
-        model, features, classifier = nn.Sequential(OrderedDict({FEATURES: nn.Identity()})), FEATURES, classifier or None
+        model, features, classifier = (
+            nn.Sequential(OrderedDict({FEATURES: nn.Identity()})),
+            FEATURES,
+            classifier or None,
+        )
         if classifier is None:
             layers, features, classifier = [FEATURES], None, False
             num_classes = num_classes or int(data[0][1].max()) + 1
         else:
-            weight, bias = (None if part is None else as_tensor(part, "classifier") for part in classifier)
-            logits = partial(F.linear, weight=weight, bias=bias)
+            logits = partial(_logits, classifier)
     splits = dict(data) if isinstance(data, Mapping) else {split: data}
     engine = Engine(
         model,
@@ -138,6 +141,11 @@ def measure(
     for measured in engine.measure(splits, reference_of(reference, list(splits))):
         record(records, measured, run=run, seed=seed, epoch=epoch, step=step)
     return records
+
+
+def _logits(classifier: Any, features: Tensor) -> Tensor:
+    weight, bias = (None if part is None else as_tensor(part, "classifier").to(features) for part in classifier)
+    return F.linear(features, weight, bias)  # type: ignore[arg-type]  # the engine refuses a classifier without one
 
 
 def record(records: Records, measured: Measured, **columns: Any) -> None:
