@@ -181,6 +181,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def channels_last(module: nn.Module, value: Tensor) -> Tensor:
+    """Return what a module was given, or gave, with the features as the last dimension."""
     return value.movedim(1, -1) if isinstance(module, CONVOLUTIONS) and value.ndim > 2 else value
 
 

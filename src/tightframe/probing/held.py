@@ -62,7 +62,7 @@ class Held:
             if self._end + _size(batch) > self._disk:
                 raise OSError(f"they take more than spill_bytes={self._disk}")
             if self._file is None:
-                self._file = tempfile.TemporaryFile()
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115  # it is closed with what it holds
             places = {}
             for name, tensor in batch.items():
                 places[name] = self._end, tensor.dtype, tensor.shape

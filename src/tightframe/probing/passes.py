@@ -82,8 +82,8 @@ def logits_of(output: Any, wanted: Logits | None = None) -> Tensor:
     if not isinstance(found, Tensor) or found.ndim < 2 or not found.is_floating_point():
         seen = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
         raise ShapeError(
-            f"the model's output must be logits (B, K), got {seen}; pass logits=, the key, index or function that finds "
-            "them in the output"
+            f"the model's output must be logits (B, K), got {seen}; pass logits=, the key, index or function that "
+            "finds them in the output"
         )
     return found.detach()
 
