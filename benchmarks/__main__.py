@@ -51,7 +51,12 @@ def in_checkout(name: str, checkout: Path) -> dict[str, float]:
 
 
 def compare(name: str, old: Path, rounds: int) -> str:
-    ratios = sorted(speedup(in_checkout(name, old), in_checkout(name, ROOT)) for _ in range(rounds))
+    ratios = []
+    for turn in range(rounds):
+        order = (old, ROOT) if turn % 2 else (ROOT, old)
+        found = {checkout: in_checkout(name, checkout) for checkout in order}
+        ratios.append(speedup(found[old], found[ROOT]))
+    ratios.sort()
     return f"{name}: {statistics.median(ratios):.2f}x as fast [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
 
 
