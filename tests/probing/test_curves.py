@@ -362,7 +362,12 @@ def test_a_compiled_model_is_probed_right_or_refused(first):
         ([], {}, EmptyDataError, "at least one"),
         (batches(labels=LABELS + 1), {}, LabelError, r"0\.\.2"),
         (batches(inputs=INPUTS * torch.nan), {}, NonFiniteError, "finite"),
-        ([(INPUTS, LABELS.tolist())], {}, DtypeError, "labels must be an integer tensor, got list"),
+        (
+            [(INPUTS, ["a"] * len(LABELS))],
+            {},
+            DtypeError,
+            "labels must be a tensor, a numpy array or a list .* got list",
+        ),
         ([(INPUTS, LABELS.float())], {}, DtypeError, "got torch.float32"),
         ([(INPUTS, nn.functional.one_hot(LABELS))], {}, ShapeError, "labels must have shape"),
         (batches(), {"layers": ["7"]}, ArgumentError, "got '7'"),
@@ -415,7 +420,7 @@ def test_samples_must_come_first():
 
 
 def test_curves_are_made_of_their_columns():
-    moments = {"a": ClassMoments.from_samples(torch.eye(2), torch.arange(2), 2)}
+    moments = {"a": ClassMoments.from_samples(torch.eye(2), torch.arange(2), 2, scatter=False)}
     curves = LayerCurves(moments, (0.5,), (math.nan,), (0.0,), (0.0,), "train")
     assert (curves.layers, curves.dims) == (("a",), (2,))
     assert curves.records.unique("metric") == ["ncc.error", "cdnv", "nc1.ratio"]

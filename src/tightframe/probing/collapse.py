@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tightframe import functional as F
-from tightframe._checks import EmptyDataError, as_labels
+from tightframe._checks import EmptyDataError
 from tightframe.functional import ClassMoments
 from tightframe.nn import Classifier
 from tightframe.probing.classifier import find_classifier, num_outputs
@@ -97,7 +97,7 @@ def gather(
         if isinstance(classifier, Classifier):
             features[last] = classifier.prepare(features[last])
         update(moments, features, labels, num_classes, scatter=scatter, ignore_index=ignore_index)
-        wanted = None if ignore_index is None else as_labels(labels) != ignore_index
+        wanted = None if ignore_index is None else labels != ignore_index
         h = features.pop(last)
         if held.complete:
             held.add({last: h}, labels, logits_of(output, num_classes).float(), wanted)

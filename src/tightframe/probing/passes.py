@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, ShapeError
+from tightframe._checks import ArgumentError, ShapeError, as_labels
 from tightframe.functional import ClassMoments
 from tightframe.probing.probe import Probe
 
@@ -42,7 +42,7 @@ def run(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with evaluating(model), torch.no_grad(), probe:
         for batch in batches:
-            inputs, labels = _to(batch[0], device), _to(batch[1], device)
+            inputs, labels = _to(batch[0], device), as_labels(batch[1]).to(device, non_blocking=True)
             if mask_of is not None:
                 mask = mask_of(batch)
                 if not bool((mask != 0).any(dim=-1).all()):
