@@ -78,6 +78,8 @@ OF_VECTORS = {
         lambda M: gnc2(M, "log", "variance"),
         lambda M: np.log(1 / pair_distances(M)).var(),
     ),
+    "distance": (lambda M: gnc2(M, "distance"), lambda M: pair_distances(M).mean()),
+    "distance, variance": (lambda M: gnc2(M, "distance", "variance"), lambda M: pair_distances(M).var()),
     "riesz energy": (
         lambda M: gnc2(M, "riesz"),
         lambda M: np.log((pair_distances(M) ** -float(M.shape[1] - 2)).mean()),

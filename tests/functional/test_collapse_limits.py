@@ -150,7 +150,7 @@ def test_unknown_choices():
     for metric in (nc3_distance, nc3_gram, nc3_alignment, bias_collapse):
         with pytest.raises(ArgumentError, match="weighting must be one of"):
             metric(moments, W, weighting="batch")
-    with pytest.raises(ArgumentError, match="kernel must be one of 'log', 'riesz', got 'gauss'"):
+    with pytest.raises(ArgumentError, match="kernel must be one of"):
         gnc2(W, "gauss")
     with pytest.raises(ArgumentError, match="statistic must be one of"):
         gnc2(W, "log", "median")
@@ -217,33 +217,6 @@ def test_weights_come_in_arrays_lists_and_parameters(convert):
 def test_a_bias_of_another_shape_is_refused(shape):
     with pytest.raises(ShapeError, match="bias"):
         bias_collapse(collapsed().moments(), draw(4, 6), torch.ones(shape))
-
-
-def test_metrics_follow_the_moments_however_they_change():
-    problem = RANDOM["imbalanced"]()
-    parts = list(zip(problem.features.split(9), problem.labels.split(9), strict=True))
-    moments, fresh = (ClassMoments(4, 9, scatter=True) for _ in range(2))
-    twin = ClassMoments(4, 9, scatter=True, packed=moments.packed)
-
-    def update_without_gradients(h, y):
-        with torch.inference_mode():
-            moments.update(h, y)
-
-    changes = [
-        moments.update,
-        twin.update,
-        update_without_gradients,
-        lambda h, y: moments.merge(ClassMoments.from_samples(h, y, 4)),
-    ]
-    for i, (h, y) in enumerate(parts):
-        changes[i % 4](h, y)
-        fresh.update(h, y)
-        for metric in (nc1, vci, between_class_rank):
-            alone = ClassMoments(4, 9, scatter=True, packed=fresh.packed.clone())
-            assert metric(moments).item() == pytest.approx(metric(alone).item(), rel=1e-10, nan_ok=True)
-    with torch.inference_mode():
-        inference = problem.moments()
-        assert nc1(inference).item() == pytest.approx(nc1(moments).item(), rel=1e-10)
 
 
 # ---------------------------------------------------------------- laws

@@ -11,7 +11,7 @@ Conventions of every function here and in :mod:`tightframe.functional.geometry`:
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -86,24 +86,22 @@ def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Te
     return singular_values.new_tensor(float(singular_values.numel()))
 
 
-_last_svd: WeakKeyDictionary[ClassMoments, tuple[tuple[str, int], tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+SHARED: ContextVar[dict[str, tuple[Tensor, Tensor]] | None] = ContextVar("SHARED", default=None)
+"""Decompositions by weighting while several metrics of the same moments are computed, which then share them."""
 
 
 def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
-    """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means.
+    shared = SHARED.get()
+    if shared is None:
+        return _decompose(moments, weighting)
+    if weighting not in shared:
+        shared[weighting] = _decompose(moments, weighting)
+    return shared[weighting]
 
-    Several metrics of one state need them, so the last are kept until the moments change.
-    """
+
+def _decompose(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
+    """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means."""
     centered, means = moments.centered_means(weighting), moments.mean[moments.present]
-    if moments.packed.is_inference():  # changes of such a tensor are not counted
-        return _counted_svd(moments, centered, means)
-    state = weighting, moments.packed._version
-    if state != _last_svd.get(moments, (None,))[0]:
-        _last_svd[moments] = state, _counted_svd(moments, centered, means)
-    return _last_svd[moments][1]
-
-
-def _counted_svd(moments: ClassMoments, centered: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
     _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
     # What the means carry of rounding: of their own size, and of the deviations that were summed for them.
     size = torch.linalg.matrix_norm(means) + moments.trace.sum().sqrt()
@@ -252,13 +250,16 @@ def nc3_alignment(
         moments: of the classifier's input.
         weight: ``(K, d)`` rows of the classifier.
         statistic: ``"mean"``: 1 minus the mean cosine (GNC3, Jiang et al. 2024), in [0, 2] and 0 at collapse;
-            ``"variance"``: their sample variance ("uniform duality", Wu & Papyan 2024).
+            ``"variance"``: their sample variance; ``"dot_variance"``: that of the dot products, neither row nor mean
+            normalised ("uniform duality", Wu & Papyan 2024).
         weighting: see the module.
     """
-    check_choice("statistic", statistic, ("mean", "variance"))
+    check_choice("statistic", statistic, ("mean", "variance", "dot_variance"))
     rows, means = _rows_and_means(moments, weight, weighting)
     if rows.shape[0] < 2:
         return undefined(rows)
+    if statistic == "dot_variance":
+        return torch.linalg.vecdot(rows, means).var()
     # One minus each cosine, as half the squared distance on the unit sphere: no digit is lost where cosines are near 1.
     gaps = (unit_rows(rows) - unit_rows(means)).square().sum(dim=1) / 2
     return gaps.mean() if statistic == "mean" else gaps.var()
@@ -274,8 +275,7 @@ def bias_collapse(
     bias = None if bias is None else as_tensor(bias, "bias")
     if bias is not None and bias.shape != (moments.num_classes,):
         raise ShapeError(f"bias must have shape (K,) = ({moments.num_classes},), got {tuple(bias.shape)}")
-    check_choice("weighting", weighting, ("class", "sample"))
-    rows = rows_of_present(moments, weight)
+    rows, _ = _rows_and_means(moments, weight, weighting)
     if rows.shape[0] < 2:
         return undefined(rows)
     logits = rows @ moments.global_mean(weighting)
@@ -304,11 +304,10 @@ def nc5(moments: ClassMoments, outlier_mean: Tensor) -> Tensor:
 
 
 def _rows_and_means(moments: ClassMoments, weight: Tensor, weighting: str) -> tuple[Tensor, Tensor]:
-    """Return the classifier's rows and the centred means of the present classes, both ``(K', d)``, scaled near 1."""
+    """Return the classifier's rows and the centred means of the present classes, both ``(K', d)``."""
     check_choice("weighting", weighting, ("class", "sample"))
     rows = rows_of_present(moments, weight)
-    means = moments.centered_means(weighting) if rows.shape[0] else rows
-    return rows * scale_to_one(rows), means * scale_to_one(means)
+    return rows, moments.centered_means(weighting) if rows.shape[0] else moments.mean[:0]
 
 
 def rows_of_present(moments: ClassMoments, weight: Tensor, name: str = "weight") -> Tensor:

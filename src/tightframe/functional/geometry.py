@@ -70,7 +70,7 @@ def nc2_gram(vectors: ClassMoments | Tensor) -> Tensor:
     Returns:
         A number in [0, 2]; 0 for a simplex ETF of any scale; nan if all vectors are zero.
     """
-    matrix = _scaled(vectors)
+    matrix = matrix_of(vectors)
     return distance_from_simplex(matrix, matrix)
 
 
@@ -117,23 +117,26 @@ def nc2_min_separation(vectors: ClassMoments | Tensor) -> Tensor:
 def gnc2(vectors: ClassMoments | Tensor, kernel: str = "log", statistic: str = "mean") -> Tensor:
     r"""Hyperspherical energy of the class directions (Liu et al. 2023; Wu & Papyan 2024).
 
-    Over pairs at distance :math:`\rho` on the unit sphere, the kernel is :math:`\log(1/\rho)` (``"log"``) or
-    :math:`\rho^{-(d-2)}` (``"riesz"``). The Riesz energy leaves the range of floating point at a few hundred
-    dimensions, so its *logarithm* is returned, computed in log space.
+    Over pairs at distance :math:`\rho` on the unit sphere, the kernel is :math:`\log(1/\rho)` (``"log"``),
+    :math:`\rho` (``"distance"``) or :math:`\rho^{-(d-2)}` (``"riesz"``). The Riesz energy leaves the range of floating
+    point at a few hundred dimensions, so its *logarithm* is returned, computed in log space.
 
     Args:
         vectors: moments or ``(K, d)``.
-        kernel: ``"log"`` or ``"riesz"``.
+        kernel: ``"log"``, ``"distance"`` or ``"riesz"``.
         statistic: ``"mean"`` or ``"variance"`` over pairs (population); for Riesz the logarithm of either.
 
     Returns:
-        A number; infinite if two directions coincide, nan if a vector is zero.
+        A number; nan if a vector is zero; infinite, but for ``"distance"``, if two directions coincide.
     """
-    check_choice("kernel", kernel, ("log", "riesz"))
+    check_choice("kernel", kernel, ("log", "distance", "riesz"))
     check_choice("statistic", statistic, ("mean", "variance"))
     directions = unit_rows(_scaled(vectors))
     if len(directions) < 2 or bool(directions.isnan().any()):
         return undefined(directions)
+    if kernel == "distance":
+        distances = (squares.sqrt() for _, _, squares in pair_sq_distances(directions))
+        return pooled_var_mean(distances)[statistic == "mean"]
     exponent = 1 if kernel == "log" else directions.shape[1] - 2
     energies = (squares.log().mul_(-exponent / 2) for _, _, squares in pair_sq_distances(directions))
     if kernel == "log":
@@ -179,15 +182,11 @@ def _least_square(directions: Tensor) -> Tensor:
 
 
 def distance_from_simplex(left: Tensor, right: Tensor) -> Tensor:
-    """Return the distance of the normalised products ``left @ right.T (K, K)`` from the simplex ETF's.
-
-    Args:
-        left: ``(K, d)``, whose largest entry is near 1.
-        right: the same.
-    """
+    """Return the distance of the normalised products ``left @ right.T (K, K)`` of vectors from the simplex ETF's."""
     num_classes, dim = left.shape
     if num_classes < 2:
         return undefined(left)
+    left, right = left * scale_to_one(left), right * scale_to_one(right)
     # The products are a multiple of the ETF's, and what is at right angles to that.
     root = (num_classes - 1) ** 0.5
     along = (left.flatten() @ right.flatten() - left.sum(dim=0) @ right.sum(dim=0) / num_classes).item() / root
