@@ -4,8 +4,9 @@ from torch import nn
 
 from tests.probing.material import INPUTS, K, hooks_of, inputs_of, network
 from tightframe._checks import ArgumentError
-from tightframe.nn import NormalizedLinear, SimplexETFClassifier
-from tightframe.probing import Probe, find_classifier, num_outputs
+from tightframe.nn import SimplexETFClassifier
+from tightframe.probing import Probe, find_classifier
+from tightframe.surgery import replace_classifier
 
 # --- the classifier ---
 
@@ -26,11 +27,23 @@ def test_no_classifier():
         find_classifier(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()))
 
 
-def test_number_of_outputs():
-    assert num_outputs(nn.Linear(4, 7)) == 7
-    assert num_outputs(NormalizedLinear(4, 7)) == 7
-    with pytest.raises(ArgumentError, match="ReLU has no integer out_features"):
-        num_outputs(nn.ReLU())
+def test_with_inputs_the_classifier_is_what_gives_the_output():
+    class Exits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.exit = nn.Linear(4, 5), nn.Linear(5, K), nn.Linear(5, K)
+
+        def forward(self, inputs):
+            h = self.body(inputs)
+            self.exit(h)
+            return self.head(h)
+
+    model = Exits()
+    assert find_classifier(model) == "exit"
+    assert find_classifier(model, INPUTS) == "head"
+    old, head = replace_classifier(model, nn.Linear(5, 2), INPUTS), model.head
+    assert old.out_features == K
+    assert head.out_features == 2
 
 
 # --- Probe ---

@@ -1,6 +1,6 @@
 """Look inside a model while it runs: tap its layers, measure collapse in one pass, find its effective depth."""
 
-from tightframe.probing.classifier import find_classifier, num_outputs
+from tightframe.probing.classifier import find_classifier
 from tightframe.probing.curves import LayerCurves, probe_layers
 from tightframe.probing.depth import effective_depth
 from tightframe.probing.engine import Engine
@@ -21,7 +21,6 @@ __all__ = [
     "linear_maps",
     "match_layers",
     "measure",
-    "num_outputs",
     "probe_layers",
     "record",
     "watch",

@@ -211,15 +211,3 @@ def find_classifier(model: nn.Module, inputs: Any = None) -> str:
     if not found:
         raise ArgumentError("model has neither a tightframe classifier nor an nn.Linear; name the layer to measure")
     return found[-1]
-
-
-def num_outputs(classifier: nn.Module) -> int:
-    """Return K of a classifier, its ``out_features``.
-
-    Raises:
-        ArgumentError: if it has none.
-    """
-    size = getattr(classifier, "out_features", None)
-    if not isinstance(size, int):
-        raise ArgumentError(f"{type(classifier).__name__} has no integer out_features; pass num_classes=K")
-    return size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -90,7 +91,6 @@ class Engine:
         self.on_batch = on_batch
         self._logits = logits
         self._rows, self._layer_rows = rows, layer_rows
-        self._tensors = [*model.parameters(), *model.buffers()][:1]
         self.watch = None if classifier is False else HeadWatch(model, classifier, features)
         self.tap = tap
         self.probe = None if layers is not None and not layers else Probe(model, layers, tap=tap, pooling=pooling)
@@ -98,7 +98,8 @@ class Engine:
     @property
     def device(self) -> torch.device:
         """Device of the model."""
-        return self._tensors[0].device if self._tensors else torch.device("cpu")
+        first = next(itertools.chain(self.model.parameters(), self.model.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -11,7 +13,7 @@ from tightframe.probing import find_classifier
 from tightframe.surgery._modules import refuse_wrapped
 
 
-def replace_classifier(model: nn.Module, classifier: nn.Module) -> nn.Module:
+def replace_classifier(model: nn.Module, classifier: nn.Module, inputs: Any = None) -> nn.Module:
     """Put another classifier in the place of the model's own, which is returned.
 
     The place is what :func:`tightframe.find_classifier` finds, under every name that it has. The new one gets the
@@ -20,6 +22,7 @@ def replace_classifier(model: nn.Module, classifier: nn.Module) -> nn.Module:
     Args:
         model: any module, changed in place. An optimiser of it knows the old parameters: build it afterwards.
         classifier: maps features of the same width to logits; the number of classes may be another.
+        inputs: batch of inputs by which :func:`tightframe.find_classifier` finds the place for sure.
 
     Raises:
         ArgumentError: if the model has no classifier, is one, or is wrapped.
@@ -33,7 +36,7 @@ def replace_classifier(model: nn.Module, classifier: nn.Module) -> nn.Module:
         >>> model(torch.ones(2, 4)).shape
         torch.Size([2, 5])
     """
-    name = find_classifier(model)
+    name = find_classifier(model, inputs)
     if not name:
         raise ArgumentError(f"model is itself the classifier to replace, a {type(model).__name__}; use the new one")
     refuse_wrapped(model, name)
