@@ -61,13 +61,13 @@ def nc1(moments: ClassMoments, variant: str = "pinv", *, weighting: str = "class
         tensor(0., dtype=torch.float64)
     """
     check_choice("variant", variant, ("pinv", "pinv_sum", "ratio"))
-    _, num_present, count, _, trace = moments.of_present()
+    _, num_present, count, _, _ = moments.of_present()
     if num_present < 2:
         return undefined(moments.packed)
     total = count.sum()
     if variant == "ratio":
         between = _centered(moments, weighting).square().sum() / num_present
-        return trace.sum() / total / between if between > 0 else undefined(between)
+        return moments.trace.sum() / total / between if between > 0 else undefined(between)
     scatter = moments.scatter
     singular_values, directions = _between_class_svd(moments, weighting)
     if singular_values.numel() == 0:
