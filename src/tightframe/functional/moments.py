@@ -33,7 +33,7 @@ from tightframe._checks import (
 
 T = TypeVar("T")
 
-BLOCK = 128  # columns of the scatter computed at a time; below the diagonal nothing is
+BLOCK = 64  # columns of the scatter computed at a time; below the diagonal nothing is
 CHUNK = 2**17  # differences that a thread of a CPU holds at a time: two megabytes with what is subtracted
 
 

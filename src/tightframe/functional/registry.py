@@ -48,10 +48,11 @@ Entry = tuple[str, Mapping[str, Any]]
 Preset = str | Sequence[str | Entry]
 
 
-def _expand(template: str) -> list[str]:
+@cache
+def _expand(template: str) -> tuple[str, ...]:
     """Return the ids of a template; for any number they have the letter k."""
     parts = re.split(r"\{(.*?)\}", template)
-    return ["".join(choice) for choice in itertools.product(*(part.split(",") for part in parts))]
+    return tuple("".join(choice) for choice in itertools.product(*(part.split(",") for part in parts)))
 
 
 _ROWS = {id: metric for metric in METRICS for id in _expand(metric.id)}
