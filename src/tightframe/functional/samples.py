@@ -174,8 +174,7 @@ class Look:
     def nearest(self) -> Tensor:
         """Class whose mean is nearest ``(B,)``, see :func:`nearest_class_center`."""
         classes, centers, half_squares = self.judge.centers
-        # Few rows of many samples: products and maxima are faster than the other way round.
-        return classes[(centers @ self.centered.T).sub_(half_squares.unsqueeze(1)).max(dim=0).indices]
+        return classes[_products(self.centered, centers).sub_(half_squares).max(dim=1).indices]
 
     @cached_property
     def decision(self) -> Tensor:
@@ -203,10 +202,16 @@ def margin(look: Look, weighting: str = "class") -> Tensor:
     centered = look.centered
     if weighting != "class":
         centered = look.features.double() - look.judge.moments.global_mean(weighting)
-    cosines = (look.judge.directions @ centered.T).div_(torch.linalg.vector_norm(centered, dim=1))
-    own = look.labels.unsqueeze(0)
-    mine = cosines.gather(0, own).squeeze(0)
-    return mine - cosines.scatter_(0, own, -torch.inf).amax(dim=0)
+    cosines = _products(centered, look.judge.directions).div_(torch.linalg.vector_norm(centered, dim=1, keepdim=True))
+    own = look.labels.unsqueeze(1)
+    mine = cosines.gather(1, own).squeeze(1)
+    return mine - cosines.scatter_(1, own, -torch.inf).amax(dim=1)
+
+
+def _products(samples: Tensor, vectors: Tensor) -> Tensor:
+    """Return the products of samples with vectors ``(B, K)``, the other way round where this is faster."""
+    few = 16 * len(vectors) < len(samples)
+    return (vectors @ samples.T).T if few else samples @ vectors.T
 
 
 def nearest_class_center(features: Tensor, moments: ClassMoments) -> Tensor:
