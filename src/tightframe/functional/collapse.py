@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tightframe._checks import DeviceError, ShapeError, as_tensor, check_choice, check_positive
+from tightframe.functional.facts import fact, of_present
 from tightframe.functional.geometry import (
     Vectors,
     centered_vectors,
@@ -61,7 +62,7 @@ def nc1(moments: ClassMoments, variant: str = "pinv", *, weighting: str = "class
         tensor(0., dtype=torch.float64)
     """
     check_choice("variant", variant, ("pinv", "pinv_sum", "ratio"))
-    _, num_present, count, _, _ = moments.of_present()
+    _, num_present, count, _, _ = of_present(moments)
     if num_present < 2:
         return undefined(moments.packed)
     total = count.sum()
@@ -85,7 +86,7 @@ def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Te
     the features, in the coarsest type they came in. A feature is rounded in proportion to its whole size, and the
     errors of many samples average out, so bfloat16 features can tell means apart that differ by less than its epsilon.
     """
-    if moments.of_present().number < 2:
+    if of_present(moments).number < 2:
         return undefined(moments.packed)
     singular_values, _ = _between_class_svd(moments, weighting)
     return singular_values.new_tensor(float(singular_values.numel()))
@@ -93,7 +94,7 @@ def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Te
 
 def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
     """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means."""
-    return moments.fact(_counted_svd, weighting)
+    return fact(moments, _counted_svd, weighting)
 
 
 def _centered(moments: ClassMoments, weighting: str) -> Tensor:
@@ -102,7 +103,7 @@ def _centered(moments: ClassMoments, weighting: str) -> Tensor:
 
 
 def _counted_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
-    centered, means = _centered(moments, weighting), moments.of_present().mean
+    centered, means = _centered(moments, weighting), of_present(moments).means
     _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
     # What the means carry of rounding: of their own size, and of the deviations that were summed for them.
     size = torch.linalg.matrix_norm(means) + moments.trace.sum().sqrt()
@@ -126,7 +127,7 @@ def mean_rounding(moments: ClassMoments) -> tuple[Tensor, Tensor]:
     Returns:
         The shares, and beside them the variance within each class ``(K',)``.
     """
-    _, _, count, mean, trace = moments.of_present()
+    _, _, count, mean, trace = of_present(moments)
     unit, within = moments.eps.square(), trace / count
     square = mean.square().sum(dim=1) + within
     errors = torch.minimum(count, 1 + within / (unit * square))
@@ -147,7 +148,7 @@ def cdnv(moments: ClassMoments, *, power: int = 1) -> Tensor:
         A number >= 0; infinite if two classes share their mean, nan if these two have collapsed as well.
     """
     check_positive("power", power)
-    _, num_present, count, means, trace = moments.of_present()
+    _, num_present, count, means, trace = of_present(moments)
     variances = trace / count
     if num_present < 2:
         return undefined(moments.packed)
@@ -180,7 +181,7 @@ def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "clas
         raise it. nan if all features are one point.
     """
     check_choice("variant", variant, ("bound", "rank"))
-    num_present = moments.of_present().number
+    num_present = of_present(moments).number
     if num_present < 2:
         return undefined(moments.packed)
     singular_values, directions = _between_class_svd(moments, weighting)
@@ -194,7 +195,7 @@ def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "clas
 
 def _unpredicted(moments: ClassMoments, directions: Tensor) -> Tensor:
     """Return C of :func:`vci`, of the within-class scatter per sample and the directions V of the means ``(r, d)``."""
-    _, _, count, means, _ = moments.of_present()
+    _, _, count, means, _ = of_present(moments)
     size, scatter = count.sum(), moments.scatter
     variances = scatter.diagonal() / size
     of_features = moments.eps.square() * (count @ means.square() / size + variances).max()
@@ -297,7 +298,7 @@ def bias_collapse(
         return undefined(vectors.rows)
     logits = vectors.rows @ moments.global_mean(weighting) / vectors.scale
     if bias is not None:
-        logits = logits + bias.detach().double()[moments.of_present().which]
+        logits = logits + bias.detach().double()[of_present(moments).which]
     scale = scale_to_one(logits)
     return torch.linalg.vector_norm(logits * scale) / scale
 
@@ -316,7 +317,7 @@ def nc5(moments: ClassMoments, outlier_mean: Tensor) -> Tensor:
     if outlier_mean.shape != (moments.dim,):
         raise ShapeError(f"outlier_mean must have shape (d,) = ({moments.dim},), got {tuple(outlier_mean.shape)}")
     direction = unit_rows(outlier_mean.detach().double().unsqueeze(0))
-    means = unit_rows(moments.of_present().mean)
+    means = unit_rows(of_present(moments).means)
     return (means @ direction.T).abs().mean() if means.numel() else undefined(means)
 
 
@@ -341,4 +342,4 @@ def rows_of_present(moments: ClassMoments, weight: Tensor, name: str = "weight")
         raise DeviceError(
             f"{name} is on {weight.device} and the moments on {moments.device}; move one with .to(device)"
         )
-    return matrix_of(weight, name)[moments.of_present().which]
+    return matrix_of(weight, name)[of_present(moments).which]

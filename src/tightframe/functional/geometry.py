@@ -1,7 +1,8 @@
 """Collapse metrics of class vectors alone: their norms and angles, and how far they are from a simplex ETF.
 
 *Vectors* are either :class:`ClassMoments`, which stand for their centred class means, or a matrix ``(K, d)`` such as
-``classifier.weight``, used as it is, or :class:`Vectors`, which are kept for several metrics. The other conventions are those of :mod:`tightframe.functional.collapse`.
+``classifier.weight``, used as it is, or :class:`Vectors`, which are kept for several metrics. The other conventions
+are those of :mod:`tightframe.functional.collapse`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tightframe._checks import as_tensor, check_choice, check_features, check_finite
+from tightframe.functional.facts import fact, of_present
 from tightframe.functional.moments import ClassMoments
 from tightframe.linalg import BLOCK, pair_sq_distances, pooled_var_mean, scale_to_one
 
@@ -199,12 +201,12 @@ def as_vectors(vectors: ClassMoments | Tensor | Vectors, name: str = "vectors") 
 
 def centered_vectors(moments: ClassMoments, weighting: str = "class") -> Vectors:
     """Return the centred class means of moments, which are kept with them."""
-    return moments.fact(_centered_vectors, weighting)
+    return fact(moments, _centered_vectors, weighting)
 
 
 def _centered_vectors(moments: ClassMoments, weighting: str) -> Vectors:
-    present = moments.of_present()
-    return Vectors(moments.centered_means(weighting) if present.number else present.mean)
+    present = of_present(moments)
+    return Vectors(moments.centered_means(weighting) if present.number else present.means)
 
 
 def matrix_of(vectors: Tensor, name: str = "vectors") -> Tensor:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -31,20 +30,8 @@ from tightframe._checks import (
     check_positive,
 )
 
-T = TypeVar("T")
-
 BLOCK = 64  # columns of the scatter computed at a time; below the diagonal nothing is
 CHUNK = 2**17  # differences that a thread of a CPU holds at a time: two megabytes with what is subtracted
-
-
-class Present(NamedTuple):
-    """The moments of the classes that have samples: which of the K these are, their number, and the parts of each."""
-
-    which: Tensor | slice
-    number: int
-    count: Tensor
-    mean: Tensor
-    trace: Tensor
 
 
 class ClassMoments:
@@ -101,7 +88,7 @@ class ClassMoments:
         self.num_classes = num_classes
         self.dim = dim
         self.packed = packed
-        self._facts: tuple[int, dict[Any, Any]] = -1, {}
+        self._facts: tuple[int, dict[Any, Any]] = -1, {}  # see tightframe.functional.facts
         # The layout of `packed`: two counters of bad samples; the coarsest precision of what the sums hold, 0 if they
         # hold nothing, and of what was folded in before; counts, sums of squares, references, sums, products.
         parts = [2, 1, 1, num_classes, num_classes, num_classes * dim, num_classes * dim, dim * dim if scatter else 0]
@@ -184,34 +171,17 @@ class ClassMoments:
             EmptyDataError: if no sample was seen.
         """
         check_choice("weighting", weighting, ("class", "sample"))
-        _, number, count, mean, _ = self.of_present()
-        if not number:
+        present = self.present
+        if not bool(present.any()):
             raise EmptyDataError("no sample was seen; update the moments with at least one batch first")
+        mean, count = self.mean[present], self.count[present]
         weight = count if weighting == "sample" else torch.ones_like(count)
         # Averaging differences from one of the means keeps a common offset out of the sum.
         return mean[0] + weight @ (mean - mean[0]) / weight.sum()
 
     def centered_means(self, weighting: str = "class") -> Tensor:
         """Return class means of the present classes minus the global mean ``(K', d)``."""
-        return self.of_present().mean - self.global_mean(weighting)
-
-    def of_present(self) -> Present:
-        """Return the moments of the present classes, to read and not to change."""
-        return self.fact(_of_present)
-
-    def fact(self, function: Callable[..., T], *options: Any) -> T:
-        """Return ``function(self, *options)``, which is kept until the moments change, for whoever needs it next.
-
-        Changes of tensors made in inference mode are not counted, so of these nothing is kept.
-        """
-        packed = self._settle().packed
-        version = -1 if packed.is_inference() else packed._version
-        if version != self._facts[0] or version < 0:
-            self._facts = version, {}
-        facts = self._facts[1]
-        if (function, options) not in facts:
-            facts[function, options] = function(self, *options)
-        return facts[function, options]
+        return self.mean[self.present] - self.global_mean(weighting)
 
     def update(self, features: Tensor, labels: Tensor, ignore_index: int | None = None) -> None:
         """Fold in a batch.
@@ -423,13 +393,6 @@ def _add_products(products: Tensor, rows: Tensor, alpha: float = 1) -> None:
     for start in range(0, products.shape[0], BLOCK):
         block = slice(start, start + BLOCK)
         products[block, start:].addmm_(rows[:, block].T, rows[:, start:], alpha=alpha)
-
-
-def _of_present(moments: ClassMoments) -> Present:
-    present = moments.present
-    number = int(present.sum())
-    which = slice(None) if number == moments.num_classes else present
-    return Present(which, number, moments.count[which], moments.mean[which], moments.trace[which])
 
 
 def _unpack(num_classes: int, dim: int, scatter: bool, packed: Tensor) -> ClassMoments:

@@ -182,14 +182,16 @@ def evaluate(
     Returns:
         From the id of the row to a 0-d float64 tensor.
     """
-    rows = [row for row in rows if "samples" not in row.metric.needs and row.metric.function is not None]
+    rows = [row for row in rows if "samples" not in row.metric.needs]
     given: dict[str, Any] = {"means": moments, "weight": weight, "bias": bias, "frame": frame}
     if any("weight" in row.metric.needs for row in rows):
-        given["weight"] = vectors_of_present(moments, weight)
+        given["weight"] = vectors_of_present(moments, weight)  # type: ignore[arg-type]  # None is an error there
     several: dict[Any, Mapping[str, Tensor]] = {}  # values by function, of those that return more than one
     values: dict[str, Tensor] = {}
     for row in rows:
         needs, function = row.metric.needs, row.metric.function
+        if function is None:
+            continue
         arguments = [given[name] for name in given if name in needs]
         found = several.get(function) or function(*arguments, **row.options)
         if isinstance(found, Mapping):
