@@ -11,13 +11,19 @@ Conventions of every function here and in :mod:`tightframe.functional.geometry`:
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
-
 import torch
 from torch import Tensor
 
 from tightframe._checks import DeviceError, ShapeError, as_tensor, check_choice, check_positive
-from tightframe.functional.geometry import distance_from_simplex, matrix_of, undefined, unit_rows
+from tightframe.functional.facts import fact, of_present
+from tightframe.functional.geometry import (
+    Vectors,
+    centered_vectors,
+    distance_from_simplex,
+    matrix_of,
+    undefined,
+    unit_rows,
+)
 from tightframe.functional.moments import ClassMoments
 from tightframe.linalg import pair_sq_distances, scale_to_one
 
@@ -56,12 +62,12 @@ def nc1(moments: ClassMoments, variant: str = "pinv", *, weighting: str = "class
         tensor(0., dtype=torch.float64)
     """
     check_choice("variant", variant, ("pinv", "pinv_sum", "ratio"))
-    num_present = int(moments.present.sum())
+    _, num_present, count, _, _ = of_present(moments)
     if num_present < 2:
         return undefined(moments.packed)
-    total = moments.count.sum()
+    total = count.sum()
     if variant == "ratio":
-        between = moments.centered_means(weighting).square().sum() / num_present
+        between = _centered(moments, weighting).square().sum() / num_present
         return moments.trace.sum() / total / between if between > 0 else undefined(between)
     scatter = moments.scatter
     singular_values, directions = _between_class_svd(moments, weighting)
@@ -80,30 +86,24 @@ def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Te
     the features, in the coarsest type they came in. A feature is rounded in proportion to its whole size, and the
     errors of many samples average out, so bfloat16 features can tell means apart that differ by less than its epsilon.
     """
-    if int(moments.present.sum()) < 2:
+    if of_present(moments).number < 2:
         return undefined(moments.packed)
     singular_values, _ = _between_class_svd(moments, weighting)
     return singular_values.new_tensor(float(singular_values.numel()))
 
 
-_last_svd: WeakKeyDictionary[ClassMoments, tuple[tuple[str, int], tuple[Tensor, Tensor]]] = WeakKeyDictionary()
-
-
 def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
-    """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means.
-
-    Several metrics of one state need them, so the last are kept until the moments change.
-    """
-    centered, means = moments.centered_means(weighting), moments.mean[moments.present]
-    if moments.packed.is_inference():  # changes of such a tensor are not counted
-        return _counted_svd(moments, centered, means)
-    state = weighting, moments.packed._version
-    if state != _last_svd.get(moments, (None,))[0]:
-        _last_svd[moments] = state, _counted_svd(moments, centered, means)
-    return _last_svd[moments][1]
+    """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means."""
+    return fact(moments, _counted_svd, weighting)
 
 
-def _counted_svd(moments: ClassMoments, centered: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+def _centered(moments: ClassMoments, weighting: str) -> Tensor:
+    vectors = centered_vectors(moments, weighting)
+    return vectors.rows / vectors.scale
+
+
+def _counted_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
+    centered, means = _centered(moments, weighting), of_present(moments).means
     _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
     # What the means carry of rounding: of their own size, and of the deviations that were summed for them.
     size = torch.linalg.matrix_norm(means) + moments.trace.sum().sqrt()
@@ -127,9 +127,9 @@ def mean_rounding(moments: ClassMoments) -> tuple[Tensor, Tensor]:
     Returns:
         The shares, and beside them the variance within each class ``(K',)``.
     """
-    count, trace = moments.count[moments.present], moments.trace[moments.present]
+    _, _, count, mean, trace = of_present(moments)
     unit, within = moments.eps.square(), trace / count
-    square = moments.mean[moments.present].square().sum(dim=1) + within
+    square = mean.square().sum(dim=1) + within
     errors = torch.minimum(count, 1 + within / (unit * square))
     return unit / errors.nan_to_num(1), within  # where all features are zero, so is their rounding
 
@@ -148,9 +148,8 @@ def cdnv(moments: ClassMoments, *, power: int = 1) -> Tensor:
         A number >= 0; infinite if two classes share their mean, nan if these two have collapsed as well.
     """
     check_positive("power", power)
-    present = moments.present
-    means, variances = moments.mean[present], moments.trace[present] / moments.count[present]
-    num_present = variances.numel()
+    _, num_present, count, means, trace = of_present(moments)
+    variances = trace / count
     if num_present < 2:
         return undefined(moments.packed)
     scale = scale_to_one(means)
@@ -182,35 +181,51 @@ def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "clas
         raise it. nan if all features are one point.
     """
     check_choice("variant", variant, ("bound", "rank"))
-    num_present = int(moments.present.sum())
+    num_present = of_present(moments).number
     if num_present < 2:
         return undefined(moments.packed)
-    size = moments.count.sum()
-    within = moments.scatter / size
     singular_values, directions = _between_class_svd(moments, weighting)
     rank = singular_values.numel() if variant == "rank" else min(moments.dim, num_present - 1)
     if rank == 0 or not (singular_values.numel() or bool(moments.trace.any())):
-        return undefined(within)
-    across = directions @ within
-    inside = across @ directions.T
-    left = inside
-    if singular_values.numel() < moments.dim:
-        mixed = across - inside @ directions
-        outside = within.addmm_(directions.T, mixed, alpha=-1).addmm_(across.T, directions, alpha=-1)
-        eigenvalues, basis = torch.linalg.eigh(outside)
-        # What a direction outside must exceed: rounding of the scatter, and of the features along any one coordinate.
-        variances = moments.scatter.diagonal() / size
-        rounding = moments.dim * torch.finfo(torch.float64).eps * (eigenvalues[-1] + variances.max())
-        of_features = moments.eps.square() * (moments.count @ moments.mean.square() / size + variances).max()
-        counted = eigenvalues > torch.maximum(rounding, of_features)
-        predicted = mixed @ basis[:, counted] / eigenvalues[counted].sqrt()
-        left = inside.addmm(predicted, predicted.T, alpha=-1)
+        return undefined(moments.packed)
+    left = _unpredicted(moments, directions)
     shares = torch.linalg.solve(left + (singular_values.square() / num_present).diag(), left)
     return (shares.trace() + (rank - singular_values.numel())) / rank
 
 
+def _unpredicted(moments: ClassMoments, directions: Tensor) -> Tensor:
+    """Return C of :func:`vci`, of the within-class scatter per sample and the directions V of the means ``(r, d)``."""
+    _, _, count, means, _ = of_present(moments)
+    size, scatter = count.sum(), moments.scatter
+    variances = scatter.diagonal() / size
+    of_features = moments.eps.square() * (count @ means.square() / size + variances).max()
+    varies = (variances > 0) | (means != means[0]).any(dim=0)  # units that give one number to all samples do not
+    if not varies.all():
+        scatter, directions = scatter[varies][:, varies], directions[:, varies]
+    within = scatter / size
+    if len(directions) < len(within):
+        # With far more than rounding in every direction, C is the inverse of the inverse's part.
+        floor = torch.maximum(1e-8 * within.trace(), 2 * of_features)
+        _, fails = torch.linalg.cholesky_ex(within - torch.eye(len(within)).to(within) * floor)
+        if not fails:
+            solved = torch.linalg.solve_triangular(torch.linalg.cholesky(within), directions.T, upper=False)
+            return torch.linalg.inv(solved.T @ solved)
+    across = directions @ within
+    inside = across @ directions.T
+    if len(directions) == len(within):
+        return inside
+    mixed = across - inside @ directions
+    outside = within.addmm_(directions.T, mixed, alpha=-1).addmm_(across.T, directions, alpha=-1)
+    eigenvalues, basis = torch.linalg.eigh(outside)
+    # What a direction outside must exceed: rounding of the scatter, and of the features along any one coordinate.
+    rounding = moments.dim * torch.finfo(torch.float64).eps * (eigenvalues[-1] + variances.max())
+    counted = eigenvalues > torch.maximum(rounding, of_features)
+    predicted = mixed @ basis[:, counted] / eigenvalues[counted].sqrt()
+    return inside.addmm(predicted, predicted.T, alpha=-1)
+
+
 def nc3_distance(
-    moments: ClassMoments, weight: Tensor, variant: str = "squared", *, weighting: str = "class"
+    moments: ClassMoments, weight: Tensor | Vectors, variant: str = "squared", *, weighting: str = "class"
 ) -> Tensor:
     r"""Self-duality: distance of the normalised classifier from the normalised class means.
 
@@ -226,25 +241,25 @@ def nc3_distance(
         A number in [0, 4] (squared); 0 at collapse; nan if either matrix is zero.
     """
     check_choice("variant", variant, ("squared", "norm"))
-    rows, means = _rows_and_means(moments, weight, weighting)
+    rows, means = (vectors.rows for vectors in _rows_and_means(moments, weight, weighting))
     if rows.shape[0] < 2:
         return undefined(rows)
     distance = torch.linalg.matrix_norm(rows / torch.linalg.matrix_norm(rows) - means / torch.linalg.matrix_norm(means))
     return distance.square() if variant == "squared" else distance
 
 
-def nc3_gram(moments: ClassMoments, weight: Tensor, *, weighting: str = "class") -> Tensor:
+def nc3_gram(moments: ClassMoments, weight: Tensor | Vectors, *, weighting: str = "class") -> Tensor:
     r"""Self-duality as Zhu et al. 2021 (eq. 13) have it: :func:`~tightframe.functional.nc2_gram` of :math:`WA^\top`.
 
     Returns:
         A number in [0, 2]; 0 at collapse; nan if the product is zero.
     """
     rows, means = _rows_and_means(moments, weight, weighting)
-    return distance_from_simplex(rows, means)
+    return distance_from_simplex(rows.rows, means.rows)
 
 
 def nc3_alignment(
-    moments: ClassMoments, weight: Tensor, statistic: str = "mean", *, weighting: str = "class"
+    moments: ClassMoments, weight: Tensor | Vectors, statistic: str = "mean", *, weighting: str = "class"
 ) -> Tensor:
     """Self-duality class by class, from the cosines between each class's row and its centred mean.
 
@@ -257,19 +272,18 @@ def nc3_alignment(
         weighting: see the module.
     """
     check_choice("statistic", statistic, ("mean", "variance", "dot_variance"))
-    if statistic == "dot_variance":
-        rows = rows_of_present(moments, weight)
-        return torch.linalg.vecdot(rows, moments.centered_means(weighting)).var() if len(rows) > 1 else undefined(rows)
     rows, means = _rows_and_means(moments, weight, weighting)
-    if rows.shape[0] < 2:
-        return undefined(rows)
+    if len(rows.rows) < 2:
+        return undefined(rows.rows)
+    if statistic == "dot_variance":
+        return torch.linalg.vecdot(rows.rows / rows.scale, means.rows / means.scale).var()
     # One minus each cosine, as half the squared distance on the unit sphere: no digit is lost where cosines are near 1.
-    gaps = (unit_rows(rows) - unit_rows(means)).square().sum(dim=1) / 2
+    gaps = (rows.directions - means.directions).square().sum(dim=1) / 2
     return gaps.mean() if statistic == "mean" else gaps.var()
 
 
 def bias_collapse(
-    moments: ClassMoments, weight: Tensor, bias: Tensor | None = None, *, weighting: str = "class"
+    moments: ClassMoments, weight: Tensor | Vectors, bias: Tensor | None = None, *, weighting: str = "class"
 ) -> Tensor:
     r"""Length of the logits at the global mean, :math:`\lVert W\mu_G+b\rVert_2`; 0 at collapse (Zhu et al. 2021).
 
@@ -279,12 +293,12 @@ def bias_collapse(
     if bias is not None and bias.shape != (moments.num_classes,):
         raise ShapeError(f"bias must have shape (K,) = ({moments.num_classes},), got {tuple(bias.shape)}")
     check_choice("weighting", weighting, ("class", "sample"))
-    rows = rows_of_present(moments, weight)
-    if rows.shape[0] < 2:
-        return undefined(rows)
-    logits = rows @ moments.global_mean(weighting)
+    vectors = vectors_of_present(moments, weight)
+    if len(vectors.rows) < 2:
+        return undefined(vectors.rows)
+    logits = vectors.rows @ moments.global_mean(weighting) / vectors.scale
     if bias is not None:
-        logits = logits + bias.detach().double()[moments.present]
+        logits = logits + bias.detach().double()[of_present(moments).which]
     scale = scale_to_one(logits)
     return torch.linalg.vector_norm(logits * scale) / scale
 
@@ -303,16 +317,19 @@ def nc5(moments: ClassMoments, outlier_mean: Tensor) -> Tensor:
     if outlier_mean.shape != (moments.dim,):
         raise ShapeError(f"outlier_mean must have shape (d,) = ({moments.dim},), got {tuple(outlier_mean.shape)}")
     direction = unit_rows(outlier_mean.detach().double().unsqueeze(0))
-    means = unit_rows(moments.mean[moments.present])
+    means = unit_rows(of_present(moments).means)
     return (means @ direction.T).abs().mean() if means.numel() else undefined(means)
 
 
-def _rows_and_means(moments: ClassMoments, weight: Tensor, weighting: str) -> tuple[Tensor, Tensor]:
-    """Return the classifier's rows and the centred means of the present classes, both ``(K', d)``, scaled near 1."""
+def _rows_and_means(moments: ClassMoments, weight: Tensor | Vectors, weighting: str) -> tuple[Vectors, Vectors]:
+    """Return the classifier's rows and the centred means of the present classes, both ``(K', d)``."""
     check_choice("weighting", weighting, ("class", "sample"))
-    rows = rows_of_present(moments, weight)
-    means = moments.centered_means(weighting) if rows.shape[0] else rows
-    return rows * scale_to_one(rows), means * scale_to_one(means)
+    return vectors_of_present(moments, weight), centered_vectors(moments, weighting)
+
+
+def vectors_of_present(moments: ClassMoments, weight: Tensor | Vectors) -> Vectors:
+    """Return the rows of a classifier that belong to present classes, which may be given in place of its weight."""
+    return weight if isinstance(weight, Vectors) else Vectors(rows_of_present(moments, weight))
 
 
 def rows_of_present(moments: ClassMoments, weight: Tensor, name: str = "weight") -> Tensor:
@@ -325,4 +342,4 @@ def rows_of_present(moments: ClassMoments, weight: Tensor, name: str = "weight")
         raise DeviceError(
             f"{name} is on {weight.device} and the moments on {moments.device}; move one with .to(device)"
         )
-    return matrix_of(weight, name)[moments.present]
+    return matrix_of(weight, name)[of_present(moments).which]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tightframe._checks import as_tensor, check_choice
 from tightframe.functional.collapse import mean_rounding, rows_of_present
+from tightframe.functional.facts import of_present
 from tightframe.functional.geometry import undefined, unit_rows
 from tightframe.functional.moments import ClassMoments
 from tightframe.linalg import pair_sq_distances, pooled_var_mean
@@ -125,7 +126,7 @@ def frame_metrics(moments: ClassMoments, frame: Tensor) -> dict[str, Tensor]:
     """
     values = {}
     rows, basis = rows_of_present(moments, frame, "frame"), _span(frame)
-    for suffix, means in (("", moments.mean[moments.present]), (".span", _inside(moments, basis))):
+    for suffix, means in (("", of_present(moments).means), (".span", _inside(moments, basis))):
         directions = unit_rows(rows), unit_rows(means)
         values[f"frame.cosine_error{suffix}"] = _cosine_error(*directions, "mean")
         values[f"frame.cosine_spread{suffix}"] = _cosine_error(*directions, "std")
@@ -154,12 +155,12 @@ def _duality(rows: Tensor, means: Tensor) -> Tensor:
 
 
 def _outside(moments: ClassMoments, basis: Tensor, variant: str) -> Tensor:
-    means = moments.mean[moments.present]
+    means = of_present(moments).means
     outside = (means - means @ basis.T @ basis).square().sum(dim=1)
     total = means.square().sum(dim=1)
     if variant == "means":
         return outside.sum() / total.sum()
-    count, scatter = moments.count[moments.present], moments.scatter
+    count, scatter = of_present(moments).counts, moments.scatter
     # Rounding alone makes a trace outside negative.
     within = (scatter.trace() - torch.linalg.vecdot(basis, basis @ scatter).sum()).clamp(min=0)
     return (count @ outside + within) / (count @ total + scatter.trace())
@@ -168,7 +169,7 @@ def _outside(moments: ClassMoments, basis: Tensor, variant: str) -> Tensor:
 def _rows_and_means(moments: ClassMoments, frame: Tensor, in_span: bool) -> tuple[Tensor, Tensor]:
     """Return the frame's rows and the raw means of the present classes, both ``(K', d)``."""
     rows = rows_of_present(moments, frame, "frame")
-    return rows, _inside(moments, _span(frame)) if in_span else moments.mean[moments.present]
+    return rows, _inside(moments, _span(frame)) if in_span else of_present(moments).means
 
 
 def _directions(moments: ClassMoments, frame: Tensor, in_span: bool) -> tuple[Tensor, Tensor]:
@@ -178,7 +179,7 @@ def _directions(moments: ClassMoments, frame: Tensor, in_span: bool) -> tuple[Te
 
 def _inside(moments: ClassMoments, basis: Tensor) -> Tensor:
     """Return the projections of the means on the span of a basis; zero where nothing but rounding is left."""
-    means = moments.mean[moments.present]
+    means = of_present(moments).means
     inside = means @ basis.T @ basis
     # What is left of a mean at right angles to the span is rounding, of the mean or of the features, without direction.
     share, within = mean_rounding(moments)

@@ -1,22 +1,59 @@
 """Collapse metrics of class vectors alone: their norms and angles, and how far they are from a simplex ETF.
 
 *Vectors* are either :class:`ClassMoments`, which stand for their centred class means, or a matrix ``(K, d)`` such as
-``classifier.weight``, used as it is. The other conventions are those of :mod:`tightframe.functional.collapse`.
+``classifier.weight``, used as it is, or :class:`Vectors`, which are kept for several metrics. The other conventions
+are those of :mod:`tightframe.functional.collapse`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from tightframe._checks import as_tensor, check_choice, check_features, check_finite
+from tightframe.functional.facts import fact, of_present
 from tightframe.functional.moments import ClassMoments
 from tightframe.linalg import BLOCK, pair_sq_distances, pooled_var_mean, scale_to_one
 
 
-def nc2_equinorm(vectors: ClassMoments | Tensor, *, correction: int = 1) -> Tensor:
+class Vectors:
+    """Class vectors, and what several metrics need of them, computed once.
+
+    Args:
+        matrix: Vectors ``(K', d)``, finite, in float64.
+
+    Attributes:
+        scale: Power of two that brings the largest entry near 1.
+        rows: The vectors times this scale, in which no sum of products leaves the range of float64.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.scale = scale_to_one(matrix)
+        self.rows = matrix * self.scale
+
+    @cached_property
+    def directions(self) -> Tensor:
+        """Vectors divided by their norms; nan where they are zero."""
+        return unit_rows(self.rows)
+
+    @property
+    def squares(self) -> Iterable[Tensor]:
+        """Squared distances between the directions, each pair once, block by block; kept if they are few."""
+        return self._few_squares if len(self.rows) ** 2 <= BLOCK else self._squares()
+
+    @cached_property
+    def _few_squares(self) -> list[Tensor]:
+        return list(self._squares())
+
+    def _squares(self) -> Iterable[Tensor]:
+        return (squares for _, _, squares in pair_sq_distances(self.directions))
+
+
+def nc2_equinorm(vectors: ClassMoments | Tensor | Vectors, *, correction: int = 1) -> Tensor:
     """Equal norms: standard deviation of the class vectors' norms over their mean (Papyan, Han & Donoho 2020, fig. 2).
 
     Args:
@@ -26,40 +63,38 @@ def nc2_equinorm(vectors: ClassMoments | Tensor, *, correction: int = 1) -> Tens
     Returns:
         A number >= 0; 0 at collapse, nan if all vectors are zero.
     """
-    norms = torch.linalg.vector_norm(matrix_of(vectors), dim=1)
+    norms = torch.linalg.vector_norm(as_vectors(vectors).rows, dim=1)
     if norms.numel() < 2:
         return undefined(norms)
     return norms.std(correction=correction) / norms.mean()
 
 
-def nc2_equiangularity(vectors: ClassMoments | Tensor) -> Tensor:
+def nc2_equiangularity(vectors: ClassMoments | Tensor | Vectors) -> Tensor:
     """Equal angles: standard deviation of the cosines over all pairs (Papyan, Han & Donoho 2020, fig. 3).
 
     Returns:
         A number in [0, 1]; 0 if all angles are equal, whatever they are; nan if a vector is zero.
     """
-    directions = unit_rows(_scaled(vectors))
-    if len(directions) < 2:
-        return undefined(directions)
-    return pooled_var_mean(squares for _, _, squares in pair_sq_distances(directions))[0].sqrt() / 2
+    vectors = as_vectors(vectors)
+    return pooled_var_mean(vectors.squares)[0].sqrt() / 2 if len(vectors.rows) > 1 else undefined(vectors.rows)
 
 
-def nc2_max_angle(vectors: ClassMoments | Tensor) -> Tensor:
+def nc2_max_angle(vectors: ClassMoments | Tensor | Vectors) -> Tensor:
     """Maximal angles: mean over pairs of ``|cos + 1/(K - 1)|`` (Papyan, Han & Donoho 2020, fig. 4).
 
     Returns:
         A number in [0, 2]; 0 for a simplex ETF; nan if a vector is zero.
     """
-    directions = unit_rows(_scaled(vectors))
-    num_vectors = len(directions)
+    vectors = as_vectors(vectors)
+    num_vectors = len(vectors.rows)
     if num_vectors < 2:
-        return undefined(directions)
+        return undefined(vectors.rows)
     ideal = 2 * num_vectors / (num_vectors - 1)
-    errors = torch.stack([(squares - ideal).abs().sum() for _, _, squares in pair_sq_distances(directions)])
+    errors = torch.stack([(squares - ideal).abs().sum() for squares in vectors.squares])
     return errors.sum() / (num_vectors * (num_vectors - 1))
 
 
-def nc2_gram(vectors: ClassMoments | Tensor) -> Tensor:
+def nc2_gram(vectors: ClassMoments | Tensor | Vectors) -> Tensor:
     r"""Distance of the normalised Gram matrix from the simplex ETF's (Zhu et al. 2021, eq. 12).
 
     .. math:: \Bigl\lVert \frac{G}{\lVert G\rVert_F}-\frac{I-\mathbf 1\mathbf 1^\top/K}{\sqrt{K-1}}\Bigr\rVert_F,
@@ -70,11 +105,11 @@ def nc2_gram(vectors: ClassMoments | Tensor) -> Tensor:
     Returns:
         A number in [0, 2]; 0 for a simplex ETF of any scale; nan if all vectors are zero.
     """
-    matrix = _scaled(vectors)
-    return distance_from_simplex(matrix, matrix)
+    rows = as_vectors(vectors).rows
+    return distance_from_simplex(rows, rows)
 
 
-def nc2_etf_gap(vectors: ClassMoments | Tensor, variant: str = "relative") -> Tensor:
+def nc2_etf_gap(vectors: ClassMoments | Tensor | Vectors, variant: str = "relative") -> Tensor:
     r"""Relative distance g to the nearest simplex ETF under rotation and scaling, by orthogonal Procrustes.
 
     .. math:: g=\min_{s,\,R^\top R=I}\frac{\lVert M-s\,QR^\top\rVert_F}{\lVert M\rVert_F}
@@ -93,7 +128,7 @@ def nc2_etf_gap(vectors: ClassMoments | Tensor, variant: str = "relative") -> Te
         vectors are zero.
     """
     check_choice("variant", variant, ("relative", "squared"))
-    matrix = _scaled(vectors)
+    matrix = as_vectors(vectors).rows
     num_vectors, dim = matrix.shape
     if num_vectors < 2 or dim < num_vectors - 1:
         return undefined(matrix)
@@ -104,17 +139,17 @@ def nc2_etf_gap(vectors: ClassMoments | Tensor, variant: str = "relative") -> Te
     return gap if variant == "relative" else 2 * gap.square() / (1 + (1 - gap.square()).clamp(min=0).sqrt())
 
 
-def nc2_min_separation(vectors: ClassMoments | Tensor) -> Tensor:
+def nc2_min_separation(vectors: ClassMoments | Tensor | Vectors) -> Tensor:
     """Smallest distance between two class directions on the unit sphere (Liu et al. 2023).
 
     Returns:
         A number in [0, 2]; sqrt(2 K/(K - 1)) for a simplex ETF; nan if a vector is zero.
     """
-    directions = unit_rows(_scaled(vectors))
-    return _least_square(directions).sqrt() if len(directions) > 1 else undefined(directions)
+    vectors = as_vectors(vectors)
+    return _least_square(vectors).sqrt() if len(vectors.rows) > 1 else undefined(vectors.rows)
 
 
-def gnc2(vectors: ClassMoments | Tensor, kernel: str = "log", statistic: str = "mean") -> Tensor:
+def gnc2(vectors: ClassMoments | Tensor | Vectors, kernel: str = "log", statistic: str = "mean") -> Tensor:
     r"""Hyperspherical energy of the class directions (Liu et al. 2023; Wu & Papyan 2024).
 
     Over pairs at distance :math:`\rho` on the unit sphere, the kernel is :math:`\log(1/\rho)` (``"log"``),
@@ -131,44 +166,55 @@ def gnc2(vectors: ClassMoments | Tensor, kernel: str = "log", statistic: str = "
     """
     check_choice("kernel", kernel, ("log", "distance", "riesz"))
     check_choice("statistic", statistic, ("mean", "variance"))
-    directions = unit_rows(_scaled(vectors))
-    if len(directions) < 2 or bool(directions.isnan().any()):
-        return undefined(directions)
+    vectors = as_vectors(vectors)
+    num_vectors, dim = vectors.rows.shape
+    if num_vectors < 2 or bool(vectors.directions.isnan().any()):
+        return undefined(vectors.rows)
     if kernel == "distance":
-        return pooled_var_mean(squares.sqrt_() for _, _, squares in pair_sq_distances(directions))[statistic == "mean"]
-    exponent = 1 if kernel == "log" else directions.shape[1] - 2
-    energies = (squares.log().mul_(-exponent / 2) for _, _, squares in pair_sq_distances(directions))
+        return pooled_var_mean(squares.sqrt() for squares in vectors.squares)[statistic == "mean"]
+    exponent = 1 if kernel == "log" else dim - 2
+    energies = (squares.log().mul_(-exponent / 2) for squares in vectors.squares)
     if kernel == "log":
         value = pooled_var_mean(energies)[statistic == "mean"]
     elif statistic == "mean":
         value = torch.stack([part.flatten().logsumexp(dim=0) for part in energies]).logsumexp(dim=0)
-        value = value - math.log(math.comb(len(directions), 2))
+        value = value - math.log(math.comb(num_vectors, 2))
     else:
-        largest = _least_square(directions).log() * (-exponent / 2)
+        largest = _least_square(vectors).log() * (-exponent / 2)
         variance, _ = pooled_var_mean(part.sub_(largest).exp_() for part in energies)
         value = 2 * largest + variance.log()
     return value.where(~value.isnan(), torch.inf)  # only infinite energies, of equal directions, give nan here
 
 
-def nc0(weight: Tensor) -> Tensor:
+def nc0(weight: Tensor | Vectors) -> Tensor:
     r"""Length of the sum of the classifier's rows, :math:`\lVert W^\top\mathbf 1\rVert_2`; 0 for a simplex ETF."""
-    return torch.linalg.vector_norm(matrix_of(weight, "weight").sum(dim=0))
+    vectors = as_vectors(weight, "weight")
+    return torch.linalg.vector_norm(vectors.rows.sum(dim=0)) / vectors.scale
 
 
-def matrix_of(vectors: ClassMoments | Tensor, name: str = "vectors") -> Tensor:
-    """Return the vectors ``(K', d)`` that a metric looks at, in float64."""
+def as_vectors(vectors: ClassMoments | Tensor | Vectors, name: str = "vectors") -> Vectors:
+    """Return the vectors that a metric looks at."""
     if isinstance(vectors, ClassMoments):
-        return vectors.centered_means() if bool(vectors.present.any()) else vectors.mean[:0]
+        return centered_vectors(vectors)
+    return vectors if isinstance(vectors, Vectors) else Vectors(matrix_of(vectors, name))
+
+
+def centered_vectors(moments: ClassMoments, weighting: str = "class") -> Vectors:
+    """Return the centred class means of moments, which are kept with them."""
+    return fact(moments, _centered_vectors, weighting)
+
+
+def _centered_vectors(moments: ClassMoments, weighting: str) -> Vectors:
+    present = of_present(moments)
+    return Vectors(moments.centered_means(weighting) if present.number else present.means)
+
+
+def matrix_of(vectors: Tensor, name: str = "vectors") -> Tensor:
+    """Return a matrix ``(K', d)`` that is finite, in float64."""
     matrix = as_tensor(vectors, name).detach()
     check_features(matrix, name=name)
     check_finite(matrix, name=name)
     return matrix.double()
-
-
-def _scaled(vectors: ClassMoments | Tensor) -> Tensor:
-    """Return the vectors in a scale in which no sum of products leaves the range of float64."""
-    matrix = matrix_of(vectors)
-    return matrix * scale_to_one(matrix)
 
 
 def unit_rows(matrix: Tensor) -> Tensor:
@@ -176,8 +222,8 @@ def unit_rows(matrix: Tensor) -> Tensor:
     return matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
 
 
-def _least_square(directions: Tensor) -> Tensor:
-    return torch.stack([squares.min() for _, _, squares in pair_sq_distances(directions)]).min()
+def _least_square(vectors: Vectors) -> Tensor:
+    return torch.stack([squares.min() for squares in vectors.squares]).min()
 
 
 def distance_from_simplex(left: Tensor, right: Tensor) -> Tensor:

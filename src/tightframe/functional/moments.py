@@ -30,7 +30,7 @@ from tightframe._checks import (
     check_positive,
 )
 
-BLOCK = 128  # columns of the scatter computed at a time; below the diagonal nothing is
+BLOCK = 64  # columns of the scatter computed at a time; below the diagonal nothing is
 CHUNK = 2**17  # differences that a thread of a CPU holds at a time: two megabytes with what is subtracted
 
 
@@ -88,6 +88,7 @@ class ClassMoments:
         self.num_classes = num_classes
         self.dim = dim
         self.packed = packed
+        self._facts: tuple[int, dict[Any, Any]] = -1, {}  # see tightframe.functional.facts
         # The layout of `packed`: two counters of bad samples; the coarsest precision of what the sums hold, 0 if they
         # hold nothing, and of what was folded in before; counts, sums of squares, references, sums, products.
         parts = [2, 1, 1, num_classes, num_classes, num_classes * dim, num_classes * dim, dim * dim if scatter else 0]

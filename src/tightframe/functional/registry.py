@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from tightframe._checks import ArgumentError
-from tightframe.functional.collapse import rows_of_present
+from tightframe.functional.collapse import vectors_of_present
+from tightframe.functional.geometry import centered_vectors
 from tightframe.functional.moments import ClassMoments
 from tightframe.functional.rows import BOTH, METRICS, SUFFIXES, Metric
 
@@ -47,10 +48,11 @@ Entry = tuple[str, Mapping[str, Any]]
 Preset = str | Sequence[str | Entry]
 
 
-def _expand(template: str) -> list[str]:
+@cache
+def _expand(template: str) -> tuple[str, ...]:
     """Return the ids of a template; for any number they have the letter k."""
     parts = re.split(r"\{(.*?)\}", template)
-    return ["".join(choice) for choice in itertools.product(*(part.split(",") for part in parts))]
+    return tuple("".join(choice) for choice in itertools.product(*(part.split(",") for part in parts)))
 
 
 _ROWS = {id: metric for metric in METRICS for id in _expand(metric.id)}
@@ -73,8 +75,7 @@ def _find(id: str) -> Metric | None:
 
 def _of_means(function: Callable[..., Tensor], moments: ClassMoments, weighting: str = "class") -> Tensor:
     """Apply a function of class vectors to class means centred as wanted."""
-    sample = weighting != "class" and bool(moments.present.any())
-    return function(moments.centered_means(weighting) if sample else moments)
+    return function(centered_vectors(moments, weighting))
 
 
 def _known(id: str) -> Metric:
@@ -181,18 +182,17 @@ def evaluate(
     Returns:
         From the id of the row to a 0-d float64 tensor.
     """
-    given: Mapping[str, Any] = {"means": moments, "weight": weight, "bias": bias, "frame": frame}
-    present: list[Any] = []  # rows of the present classes, once they are needed
+    rows = [row for row in rows if "samples" not in row.metric.needs]
+    given: dict[str, Any] = {"means": moments, "weight": weight, "bias": bias, "frame": frame}
+    if any("weight" in row.metric.needs for row in rows):
+        given["weight"] = vectors_of_present(moments, weight)  # type: ignore[arg-type]  # None is an error there
     several: dict[Any, Mapping[str, Tensor]] = {}  # values by function, of those that return more than one
     values: dict[str, Tensor] = {}
     for row in rows:
         needs, function = row.metric.needs, row.metric.function
-        if "samples" in needs or function is None:
+        if function is None:
             continue
-        if "means" not in needs:
-            present = arguments = present or [rows_of_present(given["means"], given["weight"])]
-        else:
-            arguments = [given[name] for name in given if name in needs]
+        arguments = [given[name] for name in given if name in needs]
         found = several.get(function) or function(*arguments, **row.options)
         if isinstance(found, Mapping):
             several[function] = found

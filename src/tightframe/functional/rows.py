@@ -29,7 +29,7 @@ class Metric:
         function: Function that computes it; None where a training logs the number. With ``samples`` in its needs it
             takes a :class:`tightframe.functional.samples.Look` and returns ``(B,)`` values; else it takes those of
             moments, weight, bias and frame that it needs, in this order, and returns a 0-d tensor, or several by id.
-            ``weight`` without ``means`` are the rows of the present classes.
+            ``weight`` are the rows of the present classes, as :class:`tightframe.functional.geometry.Vectors`.
         reduction: What becomes of the values of samples: ``"mean"``, or ``"collect"`` to keep them all.
         percent: Whether it is a share in 0..1 that is shown in percent.
         formula: Formula in plain text.

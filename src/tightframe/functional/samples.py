@@ -174,7 +174,7 @@ class Look:
     def nearest(self) -> Tensor:
         """Class whose mean is nearest ``(B,)``, see :func:`nearest_class_center`."""
         classes, centers, half_squares = self.judge.centers
-        return classes[(self.centered @ centers.T - half_squares).argmax(dim=1)]
+        return classes[_products(self.centered, centers).sub_(half_squares).max(dim=1).indices]
 
     @cached_property
     def decision(self) -> Tensor:
@@ -202,10 +202,16 @@ def margin(look: Look, weighting: str = "class") -> Tensor:
     centered = look.centered
     if weighting != "class":
         centered = look.features.double() - look.judge.moments.global_mean(weighting)
-    cosines = centered @ look.judge.directions.T / torch.linalg.vector_norm(centered, dim=1, keepdim=True)
+    cosines = _products(centered, look.judge.directions).div_(torch.linalg.vector_norm(centered, dim=1, keepdim=True))
     own = look.labels.unsqueeze(1)
-    others = cosines.scatter(1, own, -torch.inf).amax(dim=1)
-    return cosines.gather(1, own).squeeze(1) - others
+    mine = cosines.gather(1, own).squeeze(1)
+    return mine - cosines.scatter_(1, own, -torch.inf).amax(dim=1)
+
+
+def _products(samples: Tensor, vectors: Tensor) -> Tensor:
+    """Return the products of samples with vectors ``(B, K)``, the other way round where this is faster."""
+    few = 16 * len(vectors) < len(samples)
+    return (vectors @ samples.T).T if few else samples @ vectors.T
 
 
 def nearest_class_center(features: Tensor, moments: ClassMoments) -> Tensor:

@@ -38,6 +38,7 @@ class HeadWatch:
     ) -> None:
         self._model = model
         self._seen: list[Seen] = []
+        self._hooks = contextlib.ExitStack()
         self.head: Head | None = None
         self.name: str | None = None  # of the module that is watched; None: all
         self.found = classifier is None  # by evidence, which must still hold in later passes
@@ -62,7 +63,8 @@ class HeadWatch:
         self._seen, self._first = [], True
         modules = dict(self._model.named_modules()) if self.name is None else {self.name: self._module()}
         self._names = {module: name for name, module in modules.items()}
-        with hooked(self._names, None, self._ends):
+        with self._hooks:
+            self._hooks.enter_context(hooked(self._names, None, self._ends))
             yield
 
     @property
@@ -82,12 +84,9 @@ class HeadWatch:
     def _ends(self, module: nn.Module, given: Any, output: Any) -> None:
         gave = first_result(output)
         gave = getattr(gave, "logits", gave)
-        named = self.name is not None
-        if named and self._names[module] != self.name:
-            return  # the classifier was found in this pass
         if not (_is_batch(given) and _is_batch(gave)):
             return
-        if gave.ndim > 2 and not named:
+        if gave.ndim > 2 and self.name is None:
             if not is_linear(module):
                 return
             large = [seen for seen in self._seen if seen.gave.ndim > 2]
@@ -114,6 +113,8 @@ class HeadWatch:
             self.head = decide(seen, logits)
             self.name = self.head.name
             check = False
+            self._hooks.close()  # those of the other modules
+            self._hooks.enter_context(hooked([self._module()], None, self._ends))
         seen = [item for item in seen if item.name == self.name]
         if not seen:
             raise ArgumentError(

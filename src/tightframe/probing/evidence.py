@@ -156,15 +156,18 @@ def evidence(item: Seen, logits: Tensor) -> tuple[float, str, bool]:
     if gave.ndim > logits.ndim == 2 and gave.shape[0] == logits.shape[0]:
         flat = gave.flatten(1, -2)
         readings = {"mean": flat.mean(dim=1), "relu": flat.relu().mean(dim=1), "token": flat}
+    readings = {
+        reading: value
+        for reading, value in readings.items()
+        if value.shape[-1] == logits.shape[-1] and (reading == "token" or value.shape == logits.shape)
+    }
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (item.gave, logits))
     best = (math.inf, "whole", False)
     for log in (False, True):
-        if best[0] <= 1 or (log and not _are_probabilities(logits)):
+        if not readings or best[0] <= 1 or (log and not _are_probabilities(logits)):
             break
         target = _relative(logits.double().log() if log else logits)
         for reading, value in readings.items():
-            if value.shape[-1] != logits.shape[-1] or (reading != "token" and value.shape != logits.shape):
-                continue
             if reading == "token":
                 distance = _distances(value, target.unsqueeze(1)).amin(dim=1).amax().item()
             else:

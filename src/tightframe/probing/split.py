@@ -91,6 +91,8 @@ class Split:
         self._samples = 0
         self._logits = False
         self._rows: dict[Place, list[registry.Row]] = {}
+        self._with_means: dict[Place, list[registry.Row]] = {}  # of those of samples
+        self._without_means: dict[Place, list[registry.Row]] = {}
         self._judges: dict[Place, Judge] = {}
         self._sums: dict[Place, dict[str, Tensor]] = {}
         self._held = Held(engine.hold_bytes, engine.spill_bytes)
@@ -108,15 +110,13 @@ class Split:
         if not len(labels):
             return
         self._samples += len(labels)
-        decision = None if logits is None else logits.argmax(dim=1)
         for place, h in features.items():
-            self._judge(Judge(None), place, h, labels, logits=logits)
-            if self._reference is not None and self._with_means(place):
-                self._judge(self._judged_by(self._reference, place, h), place, h, labels, decision=decision)
+            self._judge(place, h, labels, self._reference, self._without_means[place], logits=logits)
         if self._own:
-            kept: dict[Any, Tensor] = {place: h for place, h in features.items() if self._with_means(place)}
+            kept: dict[Any, Tensor] = {place: h for place, h in features.items() if self._with_means[place]}
             if kept:
-                self._held.add(kept | {"labels": labels} | ({} if decision is None else {"decision": decision}))
+                decision = {} if logits is None else {"decision": logits.argmax(dim=1)}
+                self._held.add(kept | {"labels": labels} | decision)
             if not self._held.complete and (self._reading is None or self._reading.once):
                 kind = "none" if self._reading is None else type(self._reading.loader).__name__
                 raise ArgumentError(
@@ -133,13 +133,15 @@ class Split:
             raise ArgumentError("num_classes must be given for a model that does not return logits (B, K), got None")
         device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
         self.moments[place] = ClassMoments(num_classes, dim, scatter=self.engine.scatter, device=device)
-        self._rows[place] = self.engine.rows_at(place, logits)
+        rows = self._rows[place] = self.engine.rows_at(place, logits)
+        of_samples = [row for row in rows if "samples" in row.metric.needs]
+        self._with_means[place] = [row for row in of_samples if "means" in row.metric.needs]
+        self._without_means[place] = [row for row in of_samples if "means" not in row.metric.needs]
         self._logits = logits
 
-    def _with_means(self, place: Place) -> list[registry.Row]:
-        return [row for row in self._rows[place] if {"samples", "means"} <= row.metric.needs]
-
-    def _judged_by(self, moments: Mapping[Place, ClassMoments], place: Place, h: Tensor) -> Judge:
+    def _judged_by(self, moments: Mapping[Place, ClassMoments] | None, place: Place, h: Tensor) -> Judge:
+        if moments is None:
+            return Judge(None)
         if place not in self._judges:
             weight = self.engine.weights()[0] if place.layer == FEATURES else None
             device = h.device if h.device.type != "mps" else torch.device("cpu")
@@ -148,13 +150,20 @@ class Split:
             )
         return self._judges[place]
 
-    def _judge(self, judge: Judge, place: Place, h: Tensor, labels: Tensor, **given: Tensor | None) -> None:
-        rows = self._with_means(place)
-        if "logits" in given:
-            rows = [row for row in self._rows[place] if "samples" in row.metric.needs and row not in rows]
+    def _judge(
+        self,
+        place: Place,
+        h: Tensor,
+        labels: Tensor,
+        moments: Mapping[Place, ClassMoments] | None,
+        others: list[registry.Row],
+        **given: Tensor | None,
+    ) -> None:
+        """Add up what samples give: in the rows that need class means, if there are moments, and in others."""
+        rows = others if moments is None else [*self._with_means[place], *others]
         if rows:
             sums = self._sums.setdefault(place, {})
-            for metric, values in judge.look(rows, h, labels, **given).items():
+            for metric, values in self._judged_by(moments, place, h).look(rows, h, labels, **given).items():
                 sums[metric] = sums.get(metric, 0) + values.sum()
 
     def reduce(self) -> None:
@@ -200,7 +209,7 @@ class Split:
             for batch in self._held:
                 labels, decision = batch.pop("labels"), batch.pop("decision", None)
                 for place, h in batch.items():
-                    self._judge(self._judged_by(self.moments, place, h), place, h, labels, decision=decision)
+                    self._judge(place, h, labels, self.moments, [], decision=decision)
             self._held.close()
             return
         again = Split(self.engine, self.name, self._reading, self.moments)
@@ -240,5 +249,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def moments_on(moments: ClassMoments, device: torch.device) -> ClassMoments:
-    """Return moments on a device; on their own they share memory."""
+    """Return moments on a device; on their own these are the same."""
+    if moments.device == device:
+        return moments
     return ClassMoments(moments.num_classes, moments.dim, scatter=moments.has_scatter, packed=moments.packed.to(device))
