@@ -151,7 +151,7 @@ class Records:
             values = rows.unique(column)
             if len(values) > 1:
                 raise ArgumentError(f"{column} must be given for {metric!r}: there are rows of {values}")
-        return rows._rows[-1].value
+        return max(reversed(rows._rows), key=lambda row: (row.epoch, row.step)).value
 
     def to_frame(self) -> pandas.DataFrame:
         """Return a pandas data frame of the nine columns."""

@@ -411,8 +411,8 @@ def test_moments_of_other_layers_or_other_features():
     train = probe_layers(mlp(), batches())
     some = {name: train.moments[name] for name in ("0", "3")}
     with pytest.raises(ArgumentError, match="moments must hold those of layer '5'"):
-        probe_layers(mlp(), batches(), layers=["0", "5"], moments=some)
-    with pytest.raises(ShapeError, match="width d = 8, got 4"):
+        probe_layers(mlp(), batches(), layers=["0", "3", "5"], moments=some)
+    with pytest.raises(ShapeError, match=r"reference moments must be of K = 3 .* d = 4 .* got K = 3 and d = 8"):
         probe_layers(mlp(), batches(), tap="input", moments=train.moments)
 
 

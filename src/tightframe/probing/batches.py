@@ -74,7 +74,7 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         return torch.from_numpy(value).to(device, non_blocking=True)
     if hasattr(value, "to"):
-        return value.to(device, non_blocking=True)
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
     if isinstance(value, Mapping):
         return {name: to_device(part, device) for name, part in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -96,25 +96,22 @@ def call(model: nn.Module, inputs: Any) -> Any:
             return model(**inputs)
         if len(inputs) == 1:
             return model(next(iter(inputs.values())))
-        if len(names) != 1:
+        if len(names) != 1 or names[0] in inputs:
             raise ArgumentError(
-                f"batches must have keys that the model's forward takes, {names}, got {list(inputs)}; rename them, or "
-                "pass forward=lambda model, inputs: model(...)"
+                f"batches must have keys that the model's forward takes, {names}, got {list(inputs)}; rename "
+                "them or leave others out, or pass forward=lambda model, inputs: model(...)"
             )
     return model(inputs)
 
 
 def _parameters(model: nn.Module) -> tuple[list[str], bool]:
     """Return the names that ``forward`` takes, and whether it takes any."""
-    inner = model
-    while (wrapped := getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)) is not None:
-        if not isinstance(wrapped, nn.Module):
-            break
-        inner = wrapped
-    parameters = inspect.signature(inner.forward).parameters.values()
+    parameters = inspect.signature(model.forward).parameters.values()
     kinds = inspect.Parameter
     names = [p.name for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
-    return names, any(p.kind is kinds.VAR_KEYWORD for p in parameters)
+    open_ended = any(p.kind is kinds.VAR_KEYWORD for p in parameters)
+    wrapped = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+    return _parameters(wrapped) if open_ended and isinstance(wrapped, nn.Module) else (names, open_ended)
 
 
 class Reading:
@@ -132,6 +129,8 @@ class Reading:
     def __init__(
         self, loader: Any, max_batches: int | None = None, transfer: Callable[[Any], Any] | None = None
     ) -> None:
+        if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+            raise ArgumentError(f"loader must yield batches (inputs, labels), got {type(loader).__name__}")
         self.loader = loader
         self.max_batches = max_batches
         self.transfer = transfer

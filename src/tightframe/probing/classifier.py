@@ -49,10 +49,11 @@ class HeadWatch:
                 f"classifier={type(classifier).__name__} and features={features!r}"
             )
         if given:
-            weight, bias = (None if p is None else torch.as_tensor(p).detach() for p in classifier)  # type: ignore[union-attr]
-            if weight is None or weight.ndim != 2:
-                raise ShapeError(f"classifier must be (weight (K, d), bias (K,) or None), got weight {weight!r}")
-            self.head = Head("", matrix=(weight, bias))
+            parts = [None if p is None else torch.as_tensor(p).detach() for p in classifier]  # type: ignore[union-attr]
+            shapes = [None if part is None else tuple(part.shape) for part in parts]
+            if len(parts) != 2 or len(shapes[0] or ()) != 2 or shapes[1] not in (None, shapes[0][:1]):  # type: ignore[index]
+                raise ShapeError(f"classifier must be (weight (K, d), bias (K,) or None), got shapes {shapes}")
+            self.head = Head("", matrix=(parts[0], parts[1]))  # type: ignore[arg-type]  # its shape is known
             self.name = name_of(model, features, "features")
         elif classifier is not None:
             self.name = name_of(model, classifier, "classifier")  # type: ignore[arg-type]
@@ -66,6 +67,10 @@ class HeadWatch:
         with self._hooks:
             self._hooks.enter_context(hooked(self._names, None, self._ends))
             yield
+
+    def forget(self) -> None:
+        """Forget what a forward pass left that nobody read."""
+        self._seen = []
 
     @property
     def state(self) -> tuple[str, str, bool] | None:
@@ -92,14 +97,15 @@ class HeadWatch:
             large = [seen for seen in self._seen if seen.gave.ndim > 2]
             if len(large) >= MAPS_KEPT:
                 self._seen = [seen for seen in self._seen if seen is not large[0]]
-        # What comes next may change an output in place; it is compared in the first forward pass.
-        gave = gave.detach().clone() if self._first else gave.detach()
-        self._seen.append(Seen(self._names[module], module, given.detach(), version(given), gave))
+        # What comes next may change an output in place, which is compared.
+        gave = gave.detach().clone() if self._first or gave.ndim == 2 else gave.detach()
+        given = given.detach().clone() if given.is_inference() else given.detach()
+        self._seen.append(Seen(self._names[module], module, given, version(given), gave))
 
     def read(self, logits: Tensor | None) -> tuple[str, Tensor]:
         """Return the tap and the features, ``(B, d)`` or ``(B, ..., d)``, of the last forward pass; forget them.
 
-        In the first forward pass a classifier that was found earlier is compared with the logits again.
+        A classifier that was found earlier is compared with the logits again, as exits or experts may take turns.
 
         Args:
             logits: of the model; None if it gives none.
@@ -108,7 +114,8 @@ class HeadWatch:
             ArgumentError: if no classifier is found, or it did not run.
         """
         seen, self._seen = self._seen, []
-        check, self._first = self._first, False
+        first, self._first = self._first, False
+        check = first or self.found
         if self.name is None and logits is not None:
             self.head = decide(seen, logits)
             self.name = self.head.name
@@ -122,6 +129,7 @@ class HeadWatch:
                 "classifier= or features="
             )
         item = seen[-1]
+        check = check and (item.gave.ndim == 2 or first)
         if self.head is not None and self.head.matrix is not None:
             return "input", self._given_to(self.head.matrix[0], item)
         if check and logits is not None:
@@ -142,7 +150,10 @@ class HeadWatch:
                 f"classifier {item.name!r} gave the model's output before and does not now: it is off by {gap:.2g} "
                 "times the rounding of the outputs; name the classifier with classifier=..."
             )
-        return self.head.tap(item), self.head.features(item, logits)
+        features = self.head.features(item, logits)
+        if first:
+            self.head.check_weights(item)
+        return self.head.tap(item), features
 
     def _given_to(self, weight: Tensor, item: Seen) -> Tensor:
         h = channels_last(item.module, item.gave)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, Notice, ShapeError, TightframeError
+from tightframe._checks import ArgumentError, Notice, ShapeError, TightframeError, check_positive
 from tightframe.functional import ClassMoments, registry
 from tightframe.probing.batches import Forward, Reading, call, labels_of, split_batch
 from tightframe.probing.classifier import HeadWatch
@@ -76,6 +76,8 @@ class Engine:
             raise ArgumentError(
                 f"mask_of and pooling='mask' go together, got mask_of={mask_of!r} and pooling={pooling!r}"
             )
+        if max_batches is not None:
+            check_positive("max_batches", max_batches)
         for chosen in (rows, layer_rows):
             registry.select(chosen, ())  # an unknown one is an error before any work
         self.model = model
@@ -106,6 +108,12 @@ class Engine:
         """Watch the model for what :meth:`look` needs, as long as the ``with`` block lasts."""
         with self.probe or contextlib.nullcontext(), self.watch.watching() if self.watch else contextlib.nullcontext():
             yield
+
+    def forget(self) -> None:
+        """Forget a forward pass that was not looked at."""
+        for part in (self.probe, self.watch):
+            if part is not None:
+                part.forget()
 
     def look(self, labels: Any, output: Any) -> Looked:
         """Return what the last forward pass left, one row a sample.
@@ -150,6 +158,11 @@ class Engine:
             logits = logits_of(output, self._logits)
             if logits.shape[:-1] != labels.shape and logits.ndim > 2 and logits.shape[2:] == labels.shape[1:]:
                 logits = logits.movedim(1, -1)
+            if logits.shape[-1] == 1:
+                raise ShapeError(
+                    "the model's output is one logit z a sample; measure it as two classes, with logits=lambda z: "
+                    "torch.cat([0 * z, z], 1), classifier=(weight, bias), whose first rows are zero, and features="
+                )
             expected = (*labels.shape, self.num_classes or logits.shape[-1])
             if logits.shape != expected:
                 raise ShapeError(
@@ -174,6 +187,8 @@ class Engine:
                 if self.probe is not None and self.mask_of is not None:
                     self.probe.mask = _checked_mask(self.mask_of(batch)).to(self.device)
                 inputs, labels = split_batch(batch)
+                if getattr(labels, "shape", (1,))[:1] == (0,):
+                    continue
                 output = call(self.model, inputs) if self.forward is None else self.forward(self.model, inputs)
                 looked = self.look(labels, output)
                 del batch, inputs, labels, output

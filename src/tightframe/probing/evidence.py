@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tightframe._checks import ArgumentError, check_finite
 from tightframe.nn import Classifier
 from tightframe.probing.names import CONVOLUTIONS, is_dense, is_inside
-from tightframe.probing.probe import first_result, version
+from tightframe.probing.passes import evaluating
+from tightframe.probing.probe import first_result, unwatched, version
 
 ROUNDINGS = 4  # steps of the coarsest type by which equal logits may differ
 SMALLEST = -60.0  # logits below the largest of their row that a float32 probability still tells apart
@@ -71,11 +72,25 @@ class Head:
         elif self.reading == "token" and logits is not None:
             gave = channels_last(seen.module, seen.gave).flatten(1, -2)
             given = given.flatten(1, -2)
-            chosen = _distances(gave, _relative(self.logits(logits)).unsqueeze(1)).argmin(dim=1)
+            floor = SMALLEST if self.log else -math.inf
+            target = _relative(self.logits(logits), floor).unsqueeze(1)
+            chosen = _distances(gave, target, floor).argmin(dim=1)
             given = given[torch.arange(len(given), device=given.device), chosen]
         if isinstance(self.module, Classifier):
             given = self.module.prepare(given)
         return given
+
+    def check_weights(self, seen: Seen) -> None:
+        """Raise :class:`ArgumentError` if the module gives something else with the weights that it has now."""
+        if self.module is None or (found := _own_matrix(self.module)) is None:
+            return
+        with evaluating(self.module), unwatched(self.module):
+            off = (self.module(seen.given.to(found[0].dtype)) - seen.gave).abs().amax().item()
+        if off > 8 * torch.finfo(seen.gave.dtype).eps ** 0.5 * seen.gave.abs().amax().item():
+            raise ArgumentError(
+                f"classifier {self.name!r} ran with other weights than it has now: its outputs differ by {off:.2g}; "
+                "put weights that functional_call or an averaging swaps in into the model before measuring"
+            )
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
         """Return weight ``(K, d)`` and bias ``(K,)``, if there is one, as they are now.
@@ -86,11 +101,12 @@ class Head:
         if self.matrix is not None:
             return self.matrix
         module: Any = self.module
-        found = _own_matrix(module)
-        if found is None and _sole_matrix(module):
-            found = module.weight.detach(), _bias_of(module)
-        if found is None and isinstance(width := _width(module), int):
-            found = _affine(module, width)
+        with evaluating(module):  # dropout would not be affine, and reading a spectral norm changes it
+            found = _own_matrix(module)
+            if found is None and isinstance(width := _width(module), int):
+                found = _affine(module, width)
+            if found is None and _sole_matrix(module):
+                found = module.weight.detach(), _bias_of(module)
         if found is None:
             raise ArgumentError(
                 f"classifier {self.name!r} ({type(module).__name__}) is no affine map and has no weight (K, d); pass "
@@ -166,12 +182,13 @@ def evidence(item: Seen, logits: Tensor) -> tuple[float, str, bool]:
     for log in (False, True):
         if not readings or best[0] <= 1 or (log and not _are_probabilities(logits)):
             break
-        target = _relative(logits.double().log() if log else logits)
+        floor = SMALLEST if log else -math.inf
+        target = _relative(logits.double().log() if log else logits, floor)
         for reading, value in readings.items():
             if reading == "token":
-                distance = _distances(value, target.unsqueeze(1)).amin(dim=1).amax().item()
+                distance = _distances(value, target.unsqueeze(1), floor).amin(dim=1).amax().item()
             else:
-                distance = _distances(value, target).amax().item()
+                distance = _distances(value, target, floor).amax().item()
             scale = max(value.abs().amax().item(), 1.0 if log else logits.abs().amax().item())
             gap = distance / (ROUNDINGS * eps * scale) if distance else 0.0
             best = min(best, (gap, "mean" if reading == "relu" else reading, log), key=lambda found: found[0])
@@ -188,19 +205,19 @@ def channels_last(module: nn.Module, value: Tensor) -> Tensor:
     return value.movedim(1, -1) if isinstance(module, CONVOLUTIONS) and value.ndim > 2 else value
 
 
-def _relative(logits: Tensor) -> Tensor:
-    """Return logits relative to the largest of their row, so far as probabilities could tell them apart."""
+def _relative(logits: Tensor, floor: float = -math.inf) -> Tensor:
+    """Return logits relative to the largest of their row, and none below a floor: probabilities end there."""
     logits = logits.double()
-    return (logits - logits.amax(dim=-1, keepdim=True)).clamp_(min=SMALLEST)
+    return (logits - logits.amax(dim=-1, keepdim=True)).clamp_(min=floor)
 
 
 def _are_probabilities(values: Tensor) -> bool:
     return bool((values >= 0).all()) and bool(((values.double().sum(dim=-1) - 1).abs() < 1e-2).all())
 
 
-def _distances(gave: Tensor, target: Tensor) -> Tensor:
+def _distances(gave: Tensor, target: Tensor, floor: float = -math.inf) -> Tensor:
     """Return the largest difference of each row from a target that is relative already."""
-    return (_relative(gave) - target).abs().amax(dim=-1)
+    return (_relative(gave, floor) - target).abs().amax(dim=-1)
 
 
 def _own_matrix(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
@@ -244,10 +261,11 @@ def _affine(module: nn.Module, width: int, given: Tensor | None = None) -> tuple
         if torch.finfo(like.dtype).bits < 32:  # whose rounding hides what is not affine
             module, like = copy.deepcopy(module).float(), like.float()
         basis = torch.eye(width, device=like.device, dtype=like.dtype)
-        bias = first_result(module(basis[:1] * 0))[0]
-        weight = first_result(module(basis)) - bias
         trial = basis.cumsum(dim=1).flip(0)[:8] / 3 if given is None else given.to(basis)
-        expected, found = torch.addmm(bias, trial, weight), first_result(module(trial))
+        with unwatched(module), torch.autocast(like.device.type, enabled=False):
+            bias = first_result(module(basis[:1] * 0))[0]
+            weight = first_result(module(basis)) - bias
+            expected, found = torch.addmm(bias, trial, weight), first_result(module(trial))
     except Exception:  # whatever a module raises on vectors that it is not made for
         return None
     close = (found - expected).abs().amax() <= 1e2 * torch.finfo(basis.dtype).eps * width**0.5 * (

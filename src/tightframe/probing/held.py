@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -70,6 +71,7 @@ class Held:
                 padding = -tensor.nbytes % ALIGNED
                 self._file.write(bytes(padding))
                 self._end += tensor.nbytes + padding
+            self._file.flush()  # a full disk may show only here
             self._layout.append(places)
         except OSError as error:
             self.complete = False
@@ -80,7 +82,6 @@ class Held:
         yield from self._batches
         if self._file is None or not self._end:
             return
-        self._file.flush()
         mapped = np.memmap(self._file, dtype=np.uint8, mode="c")
         for places in self._layout:
             yield {
@@ -92,7 +93,8 @@ class Held:
         """Forget everything."""
         self._batches, self._layout = [], []
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of what could not be written
+                self._file.close()
             self._file = None
 
 
@@ -101,6 +103,5 @@ def _size(batch: Mapping[Any, Tensor]) -> int:
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """Return a contiguous tensor on the CPU that keeps nothing else in memory, such as the other tokens of a sample."""
-    tensor = tensor.cpu().contiguous()
-    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+    """Return a contiguous copy on the CPU: the other tokens of a sample are not kept, and loaders may reuse memory."""
+    return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)

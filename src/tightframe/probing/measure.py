@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, Notice, as_labels, as_tensor, check_choice
+from tightframe._checks import ArgumentError, Notice, as_labels, as_tensor, check_choice, check_features
 from tightframe.functional import ClassMoments
 from tightframe.probing.batches import Forward
 from tightframe.probing.engine import OWN, Engine
@@ -114,7 +114,7 @@ def measure(
         )
         if classifier is None:
             layers, features, classifier = [FEATURES], None, False
-            num_classes = num_classes or int(data[0][1].max()) + 1
+            num_classes = num_classes or int(data[0][1].max()) + 1 if len(data[0][1]) else 1
         else:
             logits = partial(_logits, classifier)
     splits = dict(data) if isinstance(data, Mapping) else {split: data}
@@ -145,7 +145,8 @@ def measure(
 
 def _logits(classifier: Any, features: Tensor) -> Tensor:
     weight, bias = (None if part is None else as_tensor(part, "classifier").to(features) for part in classifier)
-    return F.linear(features, weight, bias)  # type: ignore[arg-type]  # the engine refuses a classifier without one
+    check_features(features, weight.shape[1])  # type: ignore[union-attr]  # the engine refuses a classifier without one
+    return F.linear(features, weight, bias)  # type: ignore[arg-type]
 
 
 def record(records: Records, measured: Measured, **columns: Any) -> None:
@@ -164,6 +165,8 @@ def reference_of(wanted: Reference | None, splits: Sequence[str]) -> str | Mappi
     if isinstance(wanted, ClassMoments):
         return {Place(FEATURES, tap): wanted for tap in ("input", "prepared")}
     if isinstance(wanted, Mapping):
+        if bad := [place for place in wanted if not (isinstance(place, tuple) and len(place) == 2)]:
+            raise ArgumentError(f"reference must have keys (layer, tap), such as ('features', 'input'), got {bad[0]!r}")
         return {Place(*place): moments for place, moments in wanted.items()}
     if wanted is not None:
         check_choice("reference", wanted, (*splits, OWN))
@@ -220,8 +223,8 @@ class watch:  # noqa: N801  # used as a word: `with tf.watch(model) as seen`
         def ends(module: nn.Module, given: Any, output: Any) -> None:
             self._output = (output,)
 
+        self._hooks.enter_context(hooked([self._engine.model], lambda *_: self._engine.forget(), ends))
         self._hooks.enter_context(self._engine.watching())
-        self._hooks.enter_context(hooked([self._engine.model], None, ends))
         return self
 
     def add(self, labels: Any) -> None:
@@ -239,7 +242,7 @@ class watch:  # noqa: N801  # used as a word: `with tf.watch(model) as seen`
                 stacklevel=2,
             )
         (output,), self._output = self._output, None
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             self._split.add(self._engine.look(labels, output))
         self._first = False
 

@@ -18,6 +18,19 @@ Starts = Callable[[nn.Module, Any], None]
 Ends = Callable[[nn.Module, Any, Any], None]
 
 
+_UNWATCHED: list[nn.Module] = []  # modules that are called to find out what they are
+
+
+@contextlib.contextmanager
+def unwatched(module: nn.Module) -> Iterator[None]:
+    """Let a module be called without its being taken for part of a forward pass."""
+    _UNWATCHED.append(module)
+    try:
+        yield
+    finally:
+        _UNWATCHED.pop()
+
+
 @contextlib.contextmanager
 def hooked(modules: Iterable[nn.Module], starts: Starts | None, ends: Ends | None) -> Iterator[None]:
     """Call back whenever one of the modules starts and ends, as long as the ``with`` block lasts.
@@ -29,11 +42,11 @@ def hooked(modules: Iterable[nn.Module], starts: Starts | None, ends: Ends | Non
     """
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if starts is not None:
+        if starts is not None and not _UNWATCHED:
             starts(module, first_value(args, kwargs))
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if ends is not None:
+        if ends is not None and not _UNWATCHED:
             ends(module, first_value(args, kwargs), output)
 
     handles = []
@@ -130,7 +143,7 @@ class Probe:
         self._hooks = contextlib.ExitStack()
 
     def __enter__(self) -> Probe:
-        self._captured, self._finished = {}, None
+        self.forget()
         names = {module: name for name, module in self._modules.items()}
 
         def starts(module: nn.Module, value: Any) -> None:
@@ -149,6 +162,10 @@ class Probe:
 
     def __exit__(self, *exc_info: object) -> None:
         self._hooks.close()
+
+    def forget(self) -> None:
+        """Forget what a forward pass left that nobody took."""
+        self._captured, self._finished = {}, None
 
     def _after(self, name: str, module: nn.Module, value: Any) -> None:
         if name in self._captured:
@@ -175,7 +192,8 @@ class Probe:
             features = pool(value.detach(), self.pooling, self.mask, channels_first=takes_channels_first(module))
         except (ArgumentError, ShapeError) as error:
             raise type(error)(f"layer {name!r}: {error}") from None
-        if copy and features.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
+        shared = features.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+        if shared and (copy or features.is_inference()):  # whose changes in place nobody counts
             features = features.clone()
         self._captured[name] = features, version(features)
 

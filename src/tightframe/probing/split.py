@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, EmptyDataError
+from tightframe._checks import ArgumentError, EmptyDataError, ShapeError
 from tightframe.functional import ClassMoments, registry
 from tightframe.functional.samples import Judge
 from tightframe.probing.batches import Reading
@@ -132,6 +132,12 @@ class Split:
         if num_classes is None:
             raise ArgumentError("num_classes must be given for a model that does not return logits (B, K), got None")
         device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        known = None if self._reference is None else self._reference[place]
+        if known is not None and (known.num_classes, known.dim) != (num_classes, dim):
+            raise ShapeError(
+                f"reference moments must be of K = {num_classes} classes and width d = {dim} for layer "
+                f"{place.layer!r}, got K = {known.num_classes} and d = {known.dim}"
+            )
         self.moments[place] = ClassMoments(num_classes, dim, scatter=self.engine.scatter, device=device)
         rows = self._rows[place] = self.engine.rows_at(place, logits)
         of_samples = [row for row in rows if "samples" in row.metric.needs]
@@ -228,8 +234,8 @@ class Split:
         Raises:
             EmptyDataError: if there was no batch.
         """
-        if not self.moments:
-            raise EmptyDataError(f"split {self.name!r} must hold at least one (inputs, labels) batch, got none")
+        if not self._samples:
+            raise EmptyDataError(f"split {self.name!r} must hold at least one sample that is not ignored, got none")
         values = {}
         for place, moments in self.moments.items():
             weight, bias = self.engine.weights() if place.layer == FEATURES else (None, None)
