@@ -151,7 +151,9 @@ class Engine:
             wanted = labels != self.ignore_index
             features = {place: h[wanted] for place, h in features.items()}
             labels, logits = labels[wanted], None if logits is None else logits[wanted]
-        return Looked(features, labels, logits)
+        looked = Looked(features, labels, logits)
+        # Without float64 on the device, all that follows is on the CPU.
+        return looked.to(torch.device("cpu")) if labels.device.type == "mps" else looked
 
     def _read_logits(self, output: Any, labels: Tensor) -> Tensor | None:
         try:

@@ -168,6 +168,8 @@ def evidence(item: Seen, logits: Tensor) -> tuple[float, str, bool]:
         The distance; how the output is read, see :class:`Head`; and whether the model gives probabilities.
     """
     gave = channels_last(item.module, item.gave)
+    if gave.shape == logits.shape and torch.equal(gave, logits):  # as mostly, and cheaper than to measure
+        return 0.0, "whole", False
     readings = {"whole": gave}
     if gave.ndim > logits.ndim == 2 and gave.shape[0] == logits.shape[0]:
         flat = gave.flatten(1, -2)

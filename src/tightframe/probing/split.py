@@ -41,6 +41,11 @@ class Looked(NamedTuple):
     labels: Tensor
     logits: Tensor | None
 
+    def to(self, device: torch.device) -> Looked:
+        """Return it on a device."""
+        features = {place: h.to(device) for place, h in self.features.items()}
+        return Looked(features, self.labels.to(device), None if self.logits is None else self.logits.to(device))
+
     def first(self, size: int) -> Looked:
         """Return the first samples alone."""
         features = {place: h[:size] for place, h in self.features.items()}
@@ -103,8 +108,7 @@ class Split:
         for place, h in features.items():
             if place not in self.moments:
                 self._begin(place, h.shape[1], h.device, logits is not None)
-            moments = self.moments[place]
-            moments.update(h.to(moments.device), labels.to(moments.device))
+            self.moments[place].update(h, labels)
         if self.engine.on_batch is not None and not self._quiet:
             self.engine.on_batch(self.name, looked)
         if not len(labels):
@@ -150,10 +154,8 @@ class Split:
             return Judge(None)
         if place not in self._judges:
             weight = self.engine.weights()[0] if place.layer == FEATURES else None
-            device = h.device if h.device.type != "mps" else torch.device("cpu")
-            self._judges[place] = Judge(
-                moments_on(moments[place], device), None if weight is None else weight.to(device)
-            )
+            weight = None if weight is None else weight.to(h.device)
+            self._judges[place] = Judge(moments_on(moments[place], h.device), weight)
         return self._judges[place]
 
     def _judge(
