@@ -136,6 +136,18 @@ def test_a_full_disk_costs_one_more_pass(monkeypatch):
         assert_right(measure(model, DATA, hold_bytes=0), model, model.fc.weight, model.fc.bias)
 
 
+def test_a_second_pass_over_other_samples_is_said():
+    class Loader:
+        shift = 0
+
+        def __iter__(self):
+            self.shift += 1
+            return iter([(x + self.shift, y) for x, y in DATA])
+
+    with pytest.warns(UserWarning, match="other samples at its second pass"):
+        measure(net(), Loader(), hold_bytes=0, spill_bytes=0)
+
+
 class Encoding(UserDict):
     def to(self, device):
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, EmptyDataError, ShapeError
+from tightframe._checks import ArgumentError, EmptyDataError, Notice, ShapeError
 from tightframe.functional import ClassMoments, registry
 from tightframe.functional.samples import Judge
 from tightframe.probing.batches import Reading
@@ -228,6 +229,16 @@ class Split:
                 f"loader must give the same samples at every pass, got {self._samples} and then {again._samples}; pass "
                 "a DataLoader or a list"
             )
+        for place, moments in ({} if self.engine.all_ranks else again.moments).items():
+            before = self.moments[place].mean
+            if (moments.mean - before).abs().amax() > 1e-3 * before.abs().amax():
+                warnings.warn(
+                    "the loader gave other samples at its second pass, as augmentation at random does: they are judged "
+                    "by the means of the first; raise hold_bytes or spill_bytes to read it once",
+                    Notice,
+                    stacklevel=2,
+                )
+                break
         self._sums = again._sums
 
     def result(self) -> Measured:
