@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.probing.oracle import Samples, assert_rows, rows
 from tests.probing.zoo import BATCH, LABELS, VECTORS, D, K, Net, body
-from tightframe._checks import ArgumentError, EmptyDataError, ShapeError, TightframeError
+from tightframe._checks import ArgumentError, EmptyDataError, Notice, ShapeError, TightframeError
 from tightframe.functional import ClassMoments
 from tightframe.probing import find_classifier, measure, watch
 from tightframe.records import Records
@@ -199,3 +199,26 @@ def test_the_newest_value_is_not_the_last_row():
     for epoch in (2, 10, 1):
         records.add("nc1.pinv", epoch, epoch=epoch)
     assert records.value("nc1.pinv") == 10
+
+
+def test_several_outputs_of_different_widths_are_said_to_be_a_choice():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, inputs):
+            h = self.body(inputs)
+            return h, self.head(h)
+
+    model, data = Both(), [(torch.randn(12, 4), torch.arange(12) % 3)]
+    with pytest.warns(Notice, match=r"outputs of widths \[5, 3\]"):
+        measure(model, data)
+    assert measure(model, data, logits=1) == measure(nn.Sequential(model.body, model.head), data)
+
+
+def test_no_split_and_a_traced_model_are_refused():
+    with pytest.raises(EmptyDataError, match="at least one split"):
+        measure(nn.Linear(4, 3), {})
+    with pytest.raises(ArgumentError, match="scripted or traced"):
+        measure(torch.jit.trace(nn.Linear(4, 3), torch.ones(2, 4)), [(torch.ones(2, 4), [0, 1])])

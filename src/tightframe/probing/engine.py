@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, Notice, ShapeError, TightframeError, check_positive
+from tightframe._checks import ArgumentError, EmptyDataError, Notice, ShapeError, TightframeError, check_positive
 from tightframe.functional import ClassMoments, registry
 from tightframe.probing.batches import Forward, Reading, call, labels_of, split_batch
 from tightframe.probing.classifier import HeadWatch
@@ -80,6 +80,11 @@ class Engine:
             check_positive("max_batches", max_batches)
         for chosen in (rows, layer_rows):
             registry.select(chosen, ())  # an unknown one is an error before any work
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ArgumentError(
+                "model must be one whose layers can be watched, got a scripted or traced module; measure the module that "
+                "it was made of"
+            )
         self.model = model
         self.mask_of = mask_of
         self.forward = forward
@@ -231,6 +236,8 @@ class Engine:
         Raises:
             EmptyDataError: if a split has no batch.
         """
+        if not data:
+            raise EmptyDataError("data must have at least one split, got none")
         names = list(data)
         if isinstance(reference, str) and reference != OWN:
             names.sort(key=lambda name: name != reference)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, ShapeError
+from tightframe._checks import ArgumentError, Notice, ShapeError
 
 Logits = str | int | Callable[[Any], Tensor]
 T = TypeVar("T")
@@ -59,7 +60,7 @@ def logits_of(output: Any, wanted: Logits | None = None) -> Tensor:
 
     Args:
         output: a tensor, something with ``logits`` as attribute or key, or a tuple whose first tensor of two or more
-            dimensions are the logits.
+            dimensions are the logits, with a notice where others have another width.
         wanted: key, index or function that finds them in the output; None for the above.
 
     Raises:
@@ -74,7 +75,7 @@ def logits_of(output: Any, wanted: Logits | None = None) -> Tensor:
         elif isinstance(output, Mapping):
             found = output.get("logits")
         elif isinstance(output, tuple | list) and not hasattr(output, "logits"):
-            found = next((part for part in output if isinstance(part, Tensor) and part.ndim >= 2), None)
+            found = _first_of(output)
         else:
             found = getattr(output, "logits", output)
     except (KeyError, IndexError, TypeError) as error:
@@ -86,6 +87,20 @@ def logits_of(output: Any, wanted: Logits | None = None) -> Tensor:
             "finds them in the output"
         )
     return found.detach()
+
+
+def _first_of(output: tuple[Any, ...] | list[Any]) -> Any:
+    """Return the first tensor of two or more dimensions of several outputs."""
+    parts = [part for part in output if isinstance(part, Tensor) and part.ndim >= 2]
+    widths = [part.shape[1] for part in parts if part.ndim == 2]
+    if len(set(widths)) > 1:
+        warnings.warn(
+            f"the model returns outputs of widths {widths}; the first is taken for the logits; pass logits=0 if it is, or "
+            "another index",
+            Notice,
+            stacklevel=2,
+        )
+    return parts[0] if parts else None
 
 
 def shown(batches: Iterable[T], total: int | None, text: str) -> Iterator[T]:
