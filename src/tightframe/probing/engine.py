@@ -82,8 +82,8 @@ class Engine:
             registry.select(chosen, ())  # an unknown one is an error before any work
         if isinstance(model, torch.jit.ScriptModule):
             raise ArgumentError(
-                "model must be one whose layers can be watched, got a scripted or traced module; measure the module that "
-                "it was made of"
+                "model must be one whose layers can be watched, got a scripted or traced module; measure the module it "
+                "was made of"
             )
         self.model = model
         self.mask_of = mask_of

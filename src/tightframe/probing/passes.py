@@ -95,8 +95,8 @@ def _first_of(output: tuple[Any, ...] | list[Any]) -> Any:
     widths = [part.shape[1] for part in parts if part.ndim == 2]
     if len(set(widths)) > 1:
         warnings.warn(
-            f"the model returns outputs of widths {widths}; the first is taken for the logits; pass logits=0 if it is, or "
-            "another index",
+            f"the model returns outputs of widths {widths}, and the first is taken for the logits; pass logits=0 if it "
+            "is, or another index",
             Notice,
             stacklevel=2,
         )
