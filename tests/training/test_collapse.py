@@ -200,6 +200,26 @@ def test_several_validation_loaders():
     assert records.value("nc1.pinv", split="test") == pytest.approx(alone, rel=1e-5)
 
 
+def test_nested_loaders():
+    few = dataset(6, seed=3)
+    train = {"a": [ordered(), ordered(few)], "b": ordered()}
+    validation = {"x": [ordered(), ordered(few)]}
+
+    class Nested(Plain):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch["b"], batch_idx)
+
+    records = measured(NeuralCollapseCallback(), model=Nested(), train=train, validation=validation, max_epochs=1)
+    assert records.unique("split") == ["train", "validation.0", "validation.1"]
+
+
+def test_a_generator_would_leave_nothing_to_the_training():
+    batches = (batch for batch in shuffled())
+    with pytest.raises(ArgumentError, match="at every pass, got generator"):
+        fit_with(NeuralCollapseCallback(), train=batches)
+    assert len(list(batches)) == 5
+
+
 def test_a_users_own_attribute_called_splits():
     model = Plain()
     model.splits = ("train", "validation", "test")
