@@ -213,11 +213,21 @@ def test_nested_loaders():
     assert records.unique("split") == ["train", "validation.0", "validation.1"]
 
 
-def test_a_generator_would_leave_nothing_to_the_training():
-    batches = (batch for batch in shuffled())
-    with pytest.raises(ArgumentError, match="at every pass, got generator"):
-        fit_with(NeuralCollapseCallback(), train=batches)
-    assert len(list(batches)) == 5
+class Itself(list):
+    """A loader that is its own iterator, and begins again when asked for one."""
+
+    def __iter__(self):
+        self.rest = super().__iter__()
+        return self
+
+    def __next__(self):
+        return next(self.rest)
+
+
+@pytest.mark.parametrize("kind", [iter, Itself])
+def test_an_iterator_would_leave_nothing_to_the_training(kind):
+    with pytest.raises(ArgumentError, match="at every pass, got"):
+        fit_with(NeuralCollapseCallback(), train=kind(list(shuffled())))
 
 
 def test_a_users_own_attribute_called_splits():

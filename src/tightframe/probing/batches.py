@@ -136,7 +136,7 @@ class Reading:
         self.max_batches = max_batches
         self.transfer = transfer
         self._combined = hasattr(loader, "flattened") and hasattr(loader, "iterables")
-        parts = loader.flattened if self._combined else [loader]
+        self.parts = parts = loader.flattened if self._combined else [loader]
         for part in parts:
             _notice(part)
         self.owners = [owner for part in parts for owner in _owners(part)]
@@ -152,8 +152,7 @@ class Reading:
     @property
     def once(self) -> bool:
         """Whether the loader can be read but once."""
-        parts = self.loader.flattened if self._combined else [self.loader]
-        return any(isinstance(part, Iterator) and length_of(part) is None for part in parts)
+        return any(isinstance(part, Iterator) and length_of(part) is None for part in self.parts)
 
     def __len__(self) -> int:
         """Return the number of batches, as far as it is known; 0 for a stream."""

@@ -91,7 +91,10 @@ class MeasuringCallback(Callback):
         if combined is not None and not (len(combined.flattened) == 1 and combined.flattened[0] is loader):
             loader = CombinedLoader(combined.iterables, combined._mode)
         size = trainer.num_training_batches if _limited(trainer.limit_train_batches) else None
-        return self._reading(trainer, loader, size, 0, max_batches, as_it_is)
+        reading = self._reading(trainer, loader, size, 0, max_batches, as_it_is)
+        if any(isinstance(part, Iterator) for part in reading.parts):  # the very one that the training holds
+            raise _spent(loader)
+        return reading
 
     def _reading(
         self, trainer: Trainer, loader: Any, size: float | None, index: int, most: int | None, as_it_is: bool = False
@@ -108,10 +111,7 @@ class MeasuringCallback(Callback):
             loader = evaluation_loader(loader, self.batch_size, trainer.global_rank, trainer.world_size)
         reading = Reading(loader, most, partial(_transfer, trainer, index))
         if reading.once:
-            raise ArgumentError(
-                f"loader must give its batches at every pass, got {type(loader).__name__}, of which measuring would "
-                "leave nothing to the training; pass a DataLoader or a list"
-            )
+            raise _spent(loader)
         return reading
 
 
@@ -246,8 +246,9 @@ class NeuralCollapseCallback(MeasuringCallback):
             self._measure(trainer, epoch=0)
             return
         with self._measuring(trainer):  # a training that goes on
-            data = self._training_data(trainer, 1)
-            together(lambda: engine.passes(data, lambda looked: None), engine.all_ranks)
+            for data in list(self._data(trainer).values())[:1]:
+                data.max_batches = 1
+                together(partial(engine.passes, data, lambda looked: None), engine.all_ranks)
         ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if ended and trainer.global_step != self._measured_step:  # saved before the hook, which is not called again
             self._after_epoch(trainer, trainer.current_epoch)
@@ -346,6 +347,13 @@ class NeuralCollapseCallback(MeasuringCallback):
         if weight is not None and self.snapshot_dir is not None:
             features = torch.cat(list(kept.values()))
             Snapshot(epoch, means.float(), weight.float(), features, labels).save(self.snapshot_dir)
+
+
+def _spent(loader: Any) -> ArgumentError:
+    return ArgumentError(
+        f"loader must give its batches at every pass, got {type(loader).__name__}, of which measuring would leave "
+        "nothing to the training; pass a DataLoader or a list, or leave its split out of splits"
+    )
 
 
 def _limited(limit: float | None) -> bool:
