@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 
 # Children are forked from a server that has imported all this and computed nothing, so each starts at once.
@@ -29,6 +30,31 @@ def run(arguments, folder, kill=None, report=False):
     process.start()
     process.join()
     return process.exitcode
+
+
+def on_two_ranks(function, *arguments, seconds=120):
+    """Call a function of the rank and more in two processes, as under ``torchrun --nproc-per-node 2``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [preloaded().Process(target=_rank, args=(function, rank, port, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=seconds)
+        process.kill()
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def _rank(function, rank, port, *arguments):
+    import torch
+
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    names |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    torch.set_num_threads(1)
+    function(rank, *arguments)
 
 
 def _main(arguments, output, kill, report):

@@ -240,6 +240,20 @@ class Two(Plain):
         return nn.functional.cross_entropy(self(batch[0], 0), batch[1])
 
 
+def test_batches_that_are_mappings():
+    class Named(Plain):
+        def forward(self, image):
+            return self.net(image)
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self(batch["image"]), batch["label"])
+
+    rows = [{"image": x, "label": y} for x, y in zip(*TRAIN.tensors, strict=True)]
+    callback = easy()
+    fit(callback, model=Named(), loader=DataLoader(rows, 10))
+    assert list(locks(callback)) == [2]
+
+
 def test_a_model_that_needs_its_own_forward():
     callback = easy(forward=lambda module, inputs: module(inputs, 0))
     fit(callback, model=Two())

@@ -200,6 +200,36 @@ def test_several_validation_loaders():
     assert records.value("nc1.pinv", split="test") == pytest.approx(alone, rel=1e-5)
 
 
+def test_nested_loaders():
+    few = dataset(6, seed=3)
+    train = {"a": [ordered(), ordered(few)], "b": ordered()}
+    validation = {"x": [ordered(), ordered(few)]}
+
+    class Nested(Plain):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch["b"], batch_idx)
+
+    records = measured(NeuralCollapseCallback(), model=Nested(), train=train, validation=validation, max_epochs=1)
+    assert records.unique("split") == ["train", "validation.0", "validation.1"]
+
+
+class Itself(list):
+    """A loader that is its own iterator, and begins again when asked for one."""
+
+    def __iter__(self):
+        self.rest = super().__iter__()
+        return self
+
+    def __next__(self):
+        return next(self.rest)
+
+
+@pytest.mark.parametrize("kind", [iter, Itself])
+def test_an_iterator_would_leave_nothing_to_the_training(kind):
+    with pytest.raises(ArgumentError, match="at every pass, got"):
+        fit_with(NeuralCollapseCallback(), train=kind(list(shuffled())))
+
+
 def test_a_users_own_attribute_called_splits():
     model = Plain()
     model.splits = ("train", "validation", "test")

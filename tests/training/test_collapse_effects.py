@@ -1,13 +1,16 @@
 """What NeuralCollapseCallback leaves behind, and what it leaves alone."""
 
 import copy
+import pickle
 import random
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from torch.utils.data import DataLoader, Sampler
 
 from tests.training.models import (
     TRAIN,
@@ -67,6 +70,32 @@ def test_training_is_the_same_with_and_without(draw):
     plain, watched = outcome(), outcome(NeuralCollapseCallback(layers=["net.4"], every_n_steps=1))
     assert all(torch.equal(plain[0][name], watched[0][name]) for name in plain[0])
     assert plain[1:] == watched[1:]
+
+
+class Counting(Sampler):
+    """A sampler that keeps what it did in containers."""
+
+    def __init__(self):
+        self.epochs, self.state = [], {"epoch": 0}
+
+    def __len__(self):
+        return len(TRAIN)
+
+    def __iter__(self):
+        self.state["epoch"] += 1
+        self.epochs.append(self.state["epoch"])
+        generator = torch.Generator().manual_seed(self.state["epoch"])
+        yield from torch.randperm(len(TRAIN), generator=generator).tolist()
+
+
+def test_samplers_with_containers():
+    samplers = [Counting(), Counting()]
+    models = [
+        fit_with(callback, train=DataLoader(TRAIN, 10, sampler=sampler))
+        for callback, sampler in zip((Callback(), NeuralCollapseCallback(every_n_steps=2)), samplers, strict=True)
+    ]
+    assert samplers[0].epochs == samplers[1].epochs
+    assert [torch.equal(*pair) for pair in zip(*(m.parameters() for m in models), strict=True)] == [True] * 8
 
 
 def test_modes_are_as_before():
@@ -158,6 +187,26 @@ def test_a_resumed_training_has_the_records_of_an_uninterrupted_one(tmp_path):
     assert len(first) < len(resumed)
     assert resumed == whole
     assert without(whole, 0) != whole
+
+
+@pytest.mark.parametrize("when", [{"every_n_train_steps": 1}, {"monitor": "validation_loss", "save_top_k": -1}])
+def test_checkpoints_saved_just_before_the_end_of_an_epoch(tmp_path, when):
+    def run(folder, epochs=3, checkpoint=None):
+        callback, keep = NeuralCollapseCallback(), ModelCheckpoint(tmp_path / folder, "last", **when)
+        fitted = trainer(callback, keep, max_epochs=epochs, enable_checkpointing=True)
+        model = Plain()
+        model.net[3] = torch.nn.Identity()  # dropout would draw anew
+        fitted.fit(model, make_loader(TRAIN, 10, seed=0), ordered(), ckpt_path=checkpoint, weights_only=False)
+        return callback.records
+
+    run("first", 2)
+    assert run("second", 3, next((tmp_path / "first").glob("last.ckpt"))) == run("whole")
+
+
+def test_a_callback_used_again_forgets_and_can_be_pickled():
+    callback = NeuralCollapseCallback()
+    first = measured(callback)
+    assert measured(pickle.loads(pickle.dumps(callback))) == first
 
 
 def test_two_callbacks_in_one_trainer():

@@ -1,14 +1,11 @@
 """Two ranks under Lightning's DDP against one process, in float64 so that only the order of sums may differ."""
 
-import os
-import socket
-
 import pytest
 import torch
 from torch import nn
 
 from tests.training.models import K, dataset, quiet, sgd, undecidable
-from tests.training.processes import preloaded
+from tests.training.processes import on_two_ranks
 from tightframe.confusion import CONFUSION_FILES, Confusion
 from tightframe.nn import LinearClassifier
 from tightframe.records import RECORDS_FILE, SNAPSHOT_DIR, Records
@@ -52,27 +49,13 @@ def train(directory, **options):
     return model.state_dict()
 
 
-def _rank(rank, port, directory):
-    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    names |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    torch.set_num_threads(1)
+def _rank(rank, directory):
     torch.save(train(directory, devices=2, strategy="ddp"), directory / f"weights{rank}.pt")
 
 
 def train_on_two_ranks(directory):
-    """Train as under ``torchrun --nproc-per-node 2``."""
     directory.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [preloaded().Process(target=_rank, args=(rank, port, directory)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
+    on_two_ranks(_rank, directory)
     return [torch.load(directory / f"weights{rank}.pt") for rank in range(2)]
 
 

@@ -1,8 +1,6 @@
 """The nearest ETF on two ranks with uneven shares against one process with the joint batch, in float64."""
 
 import copy
-import os
-import socket
 from datetime import timedelta
 
 import pytest
@@ -13,7 +11,7 @@ from torch import nn
 
 from tests.problems import draw
 from tests.training.models import D, K, quiet
-from tests.training.processes import preloaded
+from tests.training.processes import on_two_ranks
 from tightframe.records import RECORDS_FILE, Records
 
 from .test_nearest import NAMES, assert_equal_states, nearest, train
@@ -62,11 +60,7 @@ def descend(model, batches, factor):
     return seen
 
 
-def _rank(rank, port, directory):
-    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    names |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    torch.set_num_threads(1)
+def _rank(rank, directory):
     store = f"file://{directory}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=30))
     start = sum(SHARES[:rank])
@@ -84,16 +78,7 @@ def _rank(rank, port, directory):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [preloaded().Process(target=_rank, args=(rank, port, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
+    on_two_ranks(_rank, folder)
     return folder, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

@@ -135,7 +135,7 @@ class Reading:
         self.max_batches = max_batches
         self.transfer = transfer
         self._combined = hasattr(loader, "flattened") and hasattr(loader, "iterables")
-        parts = loader.flattened if self._combined else [loader]
+        self.parts = parts = loader.flattened if self._combined else [loader]
         for part in parts:
             _notice(part)
         self.owners = [owner for part in parts for owner in _owners(part)]
@@ -151,7 +151,7 @@ class Reading:
     @property
     def once(self) -> bool:
         """Whether the loader can be read but once."""
-        return isinstance(self.loader, Iterator)
+        return any(isinstance(part, Iterator) and length_of(part) is None for part in self.parts)
 
     def __len__(self) -> int:
         """Return the number of batches, as far as it is known; 0 for a stream."""
@@ -181,6 +181,7 @@ class Reading:
     def undisturbed(self) -> Iterator[None]:
         """Put all random numbers, and the state of samplers, back at the end."""
         states = [(owner, dict(vars(owner))) for owner in self.owners if isinstance(owner, Sampler)]
+        inside = [(v, copy.copy(v)) for _, state in states for v in state.values() if isinstance(v, list | dict | set)]
         generators = {id(g): g for owner in self.owners for g in vars(owner).values() if isinstance(g, _GENERATORS)}
         saved = [(g, _state(g)) for g in generators.values()]
         python, numpy = random.getstate(), np.random.get_state()
@@ -194,6 +195,8 @@ class Reading:
             for owner, state in states:
                 vars(owner).clear()
                 vars(owner).update(state)
+            for container, before in inside:
+                _put_back(container, before)
             for generator, state in saved:
                 _restore(generator, state)
 
@@ -216,6 +219,14 @@ def _restore(generator: Any, state: Any) -> None:
         generator.setstate(state)
     else:
         generator.set_state(state)
+
+
+def _put_back(container: Any, before: Any) -> None:
+    """Give a container the parts it had, unless it has them: the training may be in the middle of it."""
+    now, then = ([*c, *(c.values() if isinstance(c, dict) else ())] for c in (container, before))
+    if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
+        container.clear()
+        container.extend(before) if isinstance(container, list) else container.update(before)
 
 
 def _owners(loader: Any) -> list[Any]:
@@ -250,7 +261,7 @@ def _parts(combined: Any) -> list[Any]:
     """Return the batches that a ``CombinedLoader`` took together: one of each loader, or of one alone."""
     parts = list(combined.values()) if isinstance(combined, Mapping) else combined
     nested = isinstance(parts, list | tuple) and all(isinstance(p, tuple | list | Mapping | None) for p in parts)
-    return [part for part in parts if part is not None] if nested else [combined]
+    return [lone for part in parts if part is not None for lone in _parts(part)] if nested else [combined]
 
 
 def _without_padding(loader: Any) -> int | None:

@@ -11,14 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, EmptyDataError, Notice, ShapeError, TightframeError, check_positive
+from tightframe._checks import ArgumentError, EmptyDataError, Notice, ShapeError, check_positive
 from tightframe.functional import ClassMoments, registry
 from tightframe.probing.batches import Forward, Reading, call, labels_of, split_batch
 from tightframe.probing.classifier import HeadWatch
 from tightframe.probing.names import trains_matrix
 from tightframe.probing.passes import Logits, evaluating, logits_of, shown
 from tightframe.probing.probe import Probe
-from tightframe.probing.split import FEATURES, Looked, Measured, Place, Split, gathered
+from tightframe.probing.split import FEATURES, Looked, Measured, Place, Split, together
 
 OWN = "own"
 
@@ -244,33 +244,16 @@ class Engine:
         known = reference if isinstance(reference, Mapping) else None
         for name in names:
             split = Split(self, name, self.reading(data[name]), known, own=reference in (OWN, name))
-            self._together(split.read)
+            together(split.read, self.all_ranks)
             if self.all_ranks:
                 split.reduce()
-            self._together(split.look_again)
+            together(split.look_again, self.all_ranks)
             if self.all_ranks:
                 split.reduce_sums()
             measured = split.result()
             if reference == name:
                 known = measured.moments
             yield measured
-
-    def _together(self, work: Callable[[], None]) -> None:
-        """Do work that fails on all ranks or on none, lest some wait for one that has failed."""
-        error: Exception | None = None
-        try:
-            work()
-        except Exception as caught:
-            if not self.all_ranks:
-                raise
-            error = caught
-        if self.all_ranks:
-            said = gathered(None if error is None else f"{type(error).__name__}: {error}")
-            if error is not None:
-                raise error
-            for rank, text in enumerate(said):
-                if text is not None:
-                    raise TightframeError(f"measuring failed on rank {rank}: {text}")
 
 
 def _checked_mask(mask: Tensor) -> Tensor:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, EmptyDataError, Notice, ShapeError
+from tightframe._checks import ArgumentError, EmptyDataError, Notice, ShapeError, TightframeError
 from tightframe.functional import ClassMoments, registry
 from tightframe.functional.samples import Judge
 from tightframe.probing.batches import Reading
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tightframe.probing.engine import Engine
 
 FEATURES = "features"
+T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -265,6 +266,24 @@ def gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def together(work: Callable[[], T], all_ranks: bool = True) -> T:
+    """Return what some work gives; on all ranks it fails on all or on none, lest some wait for one that has failed."""
+    if not all_ranks:
+        return work()
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as caught:
+        error = caught
+    said = gathered(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for rank, text in enumerate(said):
+        if text is not None:
+            raise TightframeError(f"measuring failed on rank {rank}: {text}")
+    return result
 
 
 def moments_on(moments: ClassMoments, device: torch.device) -> ClassMoments:

@@ -12,7 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from tightframe._checks import EmptyDataError
+from tightframe.probing.batches import to_device
 from tightframe.probing.passes import restored_modes
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return the batch norms of a model that keep statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
 def reestimate_batch_norm(model: nn.Module, loader: Iterable[Any]) -> int:
@@ -27,7 +33,7 @@ def reestimate_batch_norm(model: nn.Module, loader: Iterable[Any]) -> int:
 
     Args:
         model: any module that maps inputs to something.
-        loader: of tensors, or of tuples or lists that begin with one, which is moved to the device of the model.
+        loader: of what the model takes, or of tuples or lists that begin with it; it is moved to the model's device.
 
     Raises:
         EmptyDataError: if there is no batch. After any error, those of the model included, the statistics are those
@@ -38,7 +44,7 @@ def reestimate_batch_norm(model: nn.Module, loader: Iterable[Any]) -> int:
         >>> reestimate_batch_norm(model, [torch.tensor([[1.0], [3.0]])]), model.running_mean.item()
         (1, 2.0)
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = batch_norms(model)
     if not norms:
         return 0
     batches = iter(loader)
@@ -49,7 +55,10 @@ def reestimate_batch_norm(model: nn.Module, loader: Iterable[Any]) -> int:
     before = [(m, m.momentum, {name: b.clone() for name, b in m.named_buffers()}) for m in norms]
     with restored_modes(model):
         try:
-            update_bn(itertools.chain([first], batches), model, device)
+            inputs = (
+                batch[0] if isinstance(batch, tuple | list) else batch for batch in itertools.chain([first], batches)
+            )
+            update_bn(([to_device(part, device)] for part in inputs), model)
         except BaseException:
             for norm, _, buffers in before:
                 norm.load_state_dict(buffers, strict=False)

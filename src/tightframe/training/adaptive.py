@@ -15,8 +15,10 @@ from tightframe._checks import ArgumentError, TightframeError, check_choice, che
 from tightframe.probing import LayerCurves, effective_depth, probe_layers
 from tightframe.probing.batches import split_batch
 from tightframe.probing.names import match_layers, trains_matrix
+from tightframe.probing.split import together
 from tightframe.records import Record, Records
 from tightframe.surgery import Lock, check_lock_options, lock_beyond, lock_to_etf, reestimate_batch_norm
+from tightframe.surgery.batch_norm import batch_norms
 from tightframe.surgery.locking import check_optimizer
 from tightframe.training.collapse import MeasuringCallback
 from tightframe.training.module import ClassifierModule
@@ -314,13 +316,14 @@ class AdaptiveETF(MeasuringCallback):
     def _reestimate(self, trainer: Trainer, module: LightningModule) -> None:
         """Estimate the statistics of batch norm again, on the training batches of all ranks."""
         reading = self._training_data(trainer, as_it_is=True)
+        ranks = trainer.world_size > 1
         with reading.undisturbed():
-            inputs = (split_batch(batch)[0] for batch, _ in reading.batches(module.device))
-            found = reestimate_batch_norm(_InPrecision(module, self._run(trainer)), inputs)
-        if found and trainer.world_size > 1:
-            for buffer in module.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(trainer.strategy.reduce(buffer, reduce_op="mean"))
+            inputs = ((split_batch(batch)[0],) for batch, _ in reading.batches(module.device))
+            together(lambda: reestimate_batch_norm(_InPrecision(module, self._run(trainer)), inputs), ranks)
+        for norm in batch_norms(module) if ranks else []:
+            for name in ("running_mean", "running_var"):
+                statistic = norm.get_buffer(name)
+                statistic.copy_(trainer.strategy.reduce(statistic, reduce_op="mean"))
 
     def _options(self) -> dict[str, Any]:
         """Return how to lock the layers of a module."""

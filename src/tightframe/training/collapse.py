@@ -24,7 +24,7 @@ from tightframe.functional import registry
 from tightframe.probing import FEATURES, Engine, Measured, record
 from tightframe.probing.batches import Reading, call, length_of
 from tightframe.probing.measure import TRAIN
-from tightframe.probing.split import Looked
+from tightframe.probing.split import Looked, together
 from tightframe.records import Record, Records
 from tightframe.snapshots import Snapshot
 from tightframe.training.loaders import evaluation_loader
@@ -91,7 +91,10 @@ class MeasuringCallback(Callback):
         if combined is not None and not (len(combined.flattened) == 1 and combined.flattened[0] is loader):
             loader = CombinedLoader(combined.iterables, combined._mode)
         size = trainer.num_training_batches if _limited(trainer.limit_train_batches) else None
-        return self._reading(trainer, loader, size, 0, max_batches, as_it_is)
+        reading = self._reading(trainer, loader, size, 0, max_batches, as_it_is)
+        if any(isinstance(part, Iterator) for part in reading.parts):  # the very one that the training holds
+            raise _spent(loader)
+        return reading
 
     def _reading(
         self, trainer: Trainer, loader: Any, size: float | None, index: int, most: int | None, as_it_is: bool = False
@@ -106,7 +109,10 @@ class MeasuringCallback(Callback):
             )
         elif not as_it_is:
             loader = evaluation_loader(loader, self.batch_size, trainer.global_rank, trainer.world_size)
-        return Reading(loader, most, partial(_transfer, trainer, index))
+        reading = Reading(loader, most, partial(_transfer, trainer, index))
+        if reading.once:
+            raise _spent(loader)
+        return reading
 
 
 class NeuralCollapseCallback(MeasuringCallback):
@@ -118,7 +124,8 @@ class NeuralCollapseCallback(MeasuringCallback):
     visits its share and the moments are reduced.
 
     The classifier is found before the first step, as :func:`tightframe.measure` finds it. The rows are in
-    :attr:`records`, which a checkpoint keeps, and are logged as ``split/layer/metric``.
+    :attr:`records`, which a checkpoint keeps, and are logged as ``split/layer/metric``. A training from scratch forgets
+    those of an earlier one.
 
     Args:
         layers: dotted names of modules whose inputs are measured too, beside the classifier's, called ``features``; or
@@ -215,9 +222,20 @@ class NeuralCollapseCallback(MeasuringCallback):
         self._records = Records(map(Record.from_json, state_dict["records"]))
         self._measured_step = state_dict["measured_step"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier training; the state of a checkpoint comes after this."""
+        if stage == "fit" and trainer.global_step == 0:
+            self._records, self._measured_step = Records(), -1
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the rows for the process that started this one, and let go of the model."""
+        super().teardown(trainer, pl_module, stage)
+        if stage == "fit":
+            self._engine = None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the classifier, and measure the untrained model."""
-        self._engine = Engine(
+        self._engine = engine = Engine(
             pl_module,
             forward=self._run(trainer),
             all_ranks=trainer.world_size > 1,
@@ -226,9 +244,14 @@ class NeuralCollapseCallback(MeasuringCallback):
         )
         if trainer.global_step == 0:
             self._measure(trainer, epoch=0)
-        else:  # a training that goes on
-            with self._measuring(trainer):
-                self._engine.passes(self._training_data(trainer, 1), lambda looked: None)
+            return
+        with self._measuring(trainer):  # a training that goes on
+            for data in list(self._data(trainer).values())[:1]:
+                data.max_batches = 1
+                together(partial(engine.passes, data, lambda looked: None), engine.all_ranks)
+        ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if ended and trainer.global_step != self._measured_step:  # saved before the hook, which is not called again
+            self._after_epoch(trainer, trainer.current_epoch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -240,8 +263,11 @@ class NeuralCollapseCallback(MeasuringCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on an epoch schedule."""
-        epoch = trainer.current_epoch + 1
-        if self.every_n_steps is None and (epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs):
+        self._after_epoch(trainer, trainer.current_epoch + 1)
+
+    def _after_epoch(self, trainer: Trainer, epoch: int) -> None:
+        due = epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
+        if self.every_n_steps is None and due:
             self._try_to_measure(trainer, epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -290,15 +316,14 @@ class NeuralCollapseCallback(MeasuringCallback):
         if "validation" not in self.splits or loaders is None:
             return found
         module = trainer.lightning_module
-        if isinstance(loaders, Mapping):
+        parts = CombinedLoader(loaders).flattened
+        if isinstance(loaders, Mapping) and len(parts) == len(loaders):
             names = [f"validation.{key}" for key in loaders]
-            loaders = list(loaders.values())
         else:
-            loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
-            names = ["validation"] if len(loaders) == 1 else [f"validation.{i}" for i in range(len(loaders))]
+            names = ["validation"] if len(parts) == 1 else [f"validation.{i}" for i in range(len(parts))]
             names = module.splits if isinstance(module, ClassifierModule) else names
         limited = _limited(trainer.limit_val_batches)
-        for index, (name, loader) in enumerate(zip(names, loaders, strict=True)):
+        for index, (name, loader) in enumerate(zip(names, parts, strict=True)):
             size = trainer.num_val_batches[index] if limited else None
             found[name] = self._reading(trainer, loader, size, index, self.max_batches)
         return found
@@ -322,6 +347,13 @@ class NeuralCollapseCallback(MeasuringCallback):
         if weight is not None and self.snapshot_dir is not None:
             features = torch.cat(list(kept.values()))
             Snapshot(epoch, means.float(), weight.float(), features, labels).save(self.snapshot_dir)
+
+
+def _spent(loader: Any) -> ArgumentError:
+    return ArgumentError(
+        f"loader must give its batches at every pass, got {type(loader).__name__}, of which measuring would leave "
+        "nothing to the training; pass a DataLoader or a list, or leave its split out of splits"
+    )
 
 
 def _limited(limit: float | None) -> bool:
