@@ -31,7 +31,7 @@ class AdaptiveETF(MeasuringCallback):
     layer from which the nearest class means err on at most ε of the training samples, in every later layer too
     (:func:`~tightframe.probing.effective_depth`). Once d is below the boundary b (at first L) in ``patience`` checks in
     a row, layers beyond the largest of these depths are locked (:func:`~tightframe.surgery.lock_to_etf`) and b falls to
-    it; nothing is ever unlocked. Then the statistics of batch norm are estimated anew, and the schedule of the learning
+    it; nothing is ever unlocked. Then the statistics of batch norm are estimated again, and the schedule of the learning
     rate begins again over the steps that are left, as late steps are too small to recover.
 
     The rows of :attr:`records` are ``ncc.error`` of each layer and ``effective_depth`` (nan if there is none) at each
@@ -290,7 +290,7 @@ class AdaptiveETF(MeasuringCallback):
         return min(max(depth - self.inclusive, self.min_trainable), len(self._layers))
 
     def _lock_beyond(self, trainer: Trainer, module: LightningModule, depth: int, epoch: int) -> None:
-        """Lock what is trained beyond a depth, mend what this breaks, and begin the schedule again."""
+        """Lock what is trained beyond a depth, repair what this breaks, and begin the schedule again."""
         self._boundary = min(self._kept(depth), len(self._layers) if self._boundary is None else self._boundary)
         locks = self._lock(trainer, module, self._boundary)
         for lock in locks:
