@@ -31,7 +31,7 @@ class AdaptiveETF(MeasuringCallback):
     layer from which the nearest class means err on at most ε of the training samples, in every later layer too
     (:func:`~tightframe.probing.effective_depth`). Once d is below the boundary b (at first L) in ``patience`` checks in
     a row, layers beyond the largest of these depths are locked (:func:`~tightframe.surgery.lock_to_etf`) and b falls to
-    it; nothing is ever unlocked. Then the statistics of batch norm are estimated again, and the schedule of the learning
+    it; nothing is ever unlocked. Then the statistics of batch norm are estimated again. The schedule of the learning
     rate begins again over the steps that are left, as late steps are too small to recover.
 
     The rows of :attr:`records` are ``ncc.error`` of each layer and ``effective_depth`` (nan if there is none) at each
