@@ -83,7 +83,7 @@ def probe_layers(
     scatter: bool = False,
     ncc: bool = True,
     hold_bytes: int = 2**28,
-    spill_bytes: int = 2**34,
+    spill_bytes: int = 2**32,
     moments: Mapping[str, ClassMoments] | None = None,
     split: str = "train",
     forward: Forward | None = None,

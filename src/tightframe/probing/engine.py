@@ -67,7 +67,7 @@ class Engine:
         layer_rows: str | Sequence[str] = "layer",
         ignore_index: int | None = None,
         hold_bytes: int = 2**28,
-        spill_bytes: int = 2**34,
+        spill_bytes: int = 2**32,
         max_batches: int | None = None,
         all_ranks: bool = False,
         on_batch: Callable[[str, Looked], None] | None = None,

@@ -44,7 +44,7 @@ def measure(
     ignore_index: int | None = None,
     split: str = TRAIN,
     hold_bytes: int = 2**28,
-    spill_bytes: int = 2**34,
+    spill_bytes: int = 2**32,
     max_batches: int | None = None,
     all_ranks: bool = False,
     run: str = "",

@@ -166,7 +166,7 @@ class NeuralCollapseCallback(MeasuringCallback):
         preset: str | Sequence[str] | None = None,
         ignore_index: int | None = None,
         hold_bytes: int = 2**28,
-        spill_bytes: int = 2**34,
+        spill_bytes: int = 2**32,
         max_batches: int | None = None,
         batch_size: int = 512,
         num_classes: int | None = None,
