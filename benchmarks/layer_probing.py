@@ -70,7 +70,7 @@ def times(kind: str, width: int, K: int, N: int, batch: int, rounds: int) -> lis
     case = Case(kind, width, K, N, batch)
     name = f"{kind}, width {width}, K = {K}"
     first = race(lambda: case.probe(ncc=False), case.bare, rounds).costlier(f"{name}: moments, one pass", TARGET)
-    both = race(lambda: case.probe(hold_bytes=0), case.bare, rounds).costlier(f"{name}: with the second pass")
+    both = race(lambda: case.probe(hold_bytes=0), case.bare, rounds).costlier(f"{name}: with the second look")
     return [first, both]
 
 
@@ -91,7 +91,7 @@ def probing(N: int, ncc: bool) -> Callable[[], LayerCurves]:
 
 def memory(N: int) -> list[Row]:
     rows = []
-    for ncc, name in ((False, "one pass"), (True, "both passes")):
+    for ncc, name in ((False, "one pass"), (True, "with the second look")):
         few, many = (extra_memory(probing, (256, ncc), (n, ncc)) for n in (N, 4 * N))
         grown = many - few
         held = 4 * 3 * N * DEPTH * 256  # what the features of the 3 N samples more would take

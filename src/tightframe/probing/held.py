@@ -82,10 +82,12 @@ class Held:
         yield from self._batches
         if self._file is None or not self._end:
             return
-        mapped = np.memmap(self._file, dtype=np.uint8, mode="c")
         for places in self._layout:
+            # Each batch is mapped for itself, and let go before the next.
             yield {
-                name: torch.from_numpy(mapped[start : start + shape.numel() * dtype.itemsize]).view(dtype).view(shape)
+                name: torch.from_numpy(np.memmap(self._file, np.uint8, "c", start, (shape.numel() * dtype.itemsize,)))
+                .view(dtype)
+                .view(shape)
                 for name, (start, dtype, shape) in places.items()
             }
 
