@@ -222,3 +222,23 @@ def test_no_split_and_a_traced_model_are_refused():
         measure(nn.Linear(4, 3), {})
     with pytest.raises(ArgumentError, match="scripted or traced"):
         measure(torch.jit.trace(nn.Linear(4, 3), torch.ones(2, 4)), [(torch.ones(2, 4), [0, 1])])
+
+
+def test_what_was_asked_for_and_cannot_be_computed_is_said():
+    data = [(torch.randn(12, 4), torch.arange(12) % 3)]
+    with pytest.warns(Notice, match="nc1.pinv is left out, as it needs scatter"):
+        assert measure(nn.Linear(4, 3), data, preset=["nc1.pinv", "cdnv"], scatter=False).unique("metric") == ["cdnv"]
+    with pytest.raises(ArgumentError, match=r"options of cdnv must be among \['power'\], got \['powr'\]"):
+        measure(nn.Linear(4, 3), data, preset=[("cdnv", {"powr": 2})])
+    with pytest.raises(ArgumentError, match="pass DataLoader"):
+        measure(nn.Linear(4, 3), torch.utils.data.TensorDataset(*data[0]))
+
+
+def test_features_beside_a_linear_layer():
+    head, h, labels = nn.Linear(4, 3), torch.randn(12, 4), torch.arange(12) % 3
+    expected = measure(h, labels, classifier=(head.weight, head.bias))
+    assert measure(h, labels, classifier=head) == expected
+    with watch(head, preset=["nc3.distance"]) as seen:
+        head(h)
+        seen.add(labels)
+    assert seen.records.value("nc3.distance") == expected.value("nc3.distance")

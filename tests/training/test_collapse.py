@@ -21,7 +21,7 @@ from tests.training.models import (
     trainer,
 )
 from tightframe import functional as F
-from tightframe._checks import ArgumentError, NonFiniteError, ShapeError
+from tightframe._checks import ArgumentError, NonFiniteError, Notice, ShapeError
 from tightframe.nn import DotRegressionLoss, SimplexETFClassifier
 from tightframe.probing import measure
 from tightframe.training import NeuralCollapseCallback, make_loader
@@ -178,7 +178,8 @@ def test_validation_is_compared_with_the_means_of_training():
 
 
 def test_validation_alone_has_no_training_means():
-    records = measured(NeuralCollapseCallback(splits=["validation"]), validation=ordered(), max_epochs=1)
+    with pytest.warns(Notice, match="no training means"):
+        records = measured(NeuralCollapseCallback(splits=["validation"]), validation=ordered(), max_epochs=1)
     assert records.unique("split") == ["validation"]
     assert "nc1.pinv" in records.unique("metric")
     assert "ncc.accuracy" not in records.unique("metric")

@@ -157,6 +157,10 @@ def select(preset: Preset, have: Collection[str]) -> list[Row]:
     rows = []
     for entry in preset:
         template, options = (entry, {}) if isinstance(entry, str) else entry
+        for id in _expand(template) if options else ():
+            taken = [*inspect.signature(_known(id).function or select).parameters]
+            if unknown := set(options) - set(taken):
+                raise ArgumentError(f"options of {id} must be among {taken[1:]}, got {sorted(unknown)}")
         rows += [Row(id, _known(id), options) for id in _expand(template) if _known(id).needs <= there]
     return rows
 
@@ -213,7 +217,7 @@ def collapse_metrics(
         moments: Moments of the classifier's input; without scatter, ``nc1.pinv`` and ``vci`` are left out.
         weight: ``(K, d)`` of the classifier; without it, so are the metrics that need it.
         bias: ``(K,)`` of the classifier, if it has one.
-        preset: None for everything that applies; a list of metric ids; or the metrics of one published code, in its
+        preset: None for the usual metrics; a list of metric ids; or the metrics of one published code, in its
             conventions: ``papyan2020`` (the paper), ``papyan_notebook`` (its authors' code), ``zhu2021`` (centred on
             the mean over samples), ``markou2024`` (the same, and distances to the nearest ETF) or ``rhubarbwu`` (the
             package of Wu & Papyan).

@@ -131,6 +131,10 @@ class Reading:
     ) -> None:
         if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
             raise ArgumentError(f"loader must yield batches (inputs, labels), got {type(loader).__name__}")
+        if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+            raise ArgumentError(
+                f"loader must yield batches, got a data set, {type(loader).__name__}; pass DataLoader(...)"
+            )
         self.loader = loader
         self.max_batches = max_batches
         self.transfer = transfer

@@ -217,9 +217,16 @@ class Engine:
         have = {"means", "samples"} | ({"scatter"} if self.scatter else set()) | ({"logits"} if logits else set())
         if place.layer != FEATURES or self.watch is None:
             return registry.select(self._layer_rows, have)
-        module = None if self.watch is None or self.watch.head is None else self.watch.head.module
+        module = None if self.watch.head is None else self.watch.head.module
         fixed = module is not None and not trains_matrix(module)
-        return registry.select(self._rows, have | {"weight", "bias"} | ({"frame"} if fixed else set()))
+        rows = registry.select(self._rows, have | {"weight", "bias"} | ({"frame"} if fixed else set()))
+        if not isinstance(self._rows, str):  # ids that somebody chose
+            every = {"scatter", "frame", "logits", "distances", "weight", "bias", "means", "samples"}
+            for row in registry.select(self._rows, every):
+                if row not in rows:
+                    needs = ", ".join(sorted(row.metric.needs - have - {"weight", "bias"}))
+                    warnings.warn(f"{row.id} is left out, as it needs {needs}", Notice, stacklevel=2)
+        return rows
 
     def measure(
         self,

@@ -148,9 +148,9 @@ def decide(seen: list[Seen], logits: Tensor) -> Head:
     innermost = [name for name in known if not any(is_inside(other, name) for other in known)]
     if not innermost:
         off = ", ".join(f"{name!r} is off by {gap:.2g}" for name, gap in list(misses.items())[-8:])
+        seen_to = f"{off} times the rounding of the outputs" if off else "no linear map with as many outputs ran"
         raise ArgumentError(
-            "no module gives the model's output, so none is known to be its classifier: "
-            f"{off or 'no linear map with as many outputs ran'} (in units of the outputs' rounding); name it with "
+            f"no module gives the model's output, so none is known to be its classifier: {seen_to}; name it with "
             "classifier='...', or pass classifier=(weight, bias) and features=, the module whose output it receives"
         )
     name = innermost[-1]

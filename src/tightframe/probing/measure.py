@@ -17,6 +17,7 @@ from tightframe._checks import ArgumentError, Notice, as_labels, as_tensor, chec
 from tightframe.functional import ClassMoments
 from tightframe.probing.batches import Forward
 from tightframe.probing.engine import OWN, Engine
+from tightframe.probing.evidence import Head
 from tightframe.probing.passes import Logits
 from tightframe.probing.probe import hooked
 from tightframe.probing.split import FEATURES, Measured, Place, Split
@@ -63,7 +64,7 @@ def measure(
 
     Args:
         model: module that maps inputs to logits ``(B, K)``; or features ``(N, d)``, with their labels ``(N,)`` as
-            ``data``, and perhaps ``classifier=(weight, bias)``.
+            ``data``, and perhaps ``classifier=(weight, bias)`` or a linear layer.
         data: loader of one split, or a mapping from the names of splits to loaders.
         classifier: dotted name of the classifier, the module, or ``(weight (K, d), bias (K,) or None)`` together with
             ``features``. None finds it by evidence: the module whose output, for what it was given, is the model's.
@@ -78,7 +79,7 @@ def measure(
             moments by ``(layer, tap)``, or ``"own"`` for the means of each split itself.
         num_classes: K; None for the number of logits.
         scatter: whether to gather ``(d, d)`` scatters, which ``nc1.pinv`` and ``vci`` need.
-        preset: see :func:`tightframe.functional.collapse_metrics`; None for everything that applies.
+        preset: see :func:`tightframe.functional.collapse_metrics`; None for the usual ones.
         ignore_index: label whose samples are left out, such as padding.
         split: name of a lone loader's split.
         hold_bytes: memory for features that are looked at twice, once the class means are known.
@@ -105,7 +106,15 @@ def measure(
         >>> measure(model, {"train": data, "test": data}).value("nc4.agreement", split="test")
         1.0
     """
+    if isinstance(model, Mapping):
+        raise ArgumentError(
+            "model must be a module or the features (N, d) of one split, got a mapping; call it once a split"
+        )
     if not isinstance(model, nn.Module):
+        if isinstance(classifier, nn.Module):
+            classifier = Head(FEATURES, classifier).weights()
+        elif isinstance(classifier, Tensor):
+            classifier = classifier, None
         data = [(as_tensor(model, "model"), as_labels(data))]
         model, features, classifier = (
             nn.Sequential(OrderedDict({FEATURES: nn.Identity()})),
@@ -190,6 +199,7 @@ class watch:  # noqa: N801  # used as a word: `with tf.watch(model) as seen`
         model: module that maps inputs to logits ``(B, K)``, in eval mode.
         split: name of the split that the loop goes over.
         reference: moments as in :func:`measure`; None takes the means of this split itself if it is ``train``.
+        preset: metrics as in :func:`measure`.
         options: further arguments of :class:`tightframe.probing.engine.Engine`, such as ``classifier`` and ``layers``.
 
     Attributes:
@@ -207,11 +217,17 @@ class watch:  # noqa: N801  # used as a word: `with tf.watch(model) as seen`
     """
 
     def __init__(
-        self, model: nn.Module, *, split: str = TRAIN, reference: Reference | None = None, **options: Any
+        self,
+        model: nn.Module,
+        *,
+        split: str = TRAIN,
+        reference: Reference | None = None,
+        preset: str | Sequence[str] | None = None,
+        **options: Any,
     ) -> None:
         self.records = Records()
         self.moments: Mapping[Place, ClassMoments] = {}
-        self._engine = Engine(model, **options)
+        self._engine = Engine(model, rows=preset or "default", layer_rows=preset or "layer", **options)
         found = reference_of(reference, [split])
         known = found if isinstance(found, Mapping) else None
         self._split = Split(self._engine, split, None, known, own=isinstance(found, str))

@@ -23,7 +23,7 @@ from tightframe._checks import ArgumentError, check_choice, check_positive
 from tightframe.functional import registry
 from tightframe.probing import FEATURES, Engine, Measured, record
 from tightframe.probing.batches import Reading, call, length_of
-from tightframe.probing.measure import TRAIN
+from tightframe.probing.measure import TRAIN, reference_of
 from tightframe.probing.split import Looked, together
 from tightframe.records import Record, Records
 from tightframe.snapshots import Snapshot
@@ -138,7 +138,7 @@ class NeuralCollapseCallback(MeasuringCallback):
         features: see :func:`tightframe.measure`.
         logits: see :func:`tightframe.measure`.
         scatter: whether to gather ``(d, d)`` scatters, which ``nc1.pinv`` and ``vci`` need.
-        preset: see :func:`tightframe.functional.collapse_metrics`; None measures everything that applies.
+        preset: see :func:`tightframe.functional.collapse_metrics`; None for the usual ones.
         ignore_index: label whose samples are left out.
         hold_bytes: memory for features that are looked at twice.
         spill_bytes: size of a temporary file for them once they take more; beyond that the loader is read twice.
@@ -296,7 +296,7 @@ class NeuralCollapseCallback(MeasuringCallback):
         rows, train = Records(), None
         with self._measuring(trainer):
             data = self._data(trainer)
-            for measured in self._engine.measure(data, TRAIN if TRAIN in data else None):
+            for measured in self._engine.measure(data, reference_of(None, list(data))):
                 record(rows, measured, epoch=epoch, step=trainer.global_step)
                 train = measured if measured.split == TRAIN else train
         self._records.extend(rows)
