@@ -46,6 +46,22 @@ def test_with_inputs_the_classifier_is_what_gives_the_output():
     assert head.out_features == 2
 
 
+def test_of_several_that_give_the_output_the_last_that_ran_is_the_classifier():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.late, self.early = nn.Linear(4, K), nn.Linear(4, K)
+            for head in (self.late, self.early):
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+
+        def forward(self, inputs):
+            self.early(inputs)
+            return self.late(inputs.square())
+
+    assert find_classifier(Twice(), INPUTS) == "late"
+
+
 # --- Probe ---
 
 

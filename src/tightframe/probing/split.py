@@ -190,6 +190,7 @@ class Split:
             if place not in self.moments:
                 self._begin(place, dim, self.engine.device, logits)
             self.moments[place].all_reduce_()
+        self.moments = {place: self.moments[place] for place in dims}  # sums are added in this order on every rank
 
     def reduce_sums(self) -> None:
         """Add what samples gave on all ranks."""
