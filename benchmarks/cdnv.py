@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks._timing import Row, extra_memory, megabytes, one_thread, race, report
-from tightframe.functional import ClassMoments, cdnv
+from tightframe.functional import cdnv
+from tightframe.moments import ClassMoments
 
 
 def draw(K: int, d: int) -> ClassMoments:

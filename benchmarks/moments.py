@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks._timing import Row, one_thread, race, report
-from tightframe.functional import ClassMoments, nc1
+from tightframe.functional import nc1
+from tightframe.moments import ClassMoments
 
 
 class Samples(NamedTuple):

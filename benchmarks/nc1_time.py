@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from benchmarks._timing import Row, one_thread, race, report
-from tightframe.functional import ClassMoments, nc1
+from tightframe.functional import nc1
+from tightframe.moments import ClassMoments
 
 
 def run(K: int = 100, d: int = 2048, per_class: int = 20, rounds: int = 3) -> list[Row]:

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torchmetrics import Metric
 
 from benchmarks._timing import Race, Row, megabytes, one_thread, peak_of_call, report, seconds
-from tightframe.functional import ClassMoments
 from tightframe.metrics import NeuralCollapse
+from tightframe.moments import ClassMoments
 
 
 class Gathered(NeuralCollapse):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tightframe._checks import DataFileError, TightframeError
+from tightframe.errors import DataFileError, TightframeError
 from tightframe.report import RunDirectory, Training, read_runs
 
 

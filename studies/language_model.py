@@ -30,8 +30,8 @@ from studies._tables import complete, left_out
 from studies.language_model_network import VARIANTS, build, trainable
 from studies.language_model_table import CAPTION, draw, table
 from studies.language_model_training import Settings, fit
-from tightframe._checks import ConfigError, ResumeError, TightframeError, check_choice
 from tightframe.data import StdlibBytes
+from tightframe.errors import ConfigError, ResumeError, TightframeError, check_choice
 from tightframe.records import CONFIG_FILE, TIMING_FILE, VERSIONS_FILE
 from tightframe.report import read_runs
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, check_positive
+from tightframe.errors import ArgumentError, check_positive
 from tightframe.nn import ETFLinear
 from tightframe.surgery import lock_to_etf
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from studies.language_model_network import CONTEXT, GPT, VARIANTS, build, lock, optimizer_bytes, trainable
-from tightframe._checks import ArgumentError, EmptyDataError, check_positive
 from tightframe.data import ByteCorpus
 from tightframe.data.base import check_fraction
+from tightframe.errors import ArgumentError, EmptyDataError, check_positive
 from tightframe.frames.layers import check_gain
 from tightframe.records import RECORDS_FILE, TIMING_FILE, Records
 from tightframe.surgery import parameter_report

@@ -22,7 +22,8 @@ import torch
 import yaml
 
 from studies._tables import complete, left_out, markdown, report_runs, seeds_of
-from tightframe.functional import ClassMoments, cosine_margins
+from tightframe.functional import cosine_margins
+from tightframe.moments import ClassMoments
 from tightframe.report import RunDirectory, Training
 from tightframe.report.history import estimate
 from tightframe.report.names import FEATURES

@@ -20,7 +20,7 @@ from typing import Any
 
 from studies._tables import markdown
 from studies.nearest_etf import middle
-from tightframe._checks import TightframeError, check_positive
+from tightframe.errors import TightframeError, check_positive
 from tightframe.theory.certified import Moment, certified_course
 from tightframe.theory.networks import Shape
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import yaml
 
-from tightframe._checks import ConfigError, TightframeError
 from tightframe.config import Part, bind, find_recipe
 from tightframe.data import DataSource
+from tightframe.errors import ConfigError, TightframeError
 from tightframe.hierarchy import Tree
 
 

@@ -12,7 +12,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tightframe.functional import ClassMoments
+from tightframe.moments import ClassMoments
 
 law = settings(deadline=None, derandomize=True, max_examples=40)
 """How often hypothesis tries a law: always the same examples, with no clock."""

@@ -32,7 +32,7 @@ from benchmarks.__main__ import NAMES, speedup, times
 from benchmarks._timing import Race, Row
 
 from tests.problems import isotropic
-from tightframe.functional import ClassMoments
+from tightframe.moments import ClassMoments
 
 
 @pytest.fixture(autouse=True)

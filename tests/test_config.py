@@ -11,7 +11,6 @@ from torch.utils.data import TensorDataset
 from tests.conversion.material import recipe as small_recipe
 from tests.recipe_material import K, data, recipe
 from tests.training.models import quiet, trainer
-from tightframe._checks import ArgumentError, ConfigError, ShapeError, TightframeError
 from tightframe.config import (
     AUTO,
     Method,
@@ -25,6 +24,7 @@ from tightframe.config import (
     shipped_recipes,
 )
 from tightframe.data import ClassificationData, Digits, FreeSamples
+from tightframe.errors import ArgumentError, ConfigError, ShapeError, TightframeError
 from tightframe.nn import Classifier, DotRegressionLoss, LinearClassifier, SimplexETFClassifier
 from tightframe.run_directory import write_directory
 from tightframe.training import AGD, MLP, FreeFeatures, ImageTransform

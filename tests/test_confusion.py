@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tightframe._checks import DataFileError
 from tightframe.confusion import CONFUSION_FILES, Confusion
+from tightframe.errors import DataFileError
 
 
 def confusion(epoch=12):

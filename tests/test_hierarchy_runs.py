@@ -8,10 +8,10 @@ from safetensors import safe_open
 from torch.utils.data import TensorDataset
 
 from tests.training.models import quiet, trainer
-from tightframe._checks import ConfigError, DataFileError
 from tightframe.cli import main
 from tightframe.config import Method, Part, Recipe, build_module, build_tree
 from tightframe.data import ClassificationData
+from tightframe.errors import ConfigError, DataFileError
 from tightframe.frames import hierarchy_aware_frame
 from tightframe.functional import severity_metrics
 from tightframe.hierarchy import Tree

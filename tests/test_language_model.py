@@ -19,8 +19,8 @@ from studies.language_model_training import (
     windows_at,
 )
 
-from tightframe._checks import ArgumentError, EmptyDataError
 from tightframe.data import ByteCorpus
+from tightframe.errors import ArgumentError, EmptyDataError
 from tightframe.frames import nearest_simplex_weight, simplex_weight
 from tightframe.nn import variance_preserving_gain
 from tightframe.records import CONFIG_FILE, RECORDS_FILE, TIMING_FILE, VERSIONS_FILE, Records

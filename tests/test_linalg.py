@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, DeviceError
+from tightframe.errors import ArgumentError, DeviceError
 from tightframe.linalg import (
     at_least_float32,
     haar_orthonormal,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from studies import network_certificate
 from studies.network_certificate import BASE, COLUMNS, VARIATIONS, Training, table, varied
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.report.charts import Chart
 from tightframe.theory.certified import best_scaled, certified_course, gap_parts
 from tightframe.theory.figures import FIGURES, network

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightframe._checks import ArgumentError, DataFileError, MissingExtraError
+from tightframe.errors import ArgumentError, DataFileError, MissingExtraError
 from tightframe.records import COLUMNS, Record, Records
 
 from .problems import law

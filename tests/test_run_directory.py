@@ -6,8 +6,8 @@ import torch
 import yaml
 
 from tests.recipe_material import data, recipe
-from tightframe._checks import ConfigError, ResumeError
 from tightframe.config import Method, Part
+from tightframe.errors import ConfigError, ResumeError
 from tightframe.run_directory import check_directory, write_directory
 
 

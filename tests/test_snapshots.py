@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tightframe._checks import DataFileError
+from tightframe.errors import DataFileError
 from tightframe.snapshots import TENSORS, Snapshot
 
 from .problems import draw

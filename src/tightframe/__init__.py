@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tightframe import functional, metrics, nn, ufm
     from tightframe.frames import SimplexETF, hierarchy_aware_frame, nearest_simplex_etf, simplex_etf
-    from tightframe.functional import ClassMoments
     from tightframe.hierarchy import Tree
+    from tightframe.moments import ClassMoments
     from tightframe.probing import Probe, effective_depth, find_classifier, measure, watch
     from tightframe.records import Records
     from tightframe.surgery import etf_transformer_, lock_to_etf, parameter_report, replace_classifier
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ClassMoments": "functional",
+    "ClassMoments": "moments",
     "Probe": "probing",
     "Records": "records",
     "SimplexETF": "frames",

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tightframe._checks import DataFileError
+from tightframe.errors import DataFileError
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], epoch: int) -> Path:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightframe import config
-from tightframe._checks import ConfigError, TightframeError, check_positive
 from tightframe.config import Recipe, find_recipe, shipped_recipes
+from tightframe.errors import ConfigError, TightframeError, check_positive
 from tightframe.records import CONFIG_FILE, TIMING_FILE
 from tightframe.run_directory import check_directory, write_directory
 from tightframe.theory.problems import PROBLEMS, make_problem

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tightframe._checks import ConfigError, TightframeError, check_positive
+from tightframe.errors import ConfigError, TightframeError, check_positive
 
 if TYPE_CHECKING:
     from tightframe.data import ClassificationData

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tightframe._checks import DataFileError
 from tightframe._tensors import read_tensors, write_tensors
+from tightframe.errors import DataFileError
 
 CONFUSION_FILES = "confusion-*.safetensors"
 

@@ -19,9 +19,9 @@ from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from tightframe._checks import ConfigError, DataFileError, check_range
 from tightframe.config import Recipe, build_module
 from tightframe.data import ClassificationData
+from tightframe.errors import ConfigError, DataFileError, check_range
 from tightframe.probing import LayerCurves, effective_depth, measure, probe_layers
 from tightframe.probing.names import match_layers, takes_channels_first
 from tightframe.probing.passes import evaluating, restored_modes

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, DeviceError, check_positive
+from tightframe.errors import ArgumentError, DeviceError, check_positive
 
 BLOCK = 2**20  # entries of a matrix of all pairs that are held at a time: eight megabytes
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tightframe._checks import ArgumentError, DataFileError, require_extra
+from tightframe.errors import ArgumentError, DataFileError, require_extra
 
 if TYPE_CHECKING:
     import pandas

@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tightframe._checks import ConfigError, ResumeError
 from tightframe.config import Recipe, build_tree
+from tightframe.errors import ConfigError, ResumeError
 from tightframe.records import CLASSES_FILE, CONFIG_FILE, HIERARCHY_FILE, VERSIONS_FILE
 
 if TYPE_CHECKING:

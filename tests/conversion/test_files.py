@@ -11,7 +11,6 @@ from torch import nn
 from tests.conversion.material import K, early_means_err, opened, recipe, same_state, size, trained
 from tests.training.models import quiet
 from tightframe import conversion
-from tightframe._checks import ConfigError, DataFileError
 from tightframe.config import Method, Part, build_data, build_module
 from tightframe.conversion import (
     CONVERSION_FILE,
@@ -23,6 +22,7 @@ from tightframe.conversion import (
     truncate_network,
     write_conversion,
 )
+from tightframe.errors import ConfigError, DataFileError
 from tightframe.training.run import CHECKPOINT
 
 pytestmark = quiet

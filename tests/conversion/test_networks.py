@@ -18,7 +18,6 @@ from tests.conversion.material import (
     trained,
 )
 from tests.training.models import quiet
-from tightframe._checks import ArgumentError
 from tightframe.config import Method, Part, build_data
 from tightframe.conversion import (
     Parts,
@@ -29,6 +28,7 @@ from tightframe.conversion import (
     truncate_network,
     write_conversion,
 )
+from tightframe.errors import ArgumentError
 from tightframe.surgery import LOCK_KINDS, lock_to_etf
 
 pytestmark = quiet

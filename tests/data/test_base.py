@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from tightframe._checks import ArgumentError, DtypeError, ShapeError
 from tightframe.data import ClassificationData, DataSource, long_tailed_counts, stratified_split
+from tightframe.errors import ArgumentError, DtypeError, ShapeError
 
 
 def make_data(**changes):

@@ -6,8 +6,8 @@ import torch
 
 from tests.data import published
 from tests.data.published import expect
-from tightframe._checks import DataFileError
 from tightframe.data import CIFAR10, CIFAR100
+from tightframe.errors import DataFileError
 
 
 def images(flat):

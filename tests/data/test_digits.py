@@ -4,8 +4,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from tightframe._checks import ArgumentError
 from tightframe.data import Digits, long_tailed_counts
+from tightframe.errors import ArgumentError
 
 
 def rows(dataset):

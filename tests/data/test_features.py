@@ -14,7 +14,9 @@ import torch
 from safetensors.numpy import save_file
 from torch.utils.data import DataLoader
 
-from tightframe._checks import (
+from tightframe.data import FeatureFile, FeatureFiles, write_features
+from tightframe.data._shards import NpzShard
+from tightframe.errors import (
     ArgumentError,
     DataFileError,
     DtypeError,
@@ -23,8 +25,6 @@ from tightframe._checks import (
     NonFiniteError,
     ShapeError,
 )
-from tightframe.data import FeatureFile, FeatureFiles, write_features
-from tightframe.data._shards import NpzShard
 
 SUFFIXES = (".npz", ".safetensors", ".parquet")
 N, DIM = 100, 5

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError
 from tightframe.data import FreeSamples
+from tightframe.errors import ArgumentError
 from tightframe.training import make_loader
 
 

@@ -8,8 +8,8 @@ from torch.utils.data import TensorDataset
 
 from tests.data import published
 from tests.data.published import expect
-from tightframe._checks import ArgumentError, DataFileError, MissingExtraError
 from tightframe.data import CIFAR10, CIFAR100, STL10, ImageFolder
+from tightframe.errors import ArgumentError, DataFileError, MissingExtraError
 from tightframe.training import make_loader
 
 WRITERS = {CIFAR10: published.cifar10, CIFAR100: published.cifar100, STL10: published.stl10}

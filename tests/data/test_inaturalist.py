@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from tests.data import published
-from tightframe._checks import ArgumentError, DataFileError, MissingExtraError
 from tightframe.config import Method, Part, Recipe, build_data, build_tree
 from tightframe.data import INaturalist
 from tightframe.data.inaturalist import RANKS
+from tightframe.errors import ArgumentError, DataFileError, MissingExtraError
 from tightframe.hierarchy import Tree
 from tightframe.training import make_loader
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from tightframe._checks import ArgumentError, DataFileError, EmptyDataError
 from tightframe.data import StdlibModules
+from tightframe.errors import ArgumentError, DataFileError, EmptyDataError
 
 # Large enough that the numbers below have distinct ids, so a window tells which tokens it holds.
 VOCABULARY = 2**32

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, DataFileError, EmptyDataError
 from tightframe.data import StdlibBytes
+from tightframe.errors import ArgumentError, DataFileError, EmptyDataError
 
 
 def lines(letter, count):

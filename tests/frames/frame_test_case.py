@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tightframe._checks import DtypeError, LabelError, ShapeError
+from tightframe.errors import DtypeError, LabelError, ShapeError
 from tightframe.frames import Frame, is_unit_norm
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, DtypeError, NonFiniteError, ShapeError
+from tightframe.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError
 from tightframe.frames import frame_of_gram, is_unit_norm
 from tightframe.frames.gram import _violations
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tightframe._checks import ArgumentError, DeviceError, DtypeError, ShapeError
+from tightframe.errors import ArgumentError, DeviceError, DtypeError, ShapeError
 from tightframe.frames import (
     hierarchy_aware_frame,
     is_simplex_etf,

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, DeviceError, DimensionError, DtypeError, NonFiniteError, ShapeError
+from tightframe.errors import ArgumentError, DeviceError, DimensionError, DtypeError, NonFiniteError, ShapeError
 from tightframe.frames import control_weight, is_simplex_etf, nearest_simplex_weight, simplex_etf, simplex_weight
 from tightframe.frames.layers import StructuredSimplex, canonical_product, num_vertices
 from tightframe.linalg import haar_orthonormal

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightframe._checks import ArgumentError, DeviceError, DimensionError, DtypeError, NonFiniteError, ShapeError
+from tightframe.errors import ArgumentError, DeviceError, DimensionError, DtypeError, NonFiniteError, ShapeError
 from tightframe.frames import NearestETF, is_simplex_etf, nearest_simplex_etf
 
 from ..problems import draw, law, rotation, simplex

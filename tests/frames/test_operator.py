@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, DtypeError, ShapeError
+from tightframe.errors import ArgumentError, DtypeError, ShapeError
 from tightframe.frames import (
     MatrixFrame,
     coherence,

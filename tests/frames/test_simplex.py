@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, DimensionError
+from tightframe.errors import ArgumentError, DimensionError
 from tightframe.frames import SimplexETF, is_simplex_etf, is_tight, simplex_etf
 from tightframe.linalg import helmert_basis
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.functional import (
     ClassMoments,
     between_class_rank,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightframe._checks import ArgumentError, DeviceError, DtypeError, NonFiniteError, ShapeError
+from tightframe.errors import ArgumentError, DeviceError, DtypeError, NonFiniteError, ShapeError
 from tightframe.functional import (
     ClassMoments,
     between_class_rank,

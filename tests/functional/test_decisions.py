@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.functional import severity_literal as literal
 from tests.problems import law
 from tightframe import functional as F
-from tightframe._checks import ArgumentError, DtypeError, NonFiniteError, ShapeError
+from tightframe.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError
 
 D = literal.four_leaves().distances()
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.5, 0.0, 3.0, 1.0]])

@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
-from tightframe.functional import ClassMoments, collapse_metrics, vci
+from tightframe.functional import collapse_metrics, vci
 from tightframe.functional.collapse import _unpredicted
+from tightframe.moments import ClassMoments
 
 K, DIM = 4, 6
 LABELS = torch.arange(60) % K

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.problems import collapsed, draw, law, rotation, scattered, simplex
 from tightframe import functional as F
-from tightframe._checks import ArgumentError, DtypeError, NonFiniteError, ShapeError
-from tightframe.functional import ClassMoments
+from tightframe.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError
+from tightframe.moments import ClassMoments
 
 
 def moments_of(*means):

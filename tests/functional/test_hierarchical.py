@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.functional import tree_literal as literal
-from tests.functional.tree_literal import TEST_TREE, TREES, UNBALANCED, batch, mean
-from tightframe._checks import ArgumentError, DeviceError, DtypeError, LabelError, ShapeError
+from tests.hierarchy import tree_literal as literal
+from tests.hierarchy.tree_literal import TEST_TREE, TREES, UNBALANCED, batch, mean
+from tightframe.errors import ArgumentError, DeviceError, DtypeError, LabelError, ShapeError
 from tightframe.functional.hierarchical import (
     SCHEDULES,
     correlation_loss,
@@ -20,7 +20,7 @@ from tightframe.functional.hierarchical import (
     soft_label_loss,
     soft_labels,
 )
-from tightframe.functional.trees import tree_index
+from tightframe.hierarchy.index import tree_index
 
 every_tree = pytest.mark.parametrize("tree", TREES, ids=range(len(TREES)))
 LOGITS = torch.tensor([[2, 1, 0, -1], [0.5, 0, 3, 1]], dtype=torch.float64)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, DeviceError, DtypeError, LabelError, ShapeError
+from tightframe.errors import ArgumentError, DeviceError, DtypeError, LabelError, ShapeError
 from tightframe.frames import simplex_etf
 from tightframe.functional.losses import (
     dot_regression,

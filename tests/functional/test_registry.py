@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, NonFiniteError, ShapeError
-from tightframe.functional import PRESETS, ClassMoments, bias_collapse, cdnv, collapse_metrics, nc1, vci
+from tightframe.errors import ArgumentError, NonFiniteError, ShapeError
+from tightframe.functional import PRESETS, bias_collapse, cdnv, collapse_metrics, nc1, vci
 from tightframe.functional.registry import Metric, Row, describe, evaluate, select, table
 from tightframe.functional.samples import Judge
+from tightframe.moments import ClassMoments
 
 from ..problems import draw, scattered, simplex
 

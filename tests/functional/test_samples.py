@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightframe._checks import DtypeError, EmptyDataError, LabelError, NonFiniteError, ShapeError
+from tightframe.errors import DtypeError, EmptyDataError, LabelError, NonFiniteError, ShapeError
 from tightframe.functional import (
     ClassMoments,
     cosine_margins,

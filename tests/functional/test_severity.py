@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.functional import severity_literal as literal
 from tests.problems import law
 from tightframe import functional as F
-from tightframe._checks import ArgumentError, DtypeError, LabelError, NonFiniteError, ShapeError
+from tightframe.errors import ArgumentError, DtypeError, LabelError, NonFiniteError, ShapeError
 from tightframe.functional.ranking import Ranking, inversions
 from tightframe.hierarchy import Tree
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, DtypeError, ShapeError
+from tightframe.errors import ArgumentError, DtypeError, ShapeError
 from tightframe.hierarchy import check_distances
 
 from .material import GOLDEN

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.hierarchy import Tree, graph_distances
 
 from .material import DAG, GOLDEN, UNEQUAL, trees

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, DataFileError, MissingExtraError, ShapeError
+from tightframe.errors import ArgumentError, DataFileError, MissingExtraError, ShapeError
 from tightframe.hierarchy import Tree
 
 from .material import GOLDEN, NESTED

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tightframe._checks import ArgumentError, ShapeError
+from tightframe.errors import ArgumentError, ShapeError
 from tightframe.hierarchy import Tree, check_distances, graph_distances
 
 from .material import GOLDEN, NESTED, UNEQUAL, trees, way

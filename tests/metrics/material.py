@@ -6,8 +6,8 @@ from torchmetrics import MetricCollection
 
 from tests.problems import scattered, simplex
 from tightframe import functional as F
-from tightframe.functional import ClassMoments
 from tightframe.metrics import CDNV, NC1, NC2, MomentsMetric
+from tightframe.moments import ClassMoments
 
 K, D = 4, 6
 PROBLEM = scattered(3 * simplex(K, D), [30, 20, 11, 9], 0.4, offset=50.0)

@@ -18,9 +18,9 @@ from tests.metrics.material import (
     twice,
 )
 from tightframe import functional as F
-from tightframe._checks import ArgumentError, DtypeError, LabelError, NonFiniteError, ShapeError
-from tightframe.functional import ClassMoments
+from tightframe.errors import ArgumentError, DtypeError, LabelError, NonFiniteError, ShapeError
 from tightframe.metrics import CDNV, NC1, NC2, NC3, MomentsMetric, NeuralCollapse
+from tightframe.moments import ClassMoments
 
 # Every class beside the function that it stands for.
 SINGLES = {

@@ -21,8 +21,8 @@ from tests.metrics.material import (
     twice,
 )
 from tightframe import functional as F
-from tightframe.functional import ClassMoments
 from tightframe.metrics import NC1, NeuralCollapse
+from tightframe.moments import ClassMoments
 
 SHARES = (slice(0, 53), slice(53, 70))
 BIG = {"scatter": (4, 1500, True), "means": (1500, 700, False)}

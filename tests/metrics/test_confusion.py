@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torchmetrics import MetricCollection
 
-from tightframe._checks import ArgumentError, DeviceError, DtypeError, LabelError, NonFiniteError, ShapeError
+from tightframe.errors import ArgumentError, DeviceError, DtypeError, LabelError, NonFiniteError, ShapeError
 from tightframe.metrics import ConfusedPairs, HierarchicalMetrics
 
 G = torch.Generator().manual_seed(0)

@@ -4,9 +4,9 @@ from torchmetrics import MetricCollection
 
 from tests.problems import scattered, simplex
 from tightframe import functional as F
-from tightframe._checks import DtypeError, EmptyDataError, LabelError, NonFiniteError, ShapeError
-from tightframe.functional import ClassMoments
+from tightframe.errors import DtypeError, EmptyDataError, LabelError, NonFiniteError, ShapeError
 from tightframe.metrics import NC4Agreement, NCCAccuracy
+from tightframe.moments import ClassMoments
 
 K, D = 4, 6
 TRAIN = scattered(simplex(K, D), [30] * K, 0.5)

@@ -5,7 +5,7 @@ from torchmetrics import MetricCollection
 
 from tests.functional import severity_literal as literal
 from tightframe import functional as F
-from tightframe._checks import ArgumentError, DtypeError, LabelError, NonFiniteError, ShapeError
+from tightframe.errors import ArgumentError, DtypeError, LabelError, NonFiniteError, ShapeError
 from tightframe.metrics import FrameCollapse, HierarchicalDistance, HierarchicalMetrics, MistakeSeverity
 
 G = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tightframe._checks import ArgumentError, DtypeError, LabelError, ShapeError
+from tightframe.errors import ArgumentError, DtypeError, LabelError, ShapeError
 from tightframe.frames import SimplexETF
 from tightframe.nn import Classifier, FrameClassifier, LinearClassifier, NormalizedLinear, SimplexETFClassifier
 

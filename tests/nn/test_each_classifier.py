@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tightframe._checks import ArgumentError, DimensionError, DtypeError, ShapeError
+from tightframe.errors import ArgumentError, DimensionError, DtypeError, ShapeError
 from tightframe.frames import MatrixFrame, SimplexETF, is_simplex_etf, is_unit_norm, simplex_etf
 from tightframe.nn import (
     FrameClassifier,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.nn import variance_preserving_gain
 
 

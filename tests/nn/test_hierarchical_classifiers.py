@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.functional.tree_literal import TEST_TREE
-from tightframe._checks import ArgumentError, DimensionError, DtypeError, LabelError, ShapeError
+from tests.hierarchy.tree_literal import TEST_TREE
+from tightframe.errors import ArgumentError, DimensionError, DtypeError, LabelError, ShapeError
 from tightframe.frames import frame_of_gram, hierarchy_aware_frame, is_simplex_etf, suggest_gamma
-from tightframe.functional.trees import sibling_log_softmax
+from tightframe.hierarchy.index import sibling_log_softmax
 from tightframe.nn import (
     BarzDenzlerClassifier,
     ConditionalSoftmaxClassifier,

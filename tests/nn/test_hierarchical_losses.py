@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.functional import tree_literal as literal
-from tests.functional.tree_literal import TEST_TREE
-from tightframe._checks import ArgumentError, DtypeError, LabelError, ShapeError
+from tests.hierarchy import tree_literal as literal
+from tests.hierarchy.tree_literal import TEST_TREE
+from tightframe.errors import ArgumentError, DtypeError, LabelError, ShapeError
 from tightframe.functional.hierarchical import cosine_gram, hace, hier_cos, hxe, soft_label_loss
 from tightframe.nn import (
     ConditionalSoftmaxClassifier,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tightframe._checks import ArgumentError, DimensionError, DtypeError, NonFiniteError, ShapeError
+from tightframe.errors import ArgumentError, DimensionError, DtypeError, NonFiniteError, ShapeError
 from tightframe.frames import control_weight, nearest_simplex_weight, simplex_weight
 from tightframe.nn import ETFLinear, variance_preserving_gain
 

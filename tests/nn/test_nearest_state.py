@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import nn
 
-from tightframe._checks import (
+from tightframe.errors import (
     LabelError,
 )
 from tightframe.frames import nearest_simplex_etf

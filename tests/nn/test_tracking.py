@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     DeviceError,
     DtypeError,

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tightframe._checks import (
+from tightframe.errors import (
     EmptyDataError,
     LabelError,
     NonFiniteError,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tightframe._checks import ArgumentError, DtypeError, ShapeError
+from tightframe.errors import ArgumentError, DtypeError, ShapeError
 from tightframe.nn import FeatureTransform, ResidualBlock
 
 

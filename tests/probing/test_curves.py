@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.probing.material import GPT, INPUTS, LABELS, REDUCE, Counting, Encoder, K, batches, cnn, hooks_of, mlp
 from tightframe import functional as F
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     DtypeError,
     EmptyDataError,
@@ -18,7 +18,7 @@ from tightframe._checks import (
     Notice,
     ShapeError,
 )
-from tightframe.functional import ClassMoments
+from tightframe.moments import ClassMoments
 from tightframe.nn import SimplexETFClassifier
 from tightframe.probing import LayerCurves, effective_depth, probe_layers
 from tightframe.probing.held import Held

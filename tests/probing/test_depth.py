@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, EmptyDataError
+from tightframe.errors import ArgumentError, EmptyDataError
 from tightframe.probing import effective_depth
 
 NAN = math.nan

@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.probing.material import INPUTS, LABELS, Counting, K, batches, hooks_of, inputs_of, network
 from tightframe import functional as F
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     DtypeError,
     EmptyDataError,
@@ -15,7 +15,7 @@ from tightframe._checks import (
     Notice,
     ShapeError,
 )
-from tightframe.functional import ClassMoments
+from tightframe.moments import ClassMoments
 from tightframe.nn import LinearClassifier, NormalizedLinear, SimplexETFClassifier
 from tightframe.probing import measure
 

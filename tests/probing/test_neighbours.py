@@ -11,8 +11,8 @@ from torch import nn
 
 from tests.probing.oracle import Samples, assert_rows, rows
 from tests.probing.zoo import BATCH, LABELS, VECTORS, D, K, Net, body
-from tightframe._checks import ArgumentError, EmptyDataError, Notice, ShapeError, TightframeError
-from tightframe.functional import ClassMoments
+from tightframe.errors import ArgumentError, EmptyDataError, Notice, ShapeError, TightframeError
+from tightframe.moments import ClassMoments
 from tightframe.probing import find_classifier, measure, watch
 from tightframe.records import Records
 

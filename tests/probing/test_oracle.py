@@ -27,7 +27,7 @@ from tests.probing.zoo import BATCH, LABELS, MODELS, VECTORS, D, K, N, distilled
 from tests.problems import draw
 from tests.training.models import quiet, trainer
 from tests.training.processes import preloaded
-from tightframe._checks import ArgumentError, Notice
+from tightframe.errors import ArgumentError, Notice
 from tightframe.training import NeuralCollapseCallback
 
 pytestmark = quiet

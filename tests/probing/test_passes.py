@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.probing.material import INPUTS, LABELS, network
-from tightframe._checks import Notice
+from tightframe.errors import Notice
 from tightframe.probing import measure, passes
 from tightframe.probing.passes import shown
 

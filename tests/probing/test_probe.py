@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from tests.probing.material import INPUTS, K, hooks_of, inputs_of, network
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.nn import SimplexETFClassifier
 from tightframe.probing import Probe, find_classifier
 from tightframe.surgery import replace_classifier

@@ -14,7 +14,7 @@ from tests.probing.material import (
     cnn,
     mlp,
 )
-from tightframe._checks import ArgumentError, ShapeError
+from tightframe.errors import ArgumentError, ShapeError
 from tightframe.probing import Probe, linear_maps, match_layers
 
 

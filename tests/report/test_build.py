@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, EmptyDataError, MissingExtraError
+from tightframe.errors import ArgumentError, EmptyDataError, MissingExtraError
 from tightframe.records import Records
 from tightframe.report import build_report, read_runs
 from tightframe.report.content import gather

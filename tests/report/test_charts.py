@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tightframe._checks import ConfigError
+from tightframe.errors import ConfigError
 from tightframe.report.charts import Chart, HeatMap, Line, write_charts
 
 x = np.linspace(1, 10, 5)

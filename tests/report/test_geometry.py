@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.report.geometry import SimplexFrame, centred_cosines, reference_simplex, simplex_view
 from tightframe.snapshots import Snapshot
 

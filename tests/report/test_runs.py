@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tightframe._checks import DataFileError, EmptyDataError
+from tightframe.errors import DataFileError, EmptyDataError
 from tightframe.records import Records
 from tightframe.report import read_runs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tightframe._checks import EmptyDataError
+from tightframe.errors import EmptyDataError
 from tightframe.records import Records
 from tightframe.report import leaderboard, print_leaderboard, write_leaderboard_csv, write_records_csv
 from tightframe.report.history import Estimate

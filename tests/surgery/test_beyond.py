@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tightframe._checks import ArgumentError, DimensionError
+from tightframe.errors import ArgumentError, DimensionError
 from tightframe.surgery import lock_beyond, lock_to_etf
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tightframe._checks import ArgumentError
-from tightframe.functional import ClassMoments
+from tightframe.errors import ArgumentError
+from tightframe.moments import ClassMoments
 from tightframe.surgery import etf_transformer_, lock_to_etf, nearest_class_mean_linear, parameter_report, truncate
 
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from tightframe._checks import ArgumentError, DeviceError, DimensionError, DtypeError, NonFiniteError
+from tightframe.errors import ArgumentError, DeviceError, DimensionError, DtypeError, NonFiniteError
 from tightframe.frames import control_weight, nearest_simplex_weight, simplex_etf, simplex_weight
 from tightframe.nn import ETFLinear, LinearClassifier, SimplexETFClassifier, variance_preserving_gain
 from tightframe.surgery import LOCK_KINDS, lock_to_etf

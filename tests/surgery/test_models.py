@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tightframe._checks import ArgumentError, DeviceError, DimensionError, EmptyDataError
+from tightframe.errors import ArgumentError, DeviceError, DimensionError, EmptyDataError
 from tightframe.nn import ETFLinear, SimplexETFClassifier
 from tightframe.surgery import lock_to_etf, parameter_report, reestimate_batch_norm, replace_classifier
 

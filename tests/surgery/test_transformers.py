@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tightframe._checks import ArgumentError, NonFiniteError, ShapeError
+from tightframe.errors import ArgumentError, NonFiniteError, ShapeError
 from tightframe.frames import nearest_simplex_weight
 from tightframe.nn import variance_preserving_gain
 from tightframe.surgery import etf_transformer_

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from tightframe._checks import ArgumentError, EmptyDataError, ShapeError
-from tightframe.functional import ClassMoments, nearest_class_center
+from tightframe.errors import ArgumentError, EmptyDataError, ShapeError
+from tightframe.functional import nearest_class_center
+from tightframe.moments import ClassMoments
 from tightframe.probing import Probe
 from tightframe.surgery import TruncatedModel, nearest_class_mean_linear, truncate
 

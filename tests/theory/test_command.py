@@ -3,7 +3,7 @@ import re
 import pytest
 
 from tightframe import cli
-from tightframe._checks import ArgumentError, ConfigError
+from tightframe.errors import ArgumentError, ConfigError
 from tightframe.theory.figures import FIGURES, draw_figure
 from tightframe.theory.problems import PROBLEMS, make_problem
 from tightframe.ufm import CrossEntropyUFM, DeepUFM, LayerPeeled

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from tests.training.models import TRAIN, D, K, trainer
-from tightframe.functional import ClassMoments
+from tightframe.moments import ClassMoments
 from tightframe.nn import LinearClassifier
 from tightframe.training import AdaptiveETF, ClassifierModule, adaptive, make_loader
 

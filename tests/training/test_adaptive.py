@@ -22,7 +22,7 @@ from tests.training.adaptive_models import (
     playing,
 )
 from tests.training.models import TRAIN, D, K, Plain, Weights, quiet, sgd
-from tightframe._checks import ArgumentError, DimensionError
+from tightframe.errors import ArgumentError, DimensionError
 from tightframe.nn import LinearClassifier, NormalizedLinear
 from tightframe.probing import probe_layers
 from tightframe.training import AdaptiveETF, ClassifierModule

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.training.models import TRAIN, VALIDATION, Weights, quiet, trainer
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.linalg import haar_orthonormal
 from tightframe.nn import NormalizedLinear
 from tightframe.training import AGD, MLP, ClassifierModule, make_loader, scaled_orthogonal_

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.surgery import etf_transformer_
 from tightframe.training import MLP, FreeFeatures, SmallCNN, TokenMean, TokenTransformer
 

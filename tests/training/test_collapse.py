@@ -21,7 +21,7 @@ from tests.training.models import (
     trainer,
 )
 from tightframe import functional as F
-from tightframe._checks import ArgumentError, NonFiniteError, Notice, ShapeError
+from tightframe.errors import ArgumentError, NonFiniteError, Notice, ShapeError
 from tightframe.nn import DotRegressionLoss, SimplexETFClassifier
 from tightframe.probing import measure
 from tightframe.training import NeuralCollapseCallback, make_loader

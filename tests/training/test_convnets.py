@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tightframe._checks import ArgumentError, ShapeError
+from tightframe.errors import ArgumentError, ShapeError
 from tightframe.nn import FeatureTransform
 from tightframe.training import AGD, VGG13, ResNet, convnets
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.training.models import TRAIN, Pairs, Plain, quiet, sgd, trainer
-from tightframe._checks import ArgumentError, ConfigError, EmptyDataError
+from tightframe.errors import ArgumentError, ConfigError, EmptyDataError
 from tightframe.nn import LinearClassifier
 from tightframe.training import BatchSampler, ClassifierModule, evaluation_loader, fit, make_loader
 

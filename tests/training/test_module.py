@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.training.models import TRAIN, VALIDATION, K, module, ordered, quiet, sgd, trainer
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.nn import DotRegressionLoss, LinearClassifier, LogitAdjustedCrossEntropy, SimplexETFClassifier
 from tightframe.training import MLP, ClassifierModule, make_loader
 

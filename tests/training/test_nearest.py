@@ -12,9 +12,9 @@ from torch import nn
 
 from tests.training.models import TRAIN, D, K, dataset, module, ordered, quiet, sgd, trainer
 from tests.training.processes import AtStep, run
-from tightframe._checks import ArgumentError, ConfigError, TightframeError
 from tightframe.config import AUTO, Method, Part, Recipe, bind, build_module, check_bindings
 from tightframe.data import Digits
+from tightframe.errors import ArgumentError, ConfigError, TightframeError
 from tightframe.nn import (
     Classifier,
     DotRegressionLoss,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.training.models import quiet
-from tightframe._checks import ArgumentError, DtypeError, ShapeError
+from tightframe.errors import ArgumentError, DtypeError, ShapeError
 from tightframe.training import ImageTransform
 
 pytestmark = quiet

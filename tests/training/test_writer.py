@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tests.training.models import TRAIN, Plain, module, ordered, quiet, shuffled, trainer
-from tightframe._checks import DataFileError, ResumeError
+from tightframe.errors import DataFileError, ResumeError
 from tightframe.records import Records
 from tightframe.training import NeuralCollapseCallback, RecordWriter, make_loader
 

@@ -14,7 +14,7 @@ from tests.ufm.points import (
     random_point,
     rotation,
 )
-from tightframe._checks import ShapeError
+from tightframe.errors import ShapeError
 from tightframe.ufm.certify import certify
 from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.objective import objective

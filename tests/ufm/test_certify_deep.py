@@ -9,7 +9,7 @@ from tests.ufm.points import (
     centering,
     draw,
 )
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.ufm.certify import certify
 from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.problems import (

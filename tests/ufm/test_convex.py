@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.ufm.brute import minimise
-from tightframe._checks import ArgumentError, DimensionError
+from tightframe.errors import ArgumentError, DimensionError
 from tightframe.ufm.convex import ConvexSolver, FrankWolfe
 from tightframe.ufm.duality import dual_bound
 from tightframe.ufm.objective import objective

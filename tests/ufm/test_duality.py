@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.ufm.brute import labels_of, minimise, value
-from tightframe._checks import ArgumentError, ShapeError
+from tightframe.errors import ArgumentError, ShapeError
 from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.duality import (
     best_bias,

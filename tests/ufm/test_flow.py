@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, ShapeError
+from tightframe.errors import ArgumentError, ShapeError
 from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.convex import ConvexSolver
 from tightframe.ufm.flow import LogTimeFlow

@@ -4,8 +4,9 @@ import math
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, DtypeError, EmptyDataError, LabelError, NonFiniteError, ShapeError
-from tightframe.functional import ClassMoments, nc1
+from tightframe.errors import ArgumentError, DtypeError, EmptyDataError, LabelError, NonFiniteError, ShapeError
+from tightframe.functional import nc1
+from tightframe.moments import ClassMoments
 from tightframe.ufm.heads import certify_head
 
 

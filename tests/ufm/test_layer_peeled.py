@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tightframe._checks import DimensionError, ShapeError
+from tightframe.errors import DimensionError, ShapeError
 from tightframe.frames import is_simplex_etf
 from tightframe.ufm.duality import dual_bound
 from tightframe.ufm.layer_peeled import layer_peeled_form, minority_cosine, semidefinite_matrix

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.ufm.layer_peeled import (
     layer_peeled_form,
     minority_collapse_threshold,

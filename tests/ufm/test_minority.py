@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tightframe._checks import ArgumentError, DimensionError
+from tightframe.errors import ArgumentError, DimensionError
 from tightframe.ufm.layer_peeled import layer_peeled_form, minority_collapse_threshold
 from tightframe.ufm.minority import MinorityCollapse, minority_collapse
 from tightframe.ufm.problems import CrossEntropyUFM, LayerPeeled, MeanSquaredUFM

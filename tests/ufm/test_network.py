@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from tightframe._checks import ArgumentError, DtypeError, EmptyDataError, LabelError, NonFiniteError, ShapeError
+from tightframe.errors import ArgumentError, DtypeError, EmptyDataError, LabelError, NonFiniteError, ShapeError
 from tightframe.ufm.certify import certify
 from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.network import certify_network

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.convex import ConvexSolver
 from tightframe.ufm.descent import MultistartLBFGS

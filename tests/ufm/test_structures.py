@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, DimensionError, ShapeError
+from tightframe.errors import ArgumentError, DimensionError, ShapeError
 from tightframe.ufm.logit_structures import (
     Structure,
     dnc,

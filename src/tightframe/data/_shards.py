@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tightframe._checks import (
+from tightframe.errors import (
     DataFileError,
     DtypeError,
     EmptyDataError,

@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from tightframe._checks import DataFileError
+from tightframe.errors import DataFileError
 
 # Tables, programs and bundled copies.
 EXCLUDED = frozenset({"encodings", "pydoc_data", "idlelib", "lib2to3", "ensurepip", "turtledemo"})

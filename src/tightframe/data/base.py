@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tightframe._checks import ArgumentError, DtypeError, ShapeError, check_positive, require_extra
+from tightframe.errors import ArgumentError, DtypeError, ShapeError, check_positive, require_extra
 
 S = TypeVar("S", bound="Samples")
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tightframe._checks import DataFileError
 from tightframe.data.images import Images, ImageSet, checked_labels
+from tightframe.errors import DataFileError
 
 SHAPE = (3, 32, 32)
 

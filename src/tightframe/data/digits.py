@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from tightframe._checks import check_positive, require_extra
 from tightframe.data.base import (
     ClassificationData,
     DataSource,
@@ -16,6 +15,7 @@ from tightframe.data.base import (
     long_tailed_counts,
     stratified_split,
 )
+from tightframe.errors import check_positive, require_extra
 
 
 class Digits(DataSource):

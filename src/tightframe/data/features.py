@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from tightframe._checks import (
+from tightframe.data._shards import CHUNK, FORMATS, Shard, format_of
+from tightframe.data.base import ClassificationData, DataSource
+from tightframe.errors import (
     ArgumentError,
     DataFileError,
     DtypeError,
@@ -23,8 +25,6 @@ from tightframe._checks import (
     check_labels,
     check_positive,
 )
-from tightframe.data._shards import CHUNK, FORMATS, Shard, format_of
-from tightframe.data.base import ClassificationData, DataSource
 
 StrPath = str | os.PathLike[str]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.utils.data import TensorDataset
 
-from tightframe._checks import check_positive
 from tightframe.data.base import ClassificationData, DataSource
+from tightframe.errors import check_positive
 
 
 class FreeSamples(DataSource):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from tightframe._checks import ArgumentError, DataFileError, check_positive, require_extra
 from tightframe.data.base import ClassificationData, HoldOutSource
+from tightframe.errors import ArgumentError, DataFileError, check_positive, require_extra
 
 StrPath = str | os.PathLike[str]
 # Classes named in a message, of however many there are.

@@ -8,9 +8,9 @@ from typing import Any, final
 
 import torch
 
-from tightframe._checks import DataFileError, check_positive, require_extra
 from tightframe.data.base import ClassificationData, HoldOutSource
 from tightframe.data.images import SHOWN, ImageFiles, StrPath
+from tightframe.errors import DataFileError, check_positive, require_extra
 
 # Above the species, from coarse to fine.
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
-from tightframe._checks import ArgumentError, EmptyDataError, check_positive, require_extra
 from tightframe.data._stdlib_files import library_root, library_version, source_files
 from tightframe.data.base import ClassificationData, DataSource, check_fraction
+from tightframe.errors import ArgumentError, EmptyDataError, check_positive, require_extra
 
 PERIOD = 768
 TEST = 128

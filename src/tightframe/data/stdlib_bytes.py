@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tightframe._checks import EmptyDataError
 from tightframe.data._stdlib_files import library_root, library_version, source_files, top_level_names
 from tightframe.data.base import check_fraction
+from tightframe.errors import EmptyDataError
 
 MIN_BYTES = 4000
 TEST_FRACTION = 0.1

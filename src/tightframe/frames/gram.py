@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, DtypeError, ShapeError, check_choice, check_finite, check_positive
+from tightframe.errors import ArgumentError, DtypeError, ShapeError, check_choice, check_finite, check_positive
 from tightframe.linalg import haar_orthonormal
 
 REPAIRS = ("raise", "shrink", "clip", "nearest")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, ShapeError, check_choice
+from tightframe.errors import ArgumentError, ShapeError, check_choice
 from tightframe.frames.gram import REPAIRS, SLACK, factor, in_dimension, in_dtype, indefinite
 from tightframe.hierarchy import Tree, check_distances
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     DimensionError,
     ShapeError,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     DeviceError,
     DimensionError,

@@ -9,7 +9,7 @@ from typing import Literal, final, overload
 import torch
 from torch import Tensor
 
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     DtypeError,
     ShapeError,

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tightframe._checks import DimensionError, check_choice, check_positive
+from tightframe.errors import DimensionError, check_choice, check_positive
 from tightframe.frames.operator import Frame, MatrixFrame
 from tightframe.linalg import haar_orthonormal, helmert_product, helmert_rows
 

@@ -32,7 +32,6 @@ from tightframe.functional.geometry import (
     nc2_max_angle,
     nc2_min_separation,
 )
-from tightframe.functional.moments import ClassMoments
 from tightframe.functional.registry import PRESETS, collapse_metrics
 from tightframe.functional.samples import (
     cosine_margins,
@@ -57,7 +56,6 @@ from tightframe.functional.severity import (
 
 __all__ = [
     "PRESETS",
-    "ClassMoments",
     "best_of_k",
     "between_class_rank",
     "bias_collapse",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tightframe._checks import DeviceError, ShapeError, as_tensor, check_choice, check_positive
+from tightframe.errors import DeviceError, ShapeError, as_tensor, check_choice, check_positive
 from tightframe.functional.facts import fact, of_present
 from tightframe.functional.geometry import (
     Vectors,
@@ -24,8 +24,8 @@ from tightframe.functional.geometry import (
     undefined,
     unit_rows,
 )
-from tightframe.functional.moments import ClassMoments
 from tightframe.linalg import pair_sq_distances, scale_to_one
+from tightframe.moments import ClassMoments
 
 
 def nc1(moments: ClassMoments, variant: str = "pinv", *, weighting: str = "class") -> Tensor:

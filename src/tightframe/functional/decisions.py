@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tightframe._checks import check_finite
+from tightframe.errors import check_finite
 from tightframe.functional.ranking import check_device, check_scores
 from tightframe.hierarchy import check_distances
 

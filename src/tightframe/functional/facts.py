@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from tightframe.functional.moments import ClassMoments
+from tightframe.moments import ClassMoments
 
 T = TypeVar("T")
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tightframe._checks import as_tensor, check_choice
+from tightframe.errors import as_tensor, check_choice
 from tightframe.functional.collapse import mean_rounding, rows_of_present
 from tightframe.functional.facts import of_present
 from tightframe.functional.geometry import undefined, unit_rows
-from tightframe.functional.moments import ClassMoments
 from tightframe.linalg import pair_sq_distances, pooled_var_mean
+from tightframe.moments import ClassMoments
 
 
 def frame_cosine_error(

@@ -14,10 +14,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tightframe._checks import as_tensor, check_choice, check_features, check_finite
+from tightframe.errors import as_tensor, check_choice, check_features, check_finite
 from tightframe.functional.facts import fact, of_present
-from tightframe.functional.moments import ClassMoments
 from tightframe.linalg import BLOCK, pair_sq_distances, pooled_var_mean, scale_to_one
+from tightframe.moments import ClassMoments
 
 
 class Vectors:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     DeviceError,
     ShapeError,
@@ -19,8 +19,8 @@ from tightframe._checks import (
     check_positive,
     check_range,
 )
-from tightframe.functional.trees import TreeIndex, below_root, edge_log_probabilities, tree_index
 from tightframe.hierarchy import Tree, check_distances
+from tightframe.hierarchy.index import TreeIndex, below_root, edge_log_probabilities, tree_index
 from tightframe.linalg import at_least_float32, outside_autocast, reciprocal_norm
 
 SCHEDULES = ("constant", "falling", "rising", "wave", "rising-wave", "falling-wave")
@@ -106,7 +106,7 @@ def hxe(logits: Tensor, labels: Tensor, tree: Tree | TreeIndex, alpha: float) ->
     Args:
         logits: ``(B, K)``; computed in float32 or better, exactly so at logits of any size.
         labels: ``(B,)`` integers in 0..K-1; their values are checked on the CPU only.
-        tree: of the classes, or its :func:`~tightframe.functional.trees.tree_index` on the device of the logits.
+        tree: of the classes, or its :func:`~tightframe.hierarchy.index.tree_index` on the device of the logits.
         alpha: finite and >= 0; the paper has 0.1 to 0.6. More weighs the coarse levels more.
 
     Returns:
@@ -145,7 +145,7 @@ def hace(logits: Tensor, labels: Tensor, tree: Tree | TreeIndex, d_il: float) ->
     Args:
         logits: ``(B, N)`` of all nodes by their number in the tree, or ``(B, K)`` of the classes alone.
         labels: ``(B,)`` integers in 0..K-1; their values are checked on the CPU only.
-        tree: of the classes, or its :func:`~tightframe.functional.trees.tree_index` on the device of the logits.
+        tree: of the classes, or its :func:`~tightframe.hierarchy.index.tree_index` on the device of the logits.
         d_il: share d of the leaf, in (0, 1]; the released code has 0.2, 0.5 and 0.7.
 
     Returns:
@@ -187,7 +187,7 @@ def hier_cos(coordinates: Tensor, labels: Tensor, tree: Tree | TreeIndex, alpha:
         coordinates: ``(B, N - 1)`` of all nodes but the root, by their number in the tree less one; computed in float32
             or better.
         labels: ``(B,)`` integers in 0..K-1; their values are checked on the CPU only.
-        tree: of the classes, or its :func:`~tightframe.functional.trees.tree_index` on the device of the coordinates.
+        tree: of the classes, or its :func:`~tightframe.hierarchy.index.tree_index` on the device of the coordinates.
         alpha: finite and >= 0; the released code has 0.1 to 1e-5.
 
     Returns:

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     DeviceError,
     DtypeError,

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.functional.collapse import vectors_of_present
 from tightframe.functional.geometry import centered_vectors
-from tightframe.functional.moments import ClassMoments
 from tightframe.functional.rows import BOTH, METRICS, SUFFIXES, Metric
+from tightframe.moments import ClassMoments
 
 __all__ = ["METRICS", "PRESETS", "Metric", "Row", "collapse_metrics", "describe", "evaluate", "select", "table"]
 

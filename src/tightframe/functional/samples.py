@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     EmptyDataError,
     ShapeError,
@@ -21,7 +21,7 @@ from tightframe._checks import (
     check_label_range,
     check_labels,
 )
-from tightframe.functional.moments import ClassMoments
+from tightframe.moments import ClassMoments
 
 if TYPE_CHECKING:
     from tightframe.functional.registry import Row

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     ShapeError,
     check_features,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, DtypeError, ShapeError
+from tightframe.errors import ArgumentError, DtypeError, ShapeError
 
 
 def check_distances(distances: Tensor, num_classes: int | None = None) -> None:
@@ -25,7 +25,7 @@ def check_distances(distances: Tensor, num_classes: int | None = None) -> None:
         >>> check_distances(torch.zeros(2, 2))
         Traceback (most recent call last):
         ...
-        tightframe._checks.ArgumentError: distances must be positive between different classes, got 0.0 for classes \
+        tightframe.errors.ArgumentError: distances must be positive between different classes, got 0.0 for classes \
 0 and 1; merge the two or set them apart
     """
     if not isinstance(distances, Tensor) or not distances.is_floating_point():

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, check_choice
+from tightframe.errors import ArgumentError, check_choice
 
 PARENT_RULES = ("raise", "first", "shallowest", "deepest")
 DISTANCE_RULES = ("deepest", "shortest-path")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tightframe._checks import ArgumentError, DataFileError, require_extra
+from tightframe.errors import ArgumentError, DataFileError, require_extra
 from tightframe.hierarchy.graph import Graph
 
 EDGE_SUFFIXES = (".tsv", ".txt")

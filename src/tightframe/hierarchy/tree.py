@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, DataFileError, ShapeError, check_choice
+from tightframe.errors import ArgumentError, DataFileError, ShapeError, check_choice
 from tightframe.hierarchy import readers
 from tightframe.hierarchy.graph import Graph, class_graph
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, check_choice
-from tightframe.functional import ClassMoments
+from tightframe.errors import ArgumentError, check_choice
 from tightframe.functional.registry import Preset, evaluate, select
 from tightframe.metrics._base import StreamedMetric
+from tightframe.moments import ClassMoments
 
 
 class MomentsMetric(StreamedMetric):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tightframe._checks import check_finite, check_label_range, check_labels, check_positive
+from tightframe.errors import check_finite, check_label_range, check_labels, check_positive
 from tightframe.functional.ranking import check_scores
 from tightframe.metrics._base import StreamedMetric
 

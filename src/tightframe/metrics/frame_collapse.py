@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tightframe._checks import check_features, check_finite
+from tightframe.errors import check_features, check_finite
 from tightframe.functional.registry import METRICS
 from tightframe.metrics.collapse import MomentsMetric
 

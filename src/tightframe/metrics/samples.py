@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tightframe.functional import ClassMoments
 from tightframe.functional.registry import select
 from tightframe.functional.samples import Judge
 from tightframe.metrics._base import StreamedMetric
+from tightframe.moments import ClassMoments
 
 
 class _Share(StreamedMetric):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tightframe._checks import check_choice, check_finite
+from tightframe.errors import check_choice, check_finite
 from tightframe.functional.decisions import DECISIONS
 from tightframe.functional.ranking import Ranking, check_device, check_scores, extent, places, several
 from tightframe.functional.severity import ranking_metrics

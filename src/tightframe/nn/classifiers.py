@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, check_positive
+from tightframe.errors import ArgumentError, check_positive
 from tightframe.frames.operator import Frame, MatrixFrame
 from tightframe.linalg import at_least_float32, reciprocal_norm
 

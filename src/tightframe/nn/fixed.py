@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import check_positive
+from tightframe.errors import check_positive
 from tightframe.frames.operator import Frame, MatrixFrame, as_frame
 from tightframe.frames.simplex import SimplexETF
 from tightframe.nn.classifiers import ScaledClassifier, like_linear

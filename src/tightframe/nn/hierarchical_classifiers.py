@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, DimensionError, check_last_dimension, check_positive
+from tightframe.errors import ArgumentError, DimensionError, check_last_dimension, check_positive
 from tightframe.frames.operator import MatrixFrame
-from tightframe.functional.trees import below_root, path_sums, sibling_log_softmax
 from tightframe.hierarchy import Tree
+from tightframe.hierarchy.buffers import TreeBuffers
+from tightframe.hierarchy.index import below_root, path_sums, sibling_log_softmax
 from tightframe.linalg import at_least_float32, haar_orthonormal, outside_autocast
 from tightframe.nn.classifiers import Classifier, linear_of
-from tightframe.nn.tree import TreeBuffers
 
 
 class _LinearOnNodes(Classifier):

@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from tightframe._checks import check_positive
+from tightframe.errors import check_positive
 from tightframe.frames.gram import GramFrame, frame_of_gram
 from tightframe.frames.hierarchical import HierarchyAwareFrame, hierarchy_aware_frame, suggest_gamma
 from tightframe.frames.operator import MatrixFrame

@@ -7,7 +7,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, check_features, check_labels, check_positive, check_range
+from tightframe.errors import ArgumentError, check_features, check_labels, check_positive, check_range
 from tightframe.functional.hierarchical import (
     check_soft_labels,
     correlation_loss,
@@ -19,11 +19,11 @@ from tightframe.functional.hierarchical import (
     soft_label_divergence,
 )
 from tightframe.hierarchy import Tree
+from tightframe.hierarchy.buffers import TreeBuffers
 from tightframe.linalg import at_least_float32
 from tightframe.nn.classifiers import Classifier
 from tightframe.nn.hierarchical_classifiers import HierCOSClassifier, NodeClassifier
 from tightframe.nn.losses import FeatureLoss
-from tightframe.nn.tree import TreeBuffers
 
 
 @final

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, check_choice, check_last_dimension, check_positive
+from tightframe.errors import ArgumentError, check_choice, check_last_dimension, check_positive
 from tightframe.frames.layers import (
     CONTROL_KINDS,
     StructuredSimplex,

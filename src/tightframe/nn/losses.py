@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, ShapeError, check_choice, check_features, check_labels
+from tightframe.errors import ArgumentError, ShapeError, check_choice, check_features, check_labels
 from tightframe.functional.losses import (
     FORMS,
     check_counts_positive,

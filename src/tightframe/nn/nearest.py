@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe._checks import check_choice, check_last_dimension, check_positive
+from tightframe.errors import check_choice, check_last_dimension, check_positive
 from tightframe.frames.nearest import GRADIENTS, check_proximal, nearest_simplex_etf
 from tightframe.frames.operator import MatrixFrame
 from tightframe.frames.simplex import SimplexETF

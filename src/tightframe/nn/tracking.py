@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     EmptyDataError,
     NonFiniteError,

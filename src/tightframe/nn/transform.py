@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from tightframe._checks import check_last_dimension, check_positive
+from tightframe.errors import check_last_dimension, check_positive
 
 
 @final

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from tightframe._checks import ArgumentError, DtypeError, Notice, as_labels
+from tightframe.errors import ArgumentError, DtypeError, Notice, as_labels
 
 LABEL_NAMES = ("labels", "label", "targets", "target", "y")
 ENDLESS = 10_000  # batches after which a loader may be one that never ends

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, Notice, ShapeError, check_finite
+from tightframe.errors import ArgumentError, Notice, ShapeError, check_finite
 from tightframe.nn import Classifier
 from tightframe.probing.batches import call
 from tightframe.probing.evidence import Head, Seen, channels_last, decide, evidence, is_linear

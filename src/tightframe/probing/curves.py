@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, check_positive
-from tightframe.functional import ClassMoments
+from tightframe.errors import ArgumentError, check_positive
+from tightframe.moments import ClassMoments
 from tightframe.probing.batches import Forward, Reading
 from tightframe.probing.engine import OWN, Engine
 from tightframe.probing.split import Place

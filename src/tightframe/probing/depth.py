@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tightframe._checks import ArgumentError, EmptyDataError, check_choice
+from tightframe.errors import ArgumentError, EmptyDataError, check_choice
 
 
 def effective_depth(curve: Sequence[float], epsilon: float = 0.01, mode: str = "suffix") -> int | None:

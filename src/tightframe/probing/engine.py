@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, EmptyDataError, Notice, ShapeError, check_positive
-from tightframe.functional import ClassMoments, registry
+from tightframe.errors import ArgumentError, EmptyDataError, Notice, ShapeError, check_positive
+from tightframe.functional import registry
+from tightframe.moments import ClassMoments
 from tightframe.probing.batches import Forward, Reading, call, labels_of, split_batch
 from tightframe.probing.classifier import HeadWatch
 from tightframe.probing.names import trains_matrix

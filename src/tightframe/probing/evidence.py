@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, check_finite
+from tightframe.errors import ArgumentError, check_finite
 from tightframe.nn import Classifier
 from tightframe.probing.names import CONVOLUTIONS, is_dense, is_inside
 from tightframe.probing.passes import evaluating

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tightframe._checks import Notice
+from tightframe.errors import Notice
 
 ALIGNED = 64  # bytes at whose multiples every tensor begins in the file
 

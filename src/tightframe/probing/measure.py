@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, Notice, as_labels, as_tensor, check_choice, check_features
-from tightframe.functional import ClassMoments
+from tightframe.errors import ArgumentError, Notice, as_labels, as_tensor, check_choice, check_features
+from tightframe.moments import ClassMoments
 from tightframe.probing.batches import Forward
 from tightframe.probing.engine import OWN, Engine
 from tightframe.probing.evidence import Head

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.nn import Classifier
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

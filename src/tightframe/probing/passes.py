@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, Notice, ShapeError
+from tightframe.errors import ArgumentError, Notice, ShapeError
 
 Logits = str | int | Callable[[Any], Tensor]
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, ShapeError
+from tightframe.errors import ArgumentError, ShapeError
 
 POOLINGS = ("flatten", "mean", "cls", "mask")
 

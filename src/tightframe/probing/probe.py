@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, ShapeError, check_choice
+from tightframe.errors import ArgumentError, ShapeError, check_choice
 from tightframe.probing.names import is_inside, linear_maps, match_layers, takes_channels_first
 from tightframe.probing.pooling import POOLINGS, pool
 

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, EmptyDataError, Notice, ShapeError, TightframeError
-from tightframe.functional import ClassMoments, registry
+from tightframe.errors import ArgumentError, EmptyDataError, Notice, ShapeError, TightframeError
+from tightframe.functional import registry
 from tightframe.functional.samples import Judge
+from tightframe.moments import ClassMoments
 from tightframe.probing.batches import Reading
 from tightframe.probing.held import Held
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tightframe._checks import ConfigError, require_extra
+from tightframe.errors import ConfigError, require_extra
 from tightframe.report.figures import DASHES, PALETTE, STYLE, figure_of, heat_map, plain
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tightframe._checks import require_extra
+from tightframe.errors import require_extra
 from tightframe.report.content import RunGeometry
 from tightframe.report.geometry import Array
 from tightframe.report.history import Panel

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tightframe._checks import require_extra
+from tightframe.errors import require_extra
 from tightframe.functional.registry import Described, describe
 from tightframe.records import Records
 from tightframe.report.names import FEATURES, MAIN_METRICS

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tightframe._checks import require_extra
+from tightframe.errors import require_extra
 from tightframe.hierarchy import Tree
 from tightframe.report.confusion import confusion_data
 from tightframe.report.content import Content, RunGeometry

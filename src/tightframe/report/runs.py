@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tightframe._checks import DataFileError, EmptyDataError, TightframeError, require_extra
 from tightframe.confusion import CONFUSION_FILES, Confusion
+from tightframe.errors import DataFileError, EmptyDataError, TightframeError, require_extra
 from tightframe.hierarchy import Tree
 from tightframe.records import (
     CLASSES_FILE,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tightframe._checks import EmptyDataError, require_extra
+from tightframe.errors import EmptyDataError, require_extra
 from tightframe.functional.registry import Described, describe
 from tightframe.records import Record, Records
 from tightframe.report.history import Estimate, History, Key, estimate

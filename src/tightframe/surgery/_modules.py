@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tightframe._checks import ArgumentError, DeviceError, DtypeError
+from tightframe.errors import ArgumentError, DeviceError, DtypeError
 from tightframe.nn import ETFLinear, LinearClassifier
 from tightframe.probing.names import CONVOLUTIONS
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from tightframe._checks import EmptyDataError
+from tightframe.errors import EmptyDataError
 from tightframe.probing.batches import to_device
 from tightframe.probing.passes import restored_modes
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tightframe._checks import ArgumentError, check_positive
+from tightframe.errors import ArgumentError, check_positive
 from tightframe.probing.names import match_layers, trains_matrix
 from tightframe.surgery._modules import find_module
 from tightframe.surgery.locking import Lock, lock_to_etf

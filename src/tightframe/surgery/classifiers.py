@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tightframe._checks import ArgumentError, DeviceError, DimensionError, EmptyDataError
-from tightframe.functional import ClassMoments
+from tightframe.errors import ArgumentError, DeviceError, DimensionError, EmptyDataError
+from tightframe.moments import ClassMoments
 from tightframe.probing import find_classifier
 from tightframe.surgery._modules import refuse_wrapped
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, DimensionError, check_choice, check_finite, check_positive
+from tightframe.errors import ArgumentError, DimensionError, check_choice, check_finite, check_positive
 from tightframe.frames import control_weight, nearest_simplex_etf, nearest_simplex_weight, simplex_etf, simplex_weight
 from tightframe.frames.layers import CONTROL_KINDS, check_gain, num_vertices
 from tightframe.nn import variance_preserving_gain

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tightframe._checks import ArgumentError, ShapeError, check_choice, check_positive
+from tightframe.errors import ArgumentError, ShapeError, check_choice, check_positive
 from tightframe.surgery._modules import is_conv1d
 from tightframe.surgery.locking import LOCK_KINDS, Activation, Lock, check_optimizer, lock_to_etf, lockable
 

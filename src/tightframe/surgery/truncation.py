@@ -10,7 +10,7 @@ from typing import Any, NoReturn, final
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, ShapeError, check_choice
+from tightframe.errors import ArgumentError, ShapeError, check_choice
 from tightframe.probing import linear_maps, match_layers
 from tightframe.probing.passes import evaluating, restored_modes
 from tightframe.probing.probe import first_result, first_value, hooked

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.theory.networks import Network, Shape, balanced_digits, decayed
 from tightframe.ufm.duality import descent_of_fit
 from tightframe.ufm.forms.common import bisect, sigma_of

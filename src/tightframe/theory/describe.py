@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tightframe._checks import ArgumentError, DimensionError
+from tightframe.errors import ArgumentError, DimensionError
 from tightframe.functional import registry
 from tightframe.report.charts import HeatMap, write_charts
 from tightframe.report.tables import render_rows

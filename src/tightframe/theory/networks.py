@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe._checks import check_positive, check_range
 from tightframe.data import Digits
+from tightframe.errors import check_positive, check_range
 from tightframe.ufm.duality import log_probabilities
 
 NUM_CLASSES = 10

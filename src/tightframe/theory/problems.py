@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tightframe._checks import ConfigError, check_choice, check_positive
+from tightframe.errors import ConfigError, check_choice, check_positive
 
 if TYPE_CHECKING:  # the command line needs the names before it needs torch
     from tightframe.ufm.problems import Problem

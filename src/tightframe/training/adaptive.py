@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, TightframeError, check_choice, check_positive, check_range
+from tightframe.errors import ArgumentError, TightframeError, check_choice, check_positive, check_range
 from tightframe.probing import LayerCurves, effective_depth, probe_layers
 from tightframe.probing.batches import split_batch
 from tightframe.probing.names import match_layers, trains_matrix

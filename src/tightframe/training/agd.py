@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from tightframe._checks import ArgumentError, check_positive
+from tightframe.errors import ArgumentError, check_positive
 from tightframe.linalg import at_least_float32, haar_orthonormal
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, check_positive
+from tightframe.errors import ArgumentError, check_positive
 from tightframe.nn.transform import ResidualBlock
 
 

@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, check_choice, check_positive
+from tightframe.errors import ArgumentError, check_choice, check_positive
 from tightframe.functional import registry
 from tightframe.probing import FEATURES, Engine, Measured, record
 from tightframe.probing.batches import Reading, call, length_of

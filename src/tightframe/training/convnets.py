@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError, ShapeError, check_positive
+from tightframe.errors import ArgumentError, ShapeError, check_positive
 from tightframe.nn.transform import FeatureTransform
 
 # Channels of a residual network's first stage, doubled at each of the next.

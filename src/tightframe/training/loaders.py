@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, TensorDataset
 
-from tightframe._checks import EmptyDataError, check_positive
+from tightframe.errors import EmptyDataError, check_positive
 
 
 class BatchSampler(Sampler[list[int]]):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from tightframe._checks import ArgumentError
 from tightframe.confusion import Confusion
+from tightframe.errors import ArgumentError
 from tightframe.metrics import ConfusedPairs, HierarchicalMetrics
 from tightframe.nn import Classifier, CosineGramLoss, FeatureLoss, NearestETFClassifier
 

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
-from tightframe._checks import ConfigError, ResumeError
+from tightframe.errors import ConfigError, ResumeError
 from tightframe.records import RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
 from tightframe.training.adaptive import AdaptiveETF
 from tightframe.training.collapse import NeuralCollapseCallback

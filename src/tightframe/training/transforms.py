@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tightframe._checks import ArgumentError, DtypeError, ShapeError, check_positive
+from tightframe.errors import ArgumentError, DtypeError, ShapeError, check_positive
 
 
 class ImageTransform(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tightframe._checks import ResumeError
+from tightframe.errors import ResumeError
 from tightframe.records import Records
 from tightframe.training.collapse import MeasuringCallback
 from tightframe.training.module import ClassifierModule

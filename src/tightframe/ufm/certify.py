@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.ufm.certificate import Certificate, Witness, verdict
 from tightframe.ufm.certify_deep import deep_certificate
 from tightframe.ufm.certify_margin import certify_margin

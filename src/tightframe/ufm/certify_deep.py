@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.ufm.certificate import Certificate, verdict
 from tightframe.ufm.forms.deep import deep_squared_form
 from tightframe.ufm.objective import row_weights

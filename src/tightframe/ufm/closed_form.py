@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.ufm.forms.cross_entropy import cross_entropy_form
 from tightframe.ufm.forms.deep import deep_squared_form
 from tightframe.ufm.forms.margin import max_margin_form, unregularised_form

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, DimensionError, check_positive
+from tightframe.errors import ArgumentError, DimensionError, check_positive
 from tightframe.ufm.descent import lbfgs
 from tightframe.ufm.duality import descent_of_fit, log_probabilities, logits_bound, nuclear_budget
 from tightframe.ufm.grouped import Grouped, Point

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tightframe._checks import ShapeError
+from tightframe.errors import ShapeError
 from tightframe.ufm.certificate import Witness
 from tightframe.ufm.duality import descent_of_fit
 from tightframe.ufm.objective import row_weights

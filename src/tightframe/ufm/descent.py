@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, check_positive
+from tightframe.errors import ArgumentError, check_positive
 from tightframe.ufm.duality import OneLayer, dual_bound
 from tightframe.ufm.objective import feature_prices, objective, split
 from tightframe.ufm.problems import DeepUFM, LayerPeeled, Problem, ReLUImbalanced, check_penalty

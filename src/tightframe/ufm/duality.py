@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.ufm.objective import objective, row_weights
 from tightframe.ufm.problems import CrossEntropyUFM, LayerPeeled, MeanSquaredUFM, Problem, ReLUImbalanced
 from tightframe.ufm.solution import labels_of_rows

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, ShapeError, check_positive, check_range
+from tightframe.errors import ArgumentError, ShapeError, check_positive, check_range
 from tightframe.ufm.duality import descent_of_fit, log_probabilities
 from tightframe.ufm.objective import row_weights
 from tightframe.ufm.problems import ULPM, Problem, check_penalty

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     DtypeError,
     EmptyDataError,
@@ -20,7 +20,7 @@ from tightframe._checks import (
     check_label_range,
     check_labels,
 )
-from tightframe.functional import ClassMoments
+from tightframe.moments import ClassMoments
 
 
 @dataclass(frozen=True)

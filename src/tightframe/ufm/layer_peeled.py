@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from tightframe._checks import ShapeError, check_positive
+from tightframe.errors import ShapeError, check_positive
 from tightframe.ufm.duality import descent_of_fit, log_probabilities, logits_bound, nuclear_budget, slope_norm
 from tightframe.ufm.forms.common import centering, norms, require_dim
 from tightframe.ufm.objective import class_weights, factorise, feature_prices

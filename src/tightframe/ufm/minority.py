@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.ufm.forms.common import require_dim, sigma_of, strengths_of
 from tightframe.ufm.layer_peeled import groups_of, minority_collapse_threshold
 from tightframe.ufm.objective import class_weights

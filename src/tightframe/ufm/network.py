@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     DimensionError,
     EmptyDataError,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tightframe._checks import ArgumentError, check_choice, check_positive
+from tightframe.errors import ArgumentError, check_choice, check_positive
 
 
 @dataclass(frozen=True)

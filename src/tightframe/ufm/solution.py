@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tightframe import functional as F
-from tightframe.functional import ClassMoments
+from tightframe.moments import ClassMoments
 from tightframe.ufm.problems import Problem
 
 P = ParamSpec("P")

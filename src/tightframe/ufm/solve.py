@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from tightframe._checks import ArgumentError, DimensionError
+from tightframe.errors import ArgumentError, DimensionError
 from tightframe.ufm.convex import ConvexSolver
 from tightframe.ufm.descent import MultistartLBFGS
 from tightframe.ufm.flow import LogTimeFlow

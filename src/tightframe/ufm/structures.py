@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, DimensionError, ShapeError, check_positive
+from tightframe.errors import ArgumentError, DimensionError, ShapeError, check_positive
 from tightframe.ufm.logit_structures import ReLUStructure, Structure, dnc, library, margins, solution_dimension
 from tightframe.ufm.objective import fit, row_weights
 from tightframe.ufm.problems import DeepUFM

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tightframe import functional as F
-from tightframe._checks import ArgumentError, DimensionError
+from tightframe.errors import ArgumentError, DimensionError
 from tightframe.frames import is_simplex_etf
 from tightframe.ufm.forms.cross_entropy import collapse_sigmas, cross_entropy_form, simplex_weights
 from tightframe.ufm.problems import CrossEntropyUFM

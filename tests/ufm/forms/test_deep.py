@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, DimensionError
+from tightframe.errors import ArgumentError, DimensionError
 from tightframe.ufm.forms.deep import deep_squared_form, relu_bound
 from tightframe.ufm.forms.mean_squared import mean_squared_form
 from tightframe.ufm.problems import DeepUFM, MeanSquaredUFM

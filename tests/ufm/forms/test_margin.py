@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe._checks import ArgumentError, DimensionError
+from tightframe.errors import ArgumentError, DimensionError
 from tightframe.ufm.forms.margin import (
     etf_flow_scale,
     exponential_integral,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tightframe._checks import DimensionError
+from tightframe.errors import DimensionError
 from tightframe.frames import is_simplex_etf
 from tightframe.ufm.forms.mean_squared import mean_squared_form
 from tightframe.ufm.problems import MeanSquaredUFM

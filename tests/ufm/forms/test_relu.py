@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tightframe._checks import DimensionError
+from tightframe.errors import DimensionError
 from tightframe.ufm.forms.cross_entropy import cross_entropy_form
 from tightframe.ufm.forms.relu import relu_form
 from tightframe.ufm.problems import CrossEntropyUFM, ReLUImbalanced

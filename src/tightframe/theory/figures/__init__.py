@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tightframe._checks import ConfigError, check_choice
+from tightframe.errors import ConfigError, check_choice
 from tightframe.report.charts import Chart, HeatMap, write_charts
 from tightframe.theory.figures.deep import low_rank
 from tightframe.theory.figures.layer_peeled import minority_collapse, minority_collapse_network, oversampling

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tightframe.data import Digits
-from tightframe.functional import ClassMoments, nc1
+from tightframe.functional import nc1
+from tightframe.moments import ClassMoments
 from tightframe.report.charts import Chart, HeatMap, Line
 from tightframe.ufm.heads import Bound, HeadCertificate, certify_head
 

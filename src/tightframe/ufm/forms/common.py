@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from tightframe._checks import DimensionError
+from tightframe.errors import DimensionError
 from tightframe.ufm.duality import best_bias, descent_of_fit, dual_bound, slope_norm
 from tightframe.ufm.objective import class_weights, counts_of, factorise, feature_prices, objective
 from tightframe.ufm.problems import CrossEntropyUFM, MeanSquaredUFM, Problem, ReLUImbalanced

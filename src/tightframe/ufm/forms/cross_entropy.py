@@ -8,7 +8,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.ufm.forms.common import (
     bias_for,
     bisect,

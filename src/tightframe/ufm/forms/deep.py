@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.ufm.forms.common import bisect, norms, require_dim
 from tightframe.ufm.objective import counts_of
 from tightframe.ufm.problems import DeepUFM

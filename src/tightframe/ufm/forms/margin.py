@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from tightframe._checks import ArgumentError, check_positive, check_range
+from tightframe.errors import ArgumentError, check_positive, check_range
 from tightframe.ufm.forms.common import bisect, centering, norms, require_dim
 from tightframe.ufm.objective import counts_of, factorise, objective
 from tightframe.ufm.problems import ULPM, MaxMargin

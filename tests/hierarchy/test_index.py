@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.functional.tree_literal import TEST_TREE, TREES, batch, below, classes_below, log_softmax, log_sum, path
-from tightframe._checks import ArgumentError
-from tightframe.functional.trees import (
+from tests.hierarchy.tree_literal import TEST_TREE, TREES, batch, below, classes_below, log_softmax, log_sum, path
+from tightframe.errors import ArgumentError
+from tightframe.hierarchy import Tree
+from tightframe.hierarchy.index import (
     below_root,
     edge_log_probabilities,
     path_sums,
     sibling_log_softmax,
     tree_index,
 )
-from tightframe.hierarchy import Tree
 
 every_tree = pytest.mark.parametrize("tree", TREES, ids=range(len(TREES)))
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightframe._checks import (
+from tightframe.errors import (
     ArgumentError,
     DeviceError,
     DtypeError,
@@ -17,7 +17,7 @@ from tightframe._checks import (
     NonFiniteError,
     ShapeError,
 )
-from tightframe.functional import ClassMoments
+from tightframe.moments import ClassMoments
 
 from ..problems import UNEVEN, assert_same, batches, collapsed, draw, law
 
@@ -88,7 +88,7 @@ def test_bad_input_raises_and_changes_no_bit(name, read):
 @pytest.mark.parametrize(("place", "error"), [((599, 199), NonFiniteError), (599, LabelError)])
 @pytest.mark.parametrize("scatter", [False, True])
 def test_bad_input_at_the_end_of_a_long_batch_changes_no_bit(place, error, scatter, monkeypatch):
-    monkeypatch.setattr("tightframe.functional.moments.CHUNK", 500)
+    monkeypatch.setattr("tightframe.moments.CHUNK", 500)
     moments = ClassMoments(3, 200, scatter=scatter)
     features, labels = draw(600, 200).float(), torch.arange(600) % 3
     moments.update(features[:2], labels[:2])
@@ -101,7 +101,7 @@ def test_bad_input_at_the_end_of_a_long_batch_changes_no_bit(place, error, scatt
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_lengths_that_overflow_in_the_type_of_the_features_are_fine(dtype, monkeypatch):
-    monkeypatch.setattr("tightframe.functional.moments.CHUNK", 1)
+    monkeypatch.setattr("tightframe.moments.CHUNK", 1)
     largest = torch.full((3, 2), torch.finfo(dtype).max, dtype=dtype)
     moments = ClassMoments.from_samples(largest * torch.tensor([[1], [-1], [1]], dtype=dtype), torch.zeros(3).long(), 1)
     assert moments.trace.item() == pytest.approx(2 * torch.finfo(dtype).max ** 2 * (3 - 1 / 3), rel=1e-12)
@@ -117,7 +117,7 @@ def test_a_failed_update_leaves_no_trace_in_a_later_merge():
 
 @pytest.mark.parametrize("rows", [1, 50])
 def test_squares_that_overflow_are_refused_in_one_dimension_too(rows, monkeypatch):
-    monkeypatch.setattr("tightframe.functional.moments.CHUNK", 1)
+    monkeypatch.setattr("tightframe.moments.CHUNK", 1)
     moments = ClassMoments(1, 1)
     moments.update(torch.zeros(1, 1), torch.tensor([0]))
     before = moments.packed.clone()

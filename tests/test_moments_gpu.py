@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tightframe._checks import LabelError, NonFiniteError
-from tightframe.functional import ClassMoments
+from tightframe.errors import LabelError, NonFiniteError
+from tightframe.moments import ClassMoments
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 

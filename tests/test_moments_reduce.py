@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tightframe.functional import ClassMoments
+from tightframe.moments import ClassMoments
 
 from ..problems import UNEVEN, assert_same, draw
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tightframe._checks import ArgumentError
+from tightframe.errors import ArgumentError
 from tightframe.hierarchy import Tree
 from tightframe.linalg import at_least_float32
 

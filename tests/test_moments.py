@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightframe._checks import DtypeError, ShapeError
-from tightframe.functional import ClassMoments
+from tightframe.errors import DtypeError, ShapeError
+from tightframe.moments import ClassMoments
 
 from ..problems import HARD, UNEVEN, assert_same, batches, collapsed, draw, exact_statistics, law
 
@@ -139,7 +139,7 @@ def test_from_samples_is_update_also_where_it_goes_in_pieces():
 @pytest.mark.parametrize("chunk", [1, 500, 10**6])
 @pytest.mark.parametrize("scatter", [False, True])
 def test_a_batch_that_goes_in_pieces(scatter, chunk, monkeypatch):
-    monkeypatch.setattr("tightframe.functional.moments.CHUNK", chunk)  # with scatter a piece has 256 rows or more
+    monkeypatch.setattr("tightframe.moments.CHUNK", chunk)  # with scatter a piece has 256 rows or more
     features, labels = draw(700, 30) + 3, torch.arange(700) % 3
     moments = ClassMoments(3, 30, scatter=scatter)
     moments.update(features, labels)

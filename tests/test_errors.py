@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from tightframe import _checks
-from tightframe._checks import (
+from tightframe import errors
+from tightframe.errors import (
     ArgumentError,
     DeviceError,
     DtypeError,
@@ -44,7 +44,7 @@ BUILTINS = {
 
 
 def test_every_exception_is_caught_as_ours_and_as_the_usual_one():
-    found = {n: e for n, e in vars(_checks).items() if isinstance(e, type) and issubclass(e, TightframeError)}
+    found = {n: e for n, e in vars(errors).items() if isinstance(e, type) and issubclass(e, TightframeError)}
     assert set(found) == {"TightframeError", *BUILTINS}
     for name, builtin in BUILTINS.items():
         assert issubclass(found[name], builtin)
@@ -52,7 +52,7 @@ def test_every_exception_is_caught_as_ours_and_as_the_usual_one():
 
 
 def test_the_exceptions_do_not_import_torch():
-    code = "import sys, tightframe._checks; sys.exit('torch' in sys.modules)"
+    code = "import sys, tightframe.errors; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tightframe._checks import ArgumentError
-from tightframe.functional.trees import TreeIndex, tree_index
+from tightframe.errors import ArgumentError
 from tightframe.hierarchy import Tree
+from tightframe.hierarchy.index import TreeIndex, tree_index
 
 
 @final
