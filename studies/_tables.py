@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tightframe.errors import DataFileError, TightframeError
-from tightframe.report import RunDirectory, Training, read_runs
+from tightframe.runs import RunDirectory, Training
 
 
 def run_directories(paths: Iterable[Path]) -> list[RunDirectory]:
@@ -20,7 +20,7 @@ def run_directories(paths: Iterable[Path]) -> list[RunDirectory]:
         found += [path] if any(path.glob("*/seed-*")) or not children else children
     if not found:
         raise DataFileError("RUNS must name at least one directory that tightframe compare wrote, got none")
-    return [read_runs(path) for path in found]
+    return [RunDirectory.read(path) for path in found]
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 
 from studies._tables import complete, left_out, markdown, report_runs, seeds_of
 from tightframe.conversion import CONVERSION_FILE
-from tightframe.report import RunDirectory, Training
 from tightframe.report.history import estimate
 from tightframe.report.tables import format_estimate
+from tightframe.runs import RunDirectory, Training
 
 
 def values_of(training: Training, metric: str, split: str) -> list[float]:

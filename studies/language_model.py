@@ -32,8 +32,8 @@ from studies.language_model_table import CAPTION, draw, table
 from studies.language_model_training import Settings, fit
 from tightframe.data import StdlibBytes
 from tightframe.errors import ConfigError, ResumeError, TightframeError, check_choice
-from tightframe.records import CONFIG_FILE, TIMING_FILE, VERSIONS_FILE
-from tightframe.report import read_runs
+from tightframe.runs import RunDirectory
+from tightframe.runs.layout import CONFIG_FILE, TIMING_FILE, VERSIONS_FILE
 
 
 def run(out: Path, variants: Sequence[str], seeds: Sequence[int], settings: Settings, source: StdlibBytes) -> None:
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if options.figure and options.figure.suffix not in (".svg", ".png"):
             raise ConfigError(f"--figure must end in .svg or .png, got {options.figure}")
-        directory = read_runs(options.runs)
+        directory = RunDirectory.read(options.runs)
         finished = complete(directory)
         if finished.runs:
             print(f"{table(finished)}\n\n{CAPTION}\n")

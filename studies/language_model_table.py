@@ -11,9 +11,9 @@ from typing import Any
 from studies._tables import markdown, seeds_of
 from studies.language_model_network import VARIANTS
 from tightframe.errors import DataFileError, require_extra
-from tightframe.report import RunDirectory
 from tightframe.report.figures import PALETTE, STYLE
 from tightframe.report.history import estimate
+from tightframe.runs import RunDirectory
 
 BASELINE, NO_FF = "baseline", "no-ff"
 # Marker: which matrices are not learned from the usual start. Colour: what they are.

@@ -24,7 +24,8 @@ from tightframe.data import ByteCorpus
 from tightframe.data.base import check_fraction
 from tightframe.errors import ArgumentError, EmptyDataError, check_positive
 from tightframe.frames.layers import check_gain
-from tightframe.records import RECORDS_FILE, TIMING_FILE, Records
+from tightframe.records import Records
+from tightframe.runs.layout import RECORDS_FILE, TIMING_FILE
 from tightframe.surgery import parameter_report
 
 SCORED_WINDOWS = 1500

@@ -24,11 +24,11 @@ import yaml
 from studies._tables import complete, left_out, markdown, report_runs, seeds_of
 from tightframe.functional import cosine_margins
 from tightframe.moments import ClassMoments
-from tightframe.report import RunDirectory, Training
 from tightframe.report.history import estimate
 from tightframe.report.names import FEATURES
 from tightframe.report.tables import format_estimate
-from tightframe.snapshots import Snapshot
+from tightframe.runs import RunDirectory, Training
+from tightframe.runs.snapshots import Snapshot
 
 EXCESSES = (0.5, 0.1, 0.01, 0.001)
 EPOCHS = (1, 5)

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 
 from studies._tables import complete, left_out, markdown, report_runs, seeds_of
-from tightframe.report import RunDirectory, Training
 from tightframe.report.history import estimate
 from tightframe.report.names import FEATURES
 from tightframe.report.tables import format_estimate
+from tightframe.runs import RunDirectory, Training
 
 RULES = ("", ".crm", ".tree-order")
 # Name of a column, metric, and whether it is a percentage.

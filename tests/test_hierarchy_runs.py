@@ -17,10 +17,11 @@ from tightframe.functional import severity_metrics
 from tightframe.hierarchy import Tree
 from tightframe.nn import CosineGramLoss
 from tightframe.records import Records
-from tightframe.report import build_report, read_runs
+from tightframe.report import build_report
 from tightframe.report.names import is_detail
 from tightframe.report.tables import leaderboard
 from tightframe.run_directory import write_directory
+from tightframe.runs import RunDirectory
 from tightframe.training import RecordWriter, fit, make_loader
 
 pytestmark = quiet
@@ -201,7 +202,7 @@ def test_the_report_shows_the_tree(folder):
         module, known.train, {"test": known.test}, folder / "runs" / "mine" / "seed-0", run="mine", seed=0, epochs=1,
         batch_size=16,
     )  # fmt: skip
-    directory = read_runs(folder / "runs")
+    directory = RunDirectory.read(folder / "runs")
     assert torch.equal(directory.tree.distances(), Tree.from_paths(known.paths).distances())
     page = build_report(folder / "runs").read_text()
     section = page[page.index('<section id="hierarchy">') : page.index('<section id="trainings">')]
@@ -210,7 +211,7 @@ def test_the_report_shows_the_tree(folder):
     ]
     assert "<b>" not in section
     (folder / "runs" / "hierarchy.json").write_text('{"parents": [0')
-    assert read_runs(folder / "runs").tree is None
+    assert RunDirectory.read(folder / "runs").tree is None
     assert '<section id="hierarchy">' not in build_report(folder / "runs").read_text()
 
 

@@ -23,7 +23,8 @@ from tightframe.data import ByteCorpus
 from tightframe.errors import ArgumentError, EmptyDataError
 from tightframe.frames import nearest_simplex_weight, simplex_weight
 from tightframe.nn import variance_preserving_gain
-from tightframe.records import CONFIG_FILE, RECORDS_FILE, TIMING_FILE, VERSIONS_FILE, Records
+from tightframe.records import Records
+from tightframe.runs.layout import CONFIG_FILE, RECORDS_FILE, TIMING_FILE, VERSIONS_FILE
 
 TINY = Settings(steps=6, width=32, blocks=2, batch_size=2)
 GAIN = variance_preserving_gain("gelu")

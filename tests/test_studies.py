@@ -13,8 +13,9 @@ from tightframe import simplex_etf
 from tightframe.config import Method, Part, Recipe, build_data, check_bindings, find_recipe
 from tightframe.data import StdlibModules
 from tightframe.hierarchy import Tree
-from tightframe.records import CLASSES_FILE, CONFIG_FILE, RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE, Records
-from tightframe.snapshots import Snapshot
+from tightframe.records import Records
+from tightframe.runs.layout import CLASSES_FILE, CONFIG_FILE, RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
+from tightframe.runs.snapshots import Snapshot
 
 SEARCH = Path(__file__).parents[1] / "studies" / "stdlib-hierarchy-search.yaml"
 K, SCALE = 3, 5.0

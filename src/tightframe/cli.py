@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from tightframe import config
 from tightframe.config import Recipe, find_recipe, shipped_recipes
 from tightframe.errors import ConfigError, TightframeError, check_positive
-from tightframe.records import CONFIG_FILE, TIMING_FILE
 from tightframe.run_directory import check_directory, write_directory
+from tightframe.runs.layout import CONFIG_FILE, TIMING_FILE
 from tightframe.theory.problems import PROBLEMS, make_problem
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from tightframe.probing import LayerCurves, effective_depth, measure, probe_laye
 from tightframe.probing.names import match_layers, takes_channels_first
 from tightframe.probing.passes import evaluating, restored_modes
 from tightframe.probing.pooling import pool
-from tightframe.records import CONFIG_FILE
+from tightframe.runs.layout import CONFIG_FILE
 from tightframe.surgery import (
     Lock,
     TruncatedModel,

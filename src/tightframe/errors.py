@@ -56,6 +56,10 @@ class DataFileError(TightframeError, ValueError):
     """A file is missing, truncated or in another format than its name says."""
 
 
+class OutputError(TightframeError, RuntimeError):
+    """A file cannot be written."""
+
+
 class ConfigError(TightframeError, ValueError):
     """A recipe or a command-line option cannot be bound."""
 

@@ -1,4 +1,4 @@
-"""Records: the one long table of results, and the names of the files in a run directory.
+"""Records: the one long table of results.
 
 Networks, layers and theory all write the same nine columns, so one report reads them all.
 """
@@ -14,17 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightframe.errors import ArgumentError, DataFileError, require_extra
+from tightframe.files import write_text
 
 if TYPE_CHECKING:
     import pandas
-
-RECORDS_FILE = "records.jsonl"
-CONFIG_FILE = "config.yaml"
-CLASSES_FILE = "classes.json"
-HIERARCHY_FILE = "hierarchy.json"
-VERSIONS_FILE = "versions.json"
-TIMING_FILE = "timing.json"
-SNAPSHOT_DIR = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -159,12 +152,13 @@ class Records:
         return pandas.DataFrame([asdict(r) for r in self], columns=[field.name for field in fields(Record)])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write all rows as JSON lines; an existing file is replaced whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(r.to_json() + "\n" for r in self), encoding="utf-8")
-        os.replace(partial, path)
-        return path
+        """Write all rows as JSON lines, whole or not at all; missing folders are created.
+
+        Raises:
+            OutputError: if the file cannot be written.
+        """
+        write_text(path, "".join(r.to_json() + "\n" for r in self))
+        return Path(path)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Records:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tightframe.config import Recipe, build_tree
 from tightframe.errors import ConfigError, ResumeError
-from tightframe.records import CLASSES_FILE, CONFIG_FILE, HIERARCHY_FILE, VERSIONS_FILE
+from tightframe.runs.layout import CLASSES_FILE, CONFIG_FILE, HIERARCHY_FILE, VERSIONS_FILE
 
 if TYPE_CHECKING:
     from tightframe.data import ClassificationData

@@ -12,16 +12,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from tightframe.records import (
-    CLASSES_FILE,
-    CONFIG_FILE,
-    RECORDS_FILE,
-    SNAPSHOT_DIR,
-    TIMING_FILE,
-    VERSIONS_FILE,
-    Records,
-)
-from tightframe.snapshots import Snapshot
+from tightframe.records import Records
+from tightframe.runs.layout import CLASSES_FILE, CONFIG_FILE, RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE, VERSIONS_FILE
+from tightframe.runs.snapshots import Snapshot
 
 K, D = 10, 32
 CLASS_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -17,9 +17,10 @@ import torch
 
 from tightframe.errors import ArgumentError, EmptyDataError, MissingExtraError
 from tightframe.records import Records
-from tightframe.report import build_report, read_runs
+from tightframe.report import build_report
 from tightframe.report.content import gather
-from tightframe.snapshots import Snapshot
+from tightframe.runs import RunDirectory
+from tightframe.runs.snapshots import Snapshot
 
 from .material import simplex
 
@@ -251,7 +252,7 @@ def test_many_classes_and_snapshots_keep_the_page_small(tmp_path: Path) -> None:
 
 
 def test_chosen_classes(trained: Path) -> None:
-    view = gather(read_runs(trained), [9, 5, 2]).geometry[0].view
+    view = gather(RunDirectory.read(trained), [9, 5, 2]).geometry[0].view
     assert view is not None
     assert view.classes == (9, 5, 2)
     with pytest.raises(ArgumentError, match="classes must be"):

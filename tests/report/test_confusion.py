@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe.confusion import Confusion
 from tightframe.hierarchy import Tree
 from tightframe.records import Records
-from tightframe.report import build_report, read_runs
+from tightframe.report import build_report
 from tightframe.report.confusion import (
     MAX_GROUPS,
     RunConfusion,
@@ -20,6 +19,8 @@ from tightframe.report.confusion import (
     lowest_common_ancestors,
     tree_groups,
 )
+from tightframe.runs import RunDirectory
+from tightframe.runs.confusion import Confusion
 
 from .test_build import HOSTILE, Page
 
@@ -243,7 +244,7 @@ def test_elements_that_the_script_asks_for_exist(tmp_path: Path) -> None:
 def test_seeds_are_added_up(tmp_path: Path) -> None:
     more = Confusion(5, torch.tensor([[3, 3], [0, 2]]), torch.tensor([8, 1]))
     write(tmp_path, SMALL, "ABCD", {"mine": [small(), None, more]})
-    confusions = gather_confusions(read_runs(tmp_path))
+    confusions = gather_confusions(RunDirectory.read(tmp_path))
     assert confusions is not None
     (run,) = confusions.runs
     assert (run.seeds, run.epochs, run.samples) == ((0, 2), (3, 5), 42)

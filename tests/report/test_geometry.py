@@ -8,7 +8,7 @@ import torch
 
 from tightframe.errors import ArgumentError
 from tightframe.report.geometry import SimplexFrame, centred_cosines, reference_simplex, simplex_view
-from tightframe.snapshots import Snapshot
+from tightframe.runs.snapshots import Snapshot
 
 from .material import simplex
 

@@ -8,7 +8,7 @@ import pytest
 
 from tightframe.errors import DataFileError, EmptyDataError
 from tightframe.records import Records
-from tightframe.report import read_runs
+from tightframe.runs import RunDirectory
 
 
 def write_training(
@@ -27,11 +27,11 @@ def write_training(
 
 
 def problems(out: Path) -> dict[tuple[str, int], str]:
-    return {(t.run, t.seed): t.problem for t in read_runs(out).problems}
+    return {(t.run, t.seed): t.problem for t in RunDirectory.read(out).problems}
 
 
 def test_a_complete_comparison(trained: Path) -> None:
-    directory = read_runs(trained)
+    directory = RunDirectory.read(trained)
     assert directory.runs == ["learned", "fixed-etf"]
     assert [(t.run, t.seed) for t in directory.trainings] == [(r, s) for r in directory.runs for s in (0, 1)]
     assert directory.problems == []
@@ -45,14 +45,14 @@ def test_a_complete_comparison(trained: Path) -> None:
 def test_seeds_are_ordered_as_numbers(tmp_path: Path) -> None:
     for seed in (10, 9, 2):
         write_training(tmp_path, "a", seed)
-    assert [t.seed for t in read_runs(tmp_path).trainings] == [2, 9, 10]
+    assert [t.seed for t in RunDirectory.read(tmp_path).trainings] == [2, 9, 10]
 
 
 def test_the_directory_names_the_run(tmp_path: Path) -> None:
     write_training(tmp_path, "old", 0)
     (tmp_path / "old").rename(tmp_path / "new")
     (tmp_path / "new" / "seed-0").rename(tmp_path / "new" / "seed-4")
-    records = read_runs(tmp_path).records
+    records = RunDirectory.read(tmp_path).records
     assert records.unique("run") == ["new"]
     assert records.unique("seed") == [4]
 
@@ -74,7 +74,7 @@ def test_half_written_timing_means_unfinished(tmp_path: Path) -> None:
     directory = write_training(tmp_path, "a", 0)
     (directory / "timing.json").write_text('{"epochs": 2')
     assert problems(tmp_path) == {("a", 0): "unfinished: last epoch measured is 2"}
-    assert read_runs(tmp_path).classifier_parameters == {}
+    assert RunDirectory.read(tmp_path).classifier_parameters == {}
 
 
 def test_empty_records_are_a_training_that_measured_nothing_yet(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_empty_records_are_a_training_that_measured_nothing_yet(tmp_path: Path) 
     directory = write_training(tmp_path, "b", 0, finished=False)
     (directory / "records.jsonl").write_text("")
     assert problems(tmp_path) == {("b", 0): "unfinished: nothing measured yet"}
-    assert read_runs(tmp_path).runs == ["a"]
+    assert RunDirectory.read(tmp_path).runs == ["a"]
 
 
 def test_damaged_records_are_a_problem_and_not_a_crash(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_missing_records_seeds_and_methods(tmp_path: Path) -> None:
         ("c", 1): "missing: no directory",
         ("a", 0): "missing: no records",
     }
-    assert read_runs(tmp_path).runs == ["b", "a"]
+    assert RunDirectory.read(tmp_path).runs == ["b", "a"]
 
 
 def test_single_training_does_not_miss_the_recipes_other_methods(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_strange_configuration_is_kept_as_text(tmp_path: Path, text: str) -> Non
     (tmp_path / "config.yaml").write_text(text)
     (tmp_path / "versions.json").write_text("[1")
     (tmp_path / "classes.json").write_text('{"not": "a list"}')
-    directory = read_runs(tmp_path)
+    directory = RunDirectory.read(tmp_path)
     assert (directory.config_text, directory.versions, directory.class_name(1)) == (text, {}, "1")
     assert directory.runs == ["a", "b"]
 
@@ -130,17 +130,17 @@ def test_other_directories_are_ignored(tmp_path: Path) -> None:
     write_training(tmp_path, "a", 0)
     (tmp_path / "figures" / "seed-x").mkdir(parents=True)
     (tmp_path / "figures" / "seed-1").touch()
-    assert [(t.run, t.seed) for t in read_runs(tmp_path).trainings] == [("a", 0)]
+    assert [(t.run, t.seed) for t in RunDirectory.read(tmp_path).trainings] == [("a", 0)]
 
 
 def test_nothing_there_at_all(tmp_path: Path) -> None:
     with pytest.raises(EmptyDataError, match=r"records\.jsonl.*no such directory.*--out"):
-        read_runs(tmp_path)
+        RunDirectory.read(tmp_path)
     (tmp_path / "a" / "seed-3").mkdir(parents=True)
     with pytest.raises(EmptyDataError, match="a, seed 3: missing: no records"):
-        read_runs(tmp_path)
+        RunDirectory.read(tmp_path)
     with pytest.raises(DataFileError, match="out must be the output directory"):
-        read_runs(tmp_path / "absent")
+        RunDirectory.read(tmp_path / "absent")
 
 
 def test_snapshots_are_spaced_evenly_with_both_ends_and_unreadable_ones_left_out(trained: Path, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_snapshots_are_spaced_evenly_with_both_ends_and_unreadable_ones_left_out
     first = next(iter(sorted(snapshots.iterdir())))
     for copy in range(3, 60):
         shutil.copy(first, snapshots / f"epoch-{copy:05d}.safetensors")
-    (training,) = read_runs(tmp_path).trainings
+    (training,) = RunDirectory.read(tmp_path).trainings
     assert len(training.snapshots) == 60
     assert len(training.load_snapshots()) == 25
     assert [s.epoch for s in training.load_snapshots(limit=60)][:3] == [0, 1, 2]

@@ -13,7 +13,8 @@ from tests.training.models import TRAIN, Plain, quiet, trainer
 from tests.training.processes import AtCheckpoint, AtStep, run
 from tests.training.test_resume import KILLED, assert_same_training, checkpoint, directory, refused
 from tightframe import cli
-from tightframe.records import RECORDS_FILE, TIMING_FILE, Records
+from tightframe.records import Records
+from tightframe.runs.layout import RECORDS_FILE, TIMING_FILE
 from tightframe.training import AdaptiveETF, NeuralCollapseCallback, RecordWriter, make_loader
 
 pytestmark = quiet

@@ -27,7 +27,7 @@ from tests.training.models import (
     trainer,
 )
 from tightframe.records import Records
-from tightframe.snapshots import Snapshot
+from tightframe.runs.snapshots import Snapshot
 from tightframe.training import NeuralCollapseCallback, make_loader
 
 pytestmark = quiet

@@ -10,9 +10,10 @@ from torch.utils.data import TensorDataset
 from tests.training.models import TRAIN, VALIDATION, D, K, module, ordered, quiet, trainer, undecidable
 from tests.training.processes import AtCheckpoint, AtStep, die, run
 from tests.training.test_resume import KILLED, checkpoint, directory
-from tightframe.confusion import CONFUSION_FILES, Confusion
 from tightframe.hierarchy import Tree
-from tightframe.records import TIMING_FILE, Records
+from tightframe.records import Records
+from tightframe.runs.confusion import CONFUSION_FILES, Confusion
+from tightframe.runs.layout import TIMING_FILE
 from tightframe.training import fit, make_loader
 
 pytestmark = [quiet, pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")]

@@ -6,10 +6,11 @@ from torch import nn
 
 from tests.training.models import K, dataset, quiet, sgd, undecidable
 from tests.training.processes import on_two_ranks
-from tightframe.confusion import CONFUSION_FILES, Confusion
 from tightframe.nn import LinearClassifier
-from tightframe.records import RECORDS_FILE, SNAPSHOT_DIR, Records
-from tightframe.snapshots import Snapshot
+from tightframe.records import Records
+from tightframe.runs.confusion import CONFUSION_FILES, Confusion
+from tightframe.runs.layout import RECORDS_FILE, SNAPSHOT_DIR
+from tightframe.runs.snapshots import Snapshot
 from tightframe.training import MLP, ClassifierModule, fit
 
 pytestmark = quiet

@@ -22,7 +22,8 @@ from tightframe.nn import (
     NearestETFClassifier,
     SimplexETFClassifier,
 )
-from tightframe.records import RECORDS_FILE, Records
+from tightframe.records import Records
+from tightframe.runs.layout import RECORDS_FILE
 from tightframe.training import MLP, ClassifierModule, NeuralCollapseCallback, fit, make_loader
 
 pytestmark = quiet

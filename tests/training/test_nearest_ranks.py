@@ -12,7 +12,8 @@ from torch import nn
 from tests.problems import draw
 from tests.training.models import D, K, quiet
 from tests.training.processes import on_two_ranks
-from tightframe.records import RECORDS_FILE, Records
+from tightframe.records import Records
+from tightframe.runs.layout import RECORDS_FILE
 
 from .test_nearest import NAMES, assert_equal_states, nearest, train
 

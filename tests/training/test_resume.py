@@ -13,7 +13,8 @@ import torch
 from tests.training.models import quiet
 from tests.training.processes import AtCheckpoint, AtStep, InCheckpoint, run
 from tightframe.cli import main
-from tightframe.records import RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE, Records
+from tightframe.records import Records
+from tightframe.runs.layout import RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
 
 pytestmark = [
     quiet,

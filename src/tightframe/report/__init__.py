@@ -1,7 +1,6 @@
 """Reports: from records and snapshots on disk to tables, figures and one self-contained page."""
 
 from tightframe.report.build import build_report
-from tightframe.report.runs import RunDirectory, Training, read_runs
 from tightframe.report.tables import (
     Leaderboard,
     leaderboard,
@@ -12,12 +11,9 @@ from tightframe.report.tables import (
 
 __all__ = [
     "Leaderboard",
-    "RunDirectory",
-    "Training",
     "build_report",
     "leaderboard",
     "print_leaderboard",
-    "read_runs",
     "write_leaderboard_csv",
     "write_records_csv",
 ]

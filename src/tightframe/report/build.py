@@ -8,8 +8,8 @@ from pathlib import Path
 from tightframe.report.content import gather
 from tightframe.report.figures import write_figures
 from tightframe.report.html import write_html
-from tightframe.report.runs import read_runs
 from tightframe.report.tables import write_leaderboard_csv, write_records_csv
+from tightframe.runs import RunDirectory
 
 REPORT_FILE = "report.html"
 LEADERBOARD_FILE = "leaderboard.csv"
@@ -35,7 +35,7 @@ def build_report(out: str | Path, *, classes: Sequence[int] | None = None) -> Pa
         EmptyDataError: if nothing has been measured below it.
         ArgumentError: if ``classes`` are not classes of the trainings.
     """
-    directory = read_runs(Path(out))
+    directory = RunDirectory.read(Path(out))
     content = gather(directory, classes)
     write_leaderboard_csv(content.board, directory.path / LEADERBOARD_FILE)
     write_records_csv(directory.records, directory.path / TABLE_FILE)

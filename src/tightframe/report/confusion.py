@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tightframe.hierarchy import Tree
 from tightframe.report.history import History
-from tightframe.report.runs import RunDirectory
+from tightframe.runs import RunDirectory
 
 Ints = NDArray[np.int64]
 

@@ -11,9 +11,9 @@ from tightframe.report.confusion import Confusions, gather_confusions
 from tightframe.report.geometry import Array, SimplexView, centred_cosines, simplex_view, to_array
 from tightframe.report.history import History, Panel, panels
 from tightframe.report.layers import RunLayers, gather_layers
-from tightframe.report.runs import RunDirectory, Training
 from tightframe.report.tables import Leaderboard, leaderboard
-from tightframe.snapshots import Snapshot
+from tightframe.runs import RunDirectory, Training
+from tightframe.runs.snapshots import Snapshot
 
 MAX_CLASSES = 60
 
@@ -82,7 +82,7 @@ def gather(directory: RunDirectory, classes: Sequence[int] | None = None) -> Con
     """Work out everything that figures and page show.
 
     Args:
-        directory: what :func:`read_runs` returned.
+        directory: what :meth:`RunDirectory.read` returned.
         classes: the 2 to 4 classes of the simplex view; ``None`` takes the first ones.
 
     Raises:

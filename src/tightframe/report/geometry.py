@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tightframe.errors import ArgumentError
-from tightframe.snapshots import Snapshot
+from tightframe.runs.snapshots import Snapshot
 
 Array = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from tightframe.functional.registry import Described, describe
 from tightframe.records import Record, Records
 from tightframe.report.history import Estimate, History, Key, estimate
 from tightframe.report.names import FEATURES, MAIN_METRICS, is_detail
-from tightframe.report.runs import RunDirectory, read_runs
+from tightframe.runs import RunDirectory
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -247,13 +247,13 @@ def print_leaderboard(out: Path | RunDirectory, *, console: Any = None) -> Leade
     """Print the leaderboard of an output directory, and which trainings are missing or unfinished.
 
     Args:
-        out: output directory of a comparison or a training, or what :func:`read_runs` made of it.
+        out: output directory of a comparison or a training, or what :meth:`RunDirectory.read` made of it.
         console: a ``rich.console.Console``; ``None`` prints to standard output.
 
     Raises:
         EmptyDataError: if nothing has been measured below ``out``.
     """
-    runs = out if isinstance(out, RunDirectory) else read_runs(out)
+    runs = out if isinstance(out, RunDirectory) else RunDirectory.read(out)
     console = console or require_extra("rich.console", "cli").Console()
     board = leaderboard(runs.records, classifier_parameters=runs.classifier_parameters)
     for table in render_tables(board, console.width):

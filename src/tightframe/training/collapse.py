@@ -26,7 +26,7 @@ from tightframe.probing.batches import Reading, call, length_of
 from tightframe.probing.measure import TRAIN, reference_of
 from tightframe.probing.split import Looked, together
 from tightframe.records import Record, Records
-from tightframe.snapshots import Snapshot
+from tightframe.runs.snapshots import Snapshot
 from tightframe.training.loaders import evaluation_loader
 from tightframe.training.module import ClassifierModule
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from tightframe.confusion import Confusion
 from tightframe.errors import ArgumentError
 from tightframe.metrics import ConfusedPairs, HierarchicalMetrics
 from tightframe.nn import Classifier, CosineGramLoss, FeatureLoss, NearestETFClassifier
+from tightframe.runs.confusion import Confusion
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]

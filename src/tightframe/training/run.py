@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
 from tightframe.errors import ConfigError, ResumeError
-from tightframe.records import RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
+from tightframe.runs.layout import RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
 from tightframe.training.adaptive import AdaptiveETF
 from tightframe.training.collapse import NeuralCollapseCallback
 from tightframe.training.loaders import make_loader

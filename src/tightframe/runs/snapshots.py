@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tightframe._tensors import read_tensors, write_tensors
+from tightframe.errors import DataFileError
+from tightframe.files import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Snapshot:
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write ``epoch-00012.safetensors`` into ``directory``, whole or not at all."""
         path = Path(directory) / f"epoch-{self.epoch:05d}.safetensors"
-        return write_tensors(path, {name: getattr(self, name) for name in TENSORS}, self.epoch)
+        tensors = {"class_means": self.class_means, "class_vectors": self.class_vectors}
+        write_tensors(path, {**tensors, "features": self.features, "labels": self.labels}, {"epoch": str(self.epoch)})
+        return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Snapshot:
@@ -41,8 +44,8 @@ class Snapshot:
         Raises:
             DataFileError: if it is missing, truncated or something else.
         """
-        epoch, tensors = read_tensors(path, TENSORS, "a snapshot")
-        return cls(epoch, *tensors)
-
-
-TENSORS = ("class_means", "class_vectors", "features", "labels")
+        tensors, metadata = read_tensors(path, "a snapshot")
+        try:
+            return cls(int(metadata["epoch"]), **tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataFileError(f"{path} is not a snapshot: {error!r}") from error

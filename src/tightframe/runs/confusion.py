@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tightframe._tensors import read_tensors, write_tensors
 from tightframe.errors import DataFileError
+from tightframe.files import read_tensors, write_tensors
 
 CONFUSION_FILES = "confusion-*.safetensors"
 
@@ -34,7 +34,8 @@ class Confusion:
     def save(self, directory: str | os.PathLike[str], split: str) -> Path:
         """Write ``confusion-<split>.safetensors`` into ``directory``, whole or not at all."""
         path = Path(directory) / CONFUSION_FILES.replace("*", split)
-        return write_tensors(path, {"pairs": self.pairs, "counts": self.counts}, self.epoch)
+        write_tensors(path, {"pairs": self.pairs, "counts": self.counts}, {"epoch": str(self.epoch)})
+        return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Confusion:
@@ -43,7 +44,11 @@ class Confusion:
         Raises:
             DataFileError: if it is missing, truncated or something else.
         """
-        epoch, (pairs, counts) = read_tensors(path, ("pairs", "counts"), "a confusion")
+        tensors, metadata = read_tensors(path, "a confusion")
+        try:
+            epoch, pairs, counts = int(metadata["epoch"]), tensors["pairs"], tensors["counts"]
+        except (KeyError, ValueError) as error:
+            raise DataFileError(f"{path} is not a confusion: {error!r}") from error
         integers = pairs.dtype == counts.dtype == torch.int64
         if not integers or counts.ndim != 1 or pairs.shape != (len(counts), 2):
             raise DataFileError(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tightframe.confusion import CONFUSION_FILES, Confusion
 from tightframe.errors import DataFileError, EmptyDataError, TightframeError, require_extra
 from tightframe.hierarchy import Tree
-from tightframe.records import (
+from tightframe.records import Records
+from tightframe.runs.confusion import CONFUSION_FILES, Confusion
+from tightframe.runs.layout import (
     CLASSES_FILE,
     CONFIG_FILE,
     HIERARCHY_FILE,
@@ -20,9 +22,8 @@ from tightframe.records import (
     SNAPSHOT_DIR,
     TIMING_FILE,
     VERSIONS_FILE,
-    Records,
 )
-from tightframe.snapshots import Snapshot
+from tightframe.runs.snapshots import Snapshot
 
 SEED_DIR = re.compile(r"seed-(-?\d+)")
 
@@ -89,6 +90,11 @@ class RunDirectory:
     class_names: tuple[str, ...]
     trainings: tuple[Training, ...]
     tree: Tree | None = None
+
+    @classmethod
+    def read(cls, out: str | os.PathLike[str]) -> RunDirectory:
+        """Read the directory of a comparison or a training; see :func:`_read`."""
+        return read_runs(Path(out))
 
     @property
     def records(self) -> Records:

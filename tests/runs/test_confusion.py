@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tightframe.confusion import CONFUSION_FILES, Confusion
 from tightframe.errors import DataFileError
+from tightframe.runs.confusion import CONFUSION_FILES, Confusion
 
 
 def confusion(epoch=12):
@@ -56,7 +56,7 @@ def test_a_killed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def killed(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tightframe._tensors.os.replace", killed)
+    monkeypatch.setattr("tightframe.files.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         confusion(13).save(tmp_path, "test")
     assert_equal(Confusion.load(path), confusion())

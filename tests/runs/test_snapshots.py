@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from tightframe.errors import DataFileError
-from tightframe.snapshots import TENSORS, Snapshot
+from tightframe.runs.snapshots import TENSORS, Snapshot
 
 from .problems import draw
 
@@ -51,7 +51,7 @@ def test_a_killed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def killed(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tightframe._tensors.os.replace", killed)
+    monkeypatch.setattr("tightframe.files.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         Snapshot(12, *(torch.zeros(1, 1) for _ in range(3)), torch.zeros(1).long()).save(tmp_path)
     assert_equal(Snapshot.load(path), snapshot())

@@ -1,0 +1,172 @@
+"""Files: written whole or not at all, and read without running what is in them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tightframe.errors import DataFileError, OutputError, require_extra
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; it takes the place of ``path`` if the block ends without an error.
+
+    A process that is killed at any moment leaves the file that was there before, if there was one. Missing folders are
+    created.
+
+    Args:
+        path: Path of the file; a link is followed.
+
+    Raises:
+        OutputError: if the file cannot be written, or something that is not a file has its name.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "new" / "a.txt"
+        >>> with written_whole(target) as partial:
+        ...     _ = partial.write_text("whole")
+        >>> target.read_text(), [p.name for p in target.parent.iterdir()]
+        ('whole', ['a.txt'])
+    """
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        if target.exists() and not target.is_file():
+            raise OutputError(f"{path} cannot be written: it exists and is not a file; move it away")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file in UTF-8, lines ending in a newline on every system, whole or not at all; errors as in :func:`written_whole`."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write a JSON file, whole or not at all; errors as in :func:`written_whole`."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Args:
+        path: Path of the file.
+        tensors: Tensors by name, on any device; they may share memory.
+        metadata: Text by name; with one entry, equal contents give equal files.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    copies = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    with written_whole(path) as partial:
+        try:
+            save_file(copies, partial, metadata=dict(metadata or {}))
+        except SafetensorError as error:
+            raise OutputError(f"{path} cannot be written: {error}") from error
+
+
+def read_tensors(
+    path: str | os.PathLike[str], what: str = "a safetensors file"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file; nothing in it is executed.
+
+    Args:
+        path: Path of the file.
+        what: Words for what it should be, for the error.
+
+    Raises:
+        DataFileError: if the file is missing, truncated or of another format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataFileError(f"{path} is not {what}: {error}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        DataFileError: if the file is missing, not UTF-8, not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataFileError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def read_yaml(path: str | os.PathLike[str], *, words: bool = False) -> Any:
+    """Return what a YAML file holds, keys as they are written (``010``, ``1e5``, ``no``).
+
+    Values follow the rules of YAML 1.2: ``yes``, ``no`` and ``010`` are words; ``1e-4`` is a number.
+
+    Args:
+        path: Path of the file.
+        words: Whether values are kept as they are written too.
+
+    Raises:
+        DataFileError: if the file is missing, not UTF-8, not YAML, nested too deeply, or a key comes twice.
+    """
+    yaml = require_extra("yaml", "cli")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # editors on Windows begin files with a mark
+        return yaml.load(text, _yaml_loader(yaml, words))
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise DataFileError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+
+
+@cache
+def _yaml_loader(yaml: Any, words: bool) -> Any:
+    class Loader(yaml.BaseLoader):  # type: ignore[name-defined,misc]  # PyYAML is optional and has no types
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+            if twice is not None or not all(isinstance(key, str) for key in keys):
+                raise ValueError(f"the key {twice or keys!r} must be a word that comes once in its mapping")
+            return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
+
+    def scalar(loader: Any, node: Any) -> Any:
+        return node.value if words or node.style is not None else _yaml_value(node.value)
+
+    Loader.add_constructor("tag:yaml.org,2002:str", scalar)
+    return Loader
+
+
+def _yaml_value(text: str) -> Any:
+    named = {"": None, "~": None, "null": None, "true": True, "false": False, ".inf": math.inf, ".nan": math.nan}
+    if text.lower() in named:
+        return named[text.lower()]
+    if re.fullmatch(r"[-+]?(0|[1-9][0-9]*)", text):
+        return int(text)
+    if re.fullmatch(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?", text):
+        return float(text)
+    return math.copysign(math.inf, -1) if text.lower() == "-.inf" else text
