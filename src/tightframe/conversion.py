@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,14 +18,12 @@ from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from tightframe.config import Recipe, build_module
 from tightframe.data import ClassificationData
 from tightframe.errors import ConfigError, DataFileError, check_range
 from tightframe.probing import LayerCurves, effective_depth, measure, probe_layers
 from tightframe.probing.names import match_layers, takes_channels_first
 from tightframe.probing.passes import evaluating, restored_modes
 from tightframe.probing.pooling import pool
-from tightframe.runs.layout import CONFIG_FILE
 from tightframe.surgery import (
     Lock,
     TruncatedModel,
@@ -38,7 +35,6 @@ from tightframe.surgery import (
     truncate,
 )
 from tightframe.training import make_loader
-from tightframe.training.run import CHECKPOINT
 
 MODEL_FILE = "model.safetensors"
 CONVERSION_FILE = "conversion.json"
@@ -261,34 +257,6 @@ def cut_after(
     channels_first = takes_channels_first(network.get_submodule(layers[depth]))  # as the one that receives it
     classifier = PooledClassifier(linear, pooling, channels_first)
     return truncate(network, layers[depth - 1], classifier, sample, layers=layers)
-
-
-def network_of_run(run: Path, recipe: Recipe, data: ClassificationData) -> nn.Module:
-    """Return the network that a training in ``<out>/<method>/seed-<s>`` ended with, its locked layers locked.
-
-    Raises:
-        DataFileError: if there is no checkpoint, or one of another network.
-        ConfigError: if the directory is not one of a method of the recipe.
-    """
-    method, (before, _, seed) = run.parent.name, run.name.partition("seed-")
-    if method not in recipe.methods or before or not seed.isdecimal():
-        raise ConfigError(f"RUN must be <out>/<method>/seed-<s> of a method in <out>/{CONFIG_FILE}, got {run}")
-    path = run / CHECKPOINT
-    if not path.is_file():
-        raise DataFileError(
-            f"{path} does not exist: the training of {method} with seed {seed} has not finished an epoch"
-        )
-    module = build_module(recipe, method, data, int(seed))
-    network = nn.Sequential(OrderedDict(backbone=module.backbone, classifier=module.classifier))
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=False)
-        module.load_state_dict(state["state_dict"])
-        for callback in state["callbacks"].values():
-            for name in callback.get("locked", ()) if isinstance(callback, Mapping) else ():
-                network.get_submodule(name).get_parameter("weight").requires_grad_(False)
-    except Exception as error:  # whatever unpickling and loading say of a file that is something else
-        raise DataFileError(f"{path} cannot be loaded: {_one_line(error)}") from error
-    return network
 
 
 def cells(conversion: Conversion) -> tuple[list[str], list[list[str]]]:

@@ -146,7 +146,7 @@ def read_yaml(path: str | os.PathLike[str], *, words: bool = False) -> Any:
 
 @cache
 def _yaml_loader(yaml: Any, words: bool) -> Any:
-    class Loader(yaml.BaseLoader):  # type: ignore[name-defined,misc]  # PyYAML is optional and has no types
+    class Loader(yaml.BaseLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
             keys = [key.value for key, _ in node.value]
             twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
@@ -159,6 +159,25 @@ def _yaml_loader(yaml: Any, words: bool) -> Any:
 
     Loader.add_constructor("tag:yaml.org,2002:str", scalar)
     return Loader
+
+
+def write_yaml(path: str | os.PathLike[str], content: Any) -> None:
+    """Write mappings, lists and scalars so that :func:`read_yaml` returns them, whole or not at all.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    yaml = require_extra("yaml", "cli")
+
+    class Dumper(yaml.SafeDumper):  # type: ignore[name-defined]
+        pass
+
+    def word(dumper: Any, text: str) -> Any:
+        style = None if _yaml_value(text) == text else "'"
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+    Dumper.add_representer(str, word)
+    write_text(path, yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
 
 def _yaml_value(text: str) -> Any:

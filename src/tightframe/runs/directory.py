@@ -1,45 +1,44 @@
-"""Read the directory that a comparison or a single training wrote, however incomplete it is."""
+"""Read a directory of runs, however incomplete it is."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tightframe.errors import DataFileError, EmptyDataError, TightframeError, require_extra
+from tightframe.errors import DataFileError, EmptyDataError, TightframeError
+from tightframe.files import read_json, read_yaml
 from tightframe.hierarchy import Tree
 from tightframe.records import Records
 from tightframe.runs.confusion import CONFUSION_FILES, Confusion
 from tightframe.runs.layout import (
     CLASSES_FILE,
     CONFIG_FILE,
+    FORMAT,
     HIERARCHY_FILE,
     RECORDS_FILE,
     SNAPSHOT_DIR,
     TIMING_FILE,
     VERSIONS_FILE,
+    run_and_seed,
 )
 from tightframe.runs.snapshots import Snapshot
-
-SEED_DIR = re.compile(r"seed-(-?\d+)")
 
 
 @dataclass(frozen=True)
 class Training:
-    """What one run with one seed left on disk.
+    """Files of one run with one seed.
 
     Args:
-        run: name of the run, which is the name of its directory.
-        seed: its seed.
-        records: its measurements; none if it never got to measure.
-        timing: contents of its timing file; empty until it has finished.
-        snapshots: its snapshot files by increasing epoch.
-        confusions: its confusion files by split.
-        problem: why it is incomplete, or empty.
+        run: Name of the run, which is the name of its directory.
+        seed: Seed of the run.
+        records: Measurements; none if the training never got to measure.
+        timing: Contents of the timing file; empty until the training has finished.
+        snapshots: Snapshot files by increasing epoch.
+        confusions: Confusion files by split.
+        problem: Reason why the training is incomplete, or empty.
     """
 
     run: str
@@ -49,6 +48,34 @@ class Training:
     snapshots: tuple[Path, ...] = ()
     confusions: Mapping[str, Path] = field(default_factory=dict)
     problem: str = ""
+
+    @classmethod
+    def read(cls, directory: str | os.PathLike[str]) -> Training:
+        """Read ``<out>/<run>/seed-<s>``; files that are half-written or damaged become the ``problem``.
+
+        Raises:
+            DataFileError: if it is no such directory.
+        """
+        path = Path(directory)
+        found = run_and_seed(path)
+        if found is None or not path.is_dir():
+            raise DataFileError(f"directory must be <out>/<run>/seed-<s>, got {path}")
+        run, seed = found
+        timing = _content(path / TIMING_FILE, dict)
+        snapshots = tuple(sorted((path / SNAPSHOT_DIR).glob("epoch-*.safetensors")))
+        try:
+            # The directory decides, so that a run renamed on disk is renamed everywhere.
+            rows = Records(replace(row, run=run, seed=seed) for row in Records.read(path / RECORDS_FILE))
+        except DataFileError as error:
+            missing = not (path / RECORDS_FILE).exists()
+            problem = "missing: no records" if missing else f"unreadable: {str(error).replace(f'{path}/', '')}"
+            return cls(run, seed, problem=problem)
+        problem = "" if timing else "unfinished: nothing measured yet"
+        if len(rows) and not timing:
+            problem = f"unfinished: last epoch measured is {max(row.epoch for row in rows)}"
+        before, after = CONFUSION_FILES.split("*")
+        confusions = {file.name[len(before) : -len(after)]: file for file in sorted(path.glob(CONFUSION_FILES))}
+        return cls(run, seed, rows, timing, snapshots, confusions, problem)
 
     def load_snapshots(self, limit: int = 25) -> list[Snapshot]:
         """Load at most ``limit`` snapshots, evenly spaced and with both ends; unreadable files are left out."""
@@ -73,15 +100,15 @@ class Training:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Everything the report knows about a comparison.
+    """A directory of runs.
 
     Args:
-        path: the directory.
-        config_text: its configuration as written.
-        versions: package versions.
-        class_names: by class number; empty if they were not recorded.
-        trainings: all trainings found or expected, by run and seed.
-        tree: hierarchy of the classes; None if there is none, or none that can be read.
+        path: Path of the directory.
+        config_text: Configuration as it is written.
+        versions: Versions of the format and of packages.
+        class_names: Names of the classes; empty if they were not recorded.
+        trainings: Trainings found or expected, by run and seed.
+        tree: Hierarchy of the classes; None if there is none, or none that can be read.
     """
 
     path: Path
@@ -93,12 +120,49 @@ class RunDirectory:
 
     @classmethod
     def read(cls, out: str | os.PathLike[str]) -> RunDirectory:
-        """Read the directory of a comparison or a training; see :func:`_read`."""
-        return read_runs(Path(out))
+        """Read ``<out>/<run>/seed-<s>/`` for all runs and seeds.
+
+        Half-written or damaged files become the ``problem`` of their training. Where there are several runs, each of
+        them and each of the configuration's ``methods`` is expected to have every seed that occurs; a missing one is a
+        training with a ``problem`` too.
+
+        Args:
+            out: Output directory of a comparison, a training or :func:`tightframe.runs.write`.
+
+        Raises:
+            DataFileError: if ``out`` is not a directory, or a later version of tightframe wrote it.
+            EmptyDataError: if no training in it has measured anything.
+        """
+        path = Path(out).resolve()
+        if not path.is_dir():
+            raise DataFileError(
+                f"out must be the output directory of a training or a comparison, got {path}: no directory"
+            )
+        versions = _content(path / VERSIONS_FILE, dict)
+        if versions.get("format", 1) not in range(1, FORMAT + 1):
+            raise DataFileError(
+                f"{path} has format {versions['format']} and this tightframe reads up to {FORMAT}; update tightframe"
+            )
+        found = {(t.run, t.seed): t for t in map(Training.read, sorted(filter(_is_training, path.glob("*/seed-*"))))}
+        if not any(len(t.records) for t in found.values()):
+            reasons = "; ".join(f"{t.run}, seed {t.seed}: {t.problem}" for t in found.values())
+            raise EmptyDataError(
+                f"out must hold <run>/seed-<s>/{RECORDS_FILE} with at least one row, got {path} "
+                f"({reasons or 'no <run>/seed-<s> in it'}); pass the directory that --out named"
+            )
+        config = _content(path / CONFIG_FILE, dict, read_yaml)
+        trainings = tuple(
+            found.get((run, seed)) or Training(run, seed, problem="missing: no directory")
+            for run in _expected_runs(config, [run for run, _ in found])
+            for seed in sorted({seed for _, seed in found})
+        )
+        names = tuple(map(str, _content(path / CLASSES_FILE, list)))
+        text = _content(path / CONFIG_FILE, str, _read_text)
+        return cls(path, text, versions, names, trainings, read_trees(path).get(""))
 
     @property
     def records(self) -> Records:
-        """All measurements."""
+        """Measurements of all trainings."""
         return Records(row for training in self.trainings for row in training.records)
 
     @property
@@ -108,105 +172,52 @@ class RunDirectory:
 
     @property
     def problems(self) -> list[Training]:
-        """The incomplete trainings."""
+        """Incomplete trainings."""
         return [training for training in self.trainings if training.problem]
 
     @property
     def classifier_parameters(self) -> dict[str, int]:
-        """Trainable parameters of each run's classifier, where its timing file tells."""
+        """Number of trainable parameters of each run's classifier, where its timing file tells."""
         known = [(t.run, t.timing.get("classifier_parameters")) for t in self.trainings]
         return {run: count for run, count in known if isinstance(count, int)}
 
     def class_name(self, index: int) -> str:
-        """Name of a class, or its number."""
+        """Return the name of a class, or its number."""
         return self.class_names[index] if index < len(self.class_names) else str(index)
 
 
-def read_runs(out: Path) -> RunDirectory:
-    """Read ``<out>/<run>/seed-<s>/`` for all runs and seeds.
-
-    What is half-written or damaged becomes the ``problem`` of its training. Where there are several runs, each of them
-    and each of the configuration's ``methods`` is expected to have every seed that occurs; what is not there is a
-    training with a ``problem`` too. Beside the runs, a JSON list in ``classes.json`` may name the classes.
-
-    Args:
-        out: output directory of a comparison or a training.
-
-    Raises:
-        DataFileError: if ``out`` is not a directory.
-        EmptyDataError: if no training below it has measured anything.
-    """
-    out = Path(out).resolve()
-    if not out.is_dir():
-        raise DataFileError(f"out must be the output directory of a training or a comparison, got {out}: no directory")
-    config_text, config = _read_config(out / CONFIG_FILE)
-    found = {(t.run, t.seed): t for t in map(_read_training, sorted(out.glob("*/seed-*"))) if t is not None}
-    if not any(len(t.records) for t in found.values()):
-        reasons = "; ".join(f"{t.run}, seed {t.seed}: {t.problem}" for t in found.values())
-        raise EmptyDataError(
-            f"out must hold <run>/seed-<s>/{RECORDS_FILE} with at least one row, got {out} "
-            f"({reasons or 'no such directory'}); pass the directory that --out named"
-        )
-    trainings = tuple(
-        found.get((run, seed)) or Training(run, seed, problem="missing: no directory")
-        for run in _expected_runs(config, [run for run, _ in found])
-        for seed in sorted({seed for _, seed in found})
-    )
-    names = _read_json(out / CLASSES_FILE, list)
-    versions, tree = _read_json(out / VERSIONS_FILE, dict), _read_tree(out / HIERARCHY_FILE)
-    return RunDirectory(out, config_text, versions, tuple(map(str, names)), trainings, tree)
+def _is_training(path: Path) -> bool:
+    return path.is_dir() and run_and_seed(path) is not None
 
 
-def _read_tree(path: Path) -> Tree | None:
-    parts = _read_json(path, dict)
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataFileError(f"{path} cannot be read as text: {error}") from error
+
+
+def _content(path: Path, kind: type, read: Any = read_json) -> Any:
+    """Return the content of a file, or an empty ``kind`` if the file holds something else."""
+    try:
+        content = read(path)
+    except DataFileError:
+        return kind()
+    return content if isinstance(content, kind) else kind()
+
+
+def read_trees(out: Path) -> dict[str, Tree]:
+    """Return the hierarchies that :func:`~tightframe.runs.open_directory` stored; unreadable ones are left out."""
+    described = _content(out / HIERARCHY_FILE, dict)
+    trees = {name: _tree(parts) for name, parts in {"": described, **described.get("methods", {})}.items()}
+    return {name: tree for name, tree in trees.items() if tree is not None}
+
+
+def _tree(parts: Any) -> Tree | None:
     try:
         return Tree(parts["parents"], parts["names"], parts["classes"])
     except (KeyError, TypeError, TightframeError):
         return None
-
-
-def _read_training(path: Path) -> Training | None:
-    match = SEED_DIR.fullmatch(path.name)
-    if match is None or not path.is_dir():
-        return None
-    run, seed = path.parent.name, int(match.group(1))
-    timing = _read_json(path / TIMING_FILE, dict)
-    snapshots = tuple(sorted((path / SNAPSHOT_DIR).glob("epoch-*.safetensors")))
-    try:
-        # The directory decides, so that a run renamed on disk is renamed everywhere.
-        rows = Records(replace(row, run=run, seed=seed) for row in Records.read(path / RECORDS_FILE))
-    except DataFileError as error:
-        missing = not (path / RECORDS_FILE).exists()
-        return Training(
-            run, seed, problem="missing: no records" if missing else f"unreadable: {str(error).replace(f'{path}/', '')}"
-        )
-    problem = "" if timing else "unfinished: nothing measured yet"
-    if len(rows) and not timing:
-        problem = f"unfinished: last epoch measured is {max(row.epoch for row in rows)}"
-    before, after = CONFUSION_FILES.split("*")
-    confusions = {file.name[len(before) : -len(after)]: file for file in sorted(path.glob(CONFUSION_FILES))}
-    return Training(run, seed, rows, timing, snapshots, confusions, problem)
-
-
-def _read_config(path: Path) -> tuple[str, Mapping[str, Any]]:
-    yaml = require_extra("yaml", "cli")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return "", {}
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError:
-        config = None
-    return text, config if isinstance(config, dict) else {}
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return kind()
-    return content if isinstance(content, kind) else kind()
 
 
 def _expected_runs(config: Mapping[str, Any], found: list[str]) -> list[str]:

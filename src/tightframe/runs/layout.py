@@ -1,9 +1,78 @@
-"""Names of the files in a directory of runs."""
+"""The layout of a directory of runs: ``<out>/<run>/seed-<s>/``, and the names of the files in it."""
 
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from tightframe.errors import ConfigError, check_positive
+
+FORMAT = 2
 RECORDS_FILE = "records.jsonl"
 CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.json"
 HIERARCHY_FILE = "hierarchy.json"
+SOURCES_FILE = "sources.json"
 VERSIONS_FILE = "versions.json"
 TIMING_FILE = "timing.json"
+LOCK_FILE = ".lock"
 SNAPSHOT_DIR = "snapshots"
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+_NAME = re.compile(r"\w[\w.+-]{0,99}")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_SEED = re.compile(r"seed-(\d+)")
+
+
+def check_names(names: Iterable[str], argument: str = "methods") -> None:
+    """Check that names of runs are names of directories on every system.
+
+    Args:
+        names: Names of the runs of one directory.
+        argument: Name of the argument, for the error.
+
+    Raises:
+        ConfigError: if a name is not a letter, digit or ``_`` with up to 99 of ``. + -``, letters, digits and ``_``
+            after it, is a device of Windows, or equals another one but for capital letters.
+
+    Example:
+        >>> check_names(["learned", "etf-1e5"])
+        >>> check_names(["a/b"])
+        Traceback (most recent call last):
+        ...
+        tightframe.errors.ConfigError: methods must have names of letters, digits and _ . + - (at most 100, beginning \
+with a letter or a digit), got 'a/b'
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"{argument} must have names of letters, digits and _ . + - (at most 100, beginning with a letter or a "
+                f"digit), got {name!r}"
+            )
+        if _DEVICE.fullmatch(name):
+            raise ConfigError(f"{argument} must not have the name of a device of Windows, got {name!r}; choose another")
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise ConfigError(
+                f"{argument} must have names that differ in more than capital letters, got {other!r} and {name!r}"
+            )
+
+
+def training_directory(out: Path, run: str, seed: int) -> Path:
+    """Return ``<out>/<run>/seed-<s>``.
+
+    Raises:
+        ConfigError: if ``run`` is not a valid name, see :func:`check_names`.
+        ArgumentError: if ``seed`` is not an integer >= 0.
+    """
+    check_names([run], "run")
+    check_positive("seed", seed, 0)
+    return out / run / f"seed-{seed}"
+
+
+def run_and_seed(directory: Path) -> tuple[str, int] | None:
+    """Return the run and the seed of a training's directory, or None if it has another name."""
+    match = _SEED.fullmatch(directory.name)
+    return None if match is None else (directory.parent.name, int(match.group(1)))

@@ -108,7 +108,7 @@ class ClassifierModule(LightningModule):
         """Return the loss of a batch, mixed up if wanted."""
         inputs, labels = batch
         if not self.mixup_alpha:
-            logits, loss = self._logits_and_loss(self.backbone(inputs), labels)
+            logits, loss = self.logits_and_loss(self.backbone(inputs), labels)
             self.train_accuracy.update(logits, labels)
             self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
             for name, value in self.classifier.diagnostics().items():
@@ -126,7 +126,7 @@ class ClassifierModule(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of one split."""
         inputs, labels = batch
-        logits, loss = self._logits_and_loss(self.backbone(inputs), labels)
+        logits, loss = self.logits_and_loss(self.backbone(inputs), labels)
         metrics = cast("MetricCollection", self.evaluation[dataloader_idx])
         metrics.update(logits, labels)
         mean_loss = cast("MeanMetric", self.evaluation_loss[dataloader_idx])
@@ -165,7 +165,8 @@ class ClassifierModule(LightningModule):
             raise ArgumentError("scheduler must be given to make another one, got None")
         return self._scheduler(optimizer, steps)
 
-    def _logits_and_loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def logits_and_loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits ``(B, K)`` and the loss, 0-d, of features ``(B, d)`` and labels ``(B,)``."""
         if isinstance(self.loss, FeatureLoss):
             # The logits come first: with the labels a classifier may move, and the loss is of where it is then.
             logits = self.classifier(features.detach(), labels)
@@ -179,6 +180,6 @@ class ClassifierModule(LightningModule):
         share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample().item()
         partner = torch.randperm(labels.numel(), device=labels.device)
         features = self.backbone(inputs.lerp(inputs[partner], 1 - share))
-        _, first = self._logits_and_loss(features, labels)
-        _, second = self._logits_and_loss(features, labels[partner])
+        _, first = self.logits_and_loss(features, labels)
+        _, second = self.logits_and_loss(features, labels[partner])
         return share * first + (1 - share) * second

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,18 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 from tightframe.errors import ConfigError, ResumeError
-from tightframe.runs.layout import RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
+from tightframe.files import write_json
+from tightframe.runs.layout import CHECKPOINT, RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
+from tightframe.runs.lock import hold
 from tightframe.training.adaptive import AdaptiveETF
 from tightframe.training.collapse import NeuralCollapseCallback
 from tightframe.training.loaders import make_loader
 from tightframe.training.module import ClassifierModule
 from tightframe.training.writer import ConfusionWriter, RecordWriter
-
-CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
 class _Parts(LightningDataModule):
@@ -90,71 +91,77 @@ def fit(
     trainer: Mapping[str, Any] | None = None,
     adaptive: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train a module, going on where an earlier call in the same directory was stopped.
+    """Train a module, or resume an earlier call in the same directory.
 
     After every epoch a checkpoint is written whole or not at all. Stopping the process at any moment, with SIGKILL too,
     and calling this again gives the weights, records and confusions of an uninterrupted run: bit for bit on the CPU.
+    One process at a time trains in a directory.
 
     Args:
-        module: with ``splits`` naming the evaluation parts in order.
-        train: map-style dataset of ``(input, label)``.
-        evaluation: parts to evaluate after every epoch, by name.
-        directory: receives ``records.jsonl``, ``checkpoints/``, ``snapshots/``, if the module knows distances
+        module: Module whose ``splits`` name the evaluation parts in order.
+        train: Map-style dataset of ``(input, label)``.
+        evaluation: Parts to evaluate after every epoch, by name.
+        directory: Directory for ``records.jsonl``, ``checkpoints/``, ``snapshots/``, if the module knows distances
             ``confusion-<split>.safetensors`` and, at the end, ``timing.json``.
-        run: name written into the records.
-        seed: of the order of the samples; written into the records.
-        epochs: to train in all.
-        batch_size: over all ranks together.
-        collapse: arguments of :class:`NeuralCollapseCallback`.
-        trainer: further arguments of ``lightning.Trainer``.
-        adaptive: arguments of :class:`AdaptiveETF`, to lock layers along the way; None locks nothing.
+        run: Name written into the records.
+        seed: Seed of the order of the samples; written into the records.
+        epochs: Number of epochs in all.
+        batch_size: Samples of a step, over all ranks together.
+        collapse: Arguments of :class:`NeuralCollapseCallback`.
+        trainer: Further arguments of ``lightning.Trainer``.
+        adaptive: Arguments of :class:`AdaptiveETF`, to lock layers along the way; None locks nothing.
 
     Raises:
-        ResumeError: if the checkpoint is damaged.
+        ResumeError: if the checkpoint is damaged, or another process trains in the directory.
         ConfigError: if the Trainer's arguments do not fit the data.
+        OutputError: if the directory cannot be written to.
     """
-    checkpoint = directory / CHECKPOINT
-    if checkpoint.exists():
-        _check_checkpoint(checkpoint)
     callbacks = [
         *([] if adaptive is None else [AdaptiveETF(**adaptive)]),
         NeuralCollapseCallback(snapshot_dir=directory / SNAPSHOT_DIR, **(collapse or {})),
         RecordWriter(directory / RECORDS_FILE, run=run, seed=seed),
         ConfusionWriter(directory),
         ModelCheckpoint(
-            checkpoint.parent,
-            filename=checkpoint.stem,
+            (directory / CHECKPOINT).parent,
+            filename=CHECKPOINT.stem,
             every_n_epochs=1,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         ),
     ]
     started = time.perf_counter()
-    with _quiet():
-        loop = _trainer(trainer or {}, max_epochs=epochs, callbacks=callbacks, default_root_dir=directory)
-        parts = _Parts(train, evaluation, batch_size, seed)
-        # Ours, so trusted: it holds the records of the callbacks beside the weights.
-        try:
-            loop.fit(module, parts, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
-        except MisconfigurationException as error:  # before the first step, of what only the data can tell
-            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-    if loop.is_global_zero:
-        timing = {
-            "fit_seconds": time.perf_counter() - started,
-            "epochs": epochs,
-            "trainable_parameters": _trainable(module),
-            "classifier_parameters": _trainable(module.classifier),
-        }
-        (directory / TIMING_FILE).write_text(json.dumps(timing, indent=2) + "\n", encoding="utf-8")
+    # The other ranks are children of the first, or write nothing.
+    with nullcontext() if getattr(rank_zero_only, "rank", 0) else hold(directory):
+        checkpoint = _checkpoint(directory)
+        with _quiet():
+            loop = _trainer(trainer or {}, max_epochs=epochs, callbacks=callbacks, default_root_dir=directory)
+            parts = _Parts(train, evaluation, batch_size, seed)
+            try:
+                loop.fit(module, parts, ckpt_path=checkpoint, weights_only=True)
+            except MisconfigurationException as error:  # before the first step, of what only the data can tell
+                raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+        if loop.is_global_zero:
+            timing = {
+                "fit_seconds": time.perf_counter() - started,
+                "epochs": epochs,
+                "trainable_parameters": _trainable(module),
+                "classifier_parameters": _trainable(module.classifier),
+            }
+            write_json(directory / TIMING_FILE, timing)
 
 
-def _check_checkpoint(path: Path) -> None:
+def _checkpoint(directory: Path) -> Path | None:
+    """Return the checkpoint to resume from, if there is one."""
+    path = directory / CHECKPOINT
+    if not path.exists():
+        return None
     try:
-        torch.load(path, map_location="meta", weights_only=False)
+        torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:
         raise ResumeError(
             f"{path} is damaged ({type(error).__name__}); delete its directory {path.parent} to train from the start"
         ) from error
+    return path
 
 
 def _trainable(module: Any) -> int:

@@ -1,0 +1,160 @@
+"""From names in a recipe to objects: classes and functions are looked up, checked and called here alone."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tightframe.config.recipe import Part
+from tightframe.errors import ConfigError, TightframeError, check_positive
+
+AUTO = "auto"
+
+
+def located(plain: Any, folder: Path) -> Any:
+    """Return a recipe as plain data whose relative paths start at a folder: hierarchies and paths of the data source.
+
+    Args:
+        plain: Recipe as nested mappings; anything else, which the parser refuses, is returned as it is.
+        folder: Folder of the recipe's file, or the working directory.
+    """
+    if not isinstance(plain, Mapping):
+        return plain
+    found = dict(plain)
+    if isinstance(plain.get("hierarchy"), str):
+        found["hierarchy"] = _absolute(plain["hierarchy"], folder)
+    if isinstance(plain.get("methods"), Mapping):
+        found["methods"] = {
+            name: {**method, "hierarchy": _absolute(method["hierarchy"], folder)}
+            if isinstance(method, Mapping) and isinstance(method.get("hierarchy"), str)
+            else method
+            for name, method in plain["methods"].items()
+        }
+    data = plain.get("data")
+    if isinstance(data, Mapping) and isinstance(data.get("name"), str) and isinstance(data.get("args"), Mapping):
+        source = find(data["name"], ("tightframe.data",), "data")
+        kinds = inspect.signature(source).parameters
+        args = {
+            name: _absolute(value, folder)
+            if isinstance(value, str) and name in kinds and "Path" in str(kinds[name].annotation)
+            else value
+            for name, value in data["args"].items()
+        }
+        found["data"] = {**data, "args": args}
+    return found
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return os.path.abspath(folder / Path(path).expanduser())
+
+
+def bind(
+    part: Part,
+    rooms: tuple[str, ...],
+    base: type,
+    where: str,
+    given: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return the object that a part names.
+
+    Args:
+        part: Name and arguments.
+        rooms: Modules in which a name without dots is looked up.
+        base: Class that the object must have.
+        where: Key of the part in the recipe, for errors.
+        given: Arguments that the rest of the recipe decides, for parameters that are required or set to ``auto``; a
+            function that makes a frame gets all that it has a parameter for.
+
+    Raises:
+        ConfigError: if the name is unknown, of the wrong kind, or an argument is.
+    """
+    made = find(part.name, rooms, where)
+    kind = made if inspect.isclass(made) else typing.get_type_hints(made).get("return", object)
+    if not (inspect.isclass(kind) and issubclass(kind, base)):
+        raise ConfigError(f"{where}.name must be a {base.__name__}, got {part.name}")
+    decided = dict(given or {})
+    own = {name: value for name, value in part.args.items() if value != AUTO}
+    if not inspect.isclass(made):
+        decided["generator"] = _generator(own.pop("seed", decided.get("seed", 0)), f"{where}.args.seed")
+    parameters = inspect.signature(made).parameters
+    frames = {name: own.pop(name) for name in list(own) if name in parameters and _is_frame(parameters[name])}
+    arguments = _checked(made, own, where)
+    for name, value in frames.items():
+        arguments[name] = _frame(value, f"{where}.args.{name}", decided)
+    for name, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        wanted = required or part.args.get(name) == AUTO or (not inspect.isclass(made) and name in decided)
+        if name in arguments or not wanted:
+            continue
+        if name not in decided:
+            raise ConfigError(f"{where}.args must set {name} for {part.name}: nothing else decides it")
+        arguments[name] = decided[name]
+    try:
+        return made(**arguments)
+    except TightframeError:
+        raise
+    except Exception as error:  # whatever a class of any package says of its arguments
+        raise ConfigError(f"{where}: {part.name} cannot be made: {error}") from error
+
+
+def _generator(seed: Any, where: str) -> Any:
+    import torch
+
+    check_positive(where, seed, 0)
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def _is_frame(parameter: inspect.Parameter) -> bool:
+    return "Frame" in str(parameter.annotation)
+
+
+def _frame(value: Any, where: str, given: Mapping[str, Any]) -> Any:
+    from tightframe.frames import Frame
+
+    described = {"name": value} if isinstance(value, str) else value
+    if not isinstance(described, Mapping) or not {"name"} <= described.keys() <= {"name", "args"}:
+        raise ConfigError(f"{where} must be the name of a frame, or a mapping of name and args, got {value!r}")
+    return bind(Part(**described), ("tightframe.frames",), Frame, where, given)
+
+
+def find(name: str, rooms: tuple[str, ...], where: str) -> Any:
+    """Return the class or function of a name."""
+    module, _, attribute = name.rpartition(".")
+    candidates = [module] if module else list(rooms)
+    for candidate in candidates:
+        try:
+            found = getattr(importlib.import_module(candidate), attribute, None)
+        except ImportError as error:
+            raise ConfigError(f"{where}.name: {candidate} cannot be imported: {error}") from error
+        if inspect.isclass(found) or inspect.isfunction(found):
+            return found
+    raise ConfigError(f"{where}.name: no class or function {attribute!r} in {', '.join(candidates)}")
+
+
+def _checked(made: Callable[..., Any], args: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check arguments against the signature's types, as far as jsonargparse understands these."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    accepted = list(inspect.signature(made).parameters)
+    unknown = sorted(set(args) - set(accepted))
+    if unknown:
+        raise ConfigError(
+            f"{where}.args: {made.__name__} takes no {', '.join(map(repr, unknown))}; it takes {', '.join(accepted)}"
+        )
+    add = parser.add_class_arguments if inspect.isclass(made) else parser.add_function_arguments
+    skip: set[str | int] = {name for name in accepted if name not in args}
+    add(made, skip=skip, fail_untyped=False, sub_configs=False)
+    try:
+        parsed = parser.parse_object(dict(args), defaults=False)
+    except jsonargparse.ArgumentError as error:
+        raise ConfigError(f"{where}.args: {' '.join(str(error).split())}") from error
+    return {name: parsed[name] for name in args}
