@@ -12,8 +12,8 @@ from tests.conversion.material import recipe as small_recipe
 from tests.conversion.material import trained
 from tests.training.models import quiet
 from tests.training.processes import Interrupted, run
-from tightframe import __version__, cli
-from tightframe.cli import main
+from tightframe import __version__
+from tightframe.cli import main, train
 from tightframe.config import shipped_recipes
 from tightframe.records import Records
 
@@ -185,14 +185,14 @@ def test_stopped_by_hand(monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "train", interrupted)
+    monkeypatch.setattr(train, "run", interrupted)
     assert stopped(["train", "digits"]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
 
 
 def test_stopped_by_hand_while_training(folder):
     assert run(["train", "digits", "--epochs", "2"], folder, Interrupted(25)) == 130
-    assert "the same command goes on" in (folder / "output.txt").read_text()
+    assert "run the same command to resume" in (folder / "output.txt").read_text()
 
 
 # --- what is refused ---
@@ -211,19 +211,22 @@ def refused(arguments, capsys):
     [
         (["train", "nosuch"], "recipe must be a .yaml file or one of adaptive-digits, "),
         (["train", "nosuch.yaml"], "nosuch.yaml does not exist"),
-        (["train", "digits", "--backbone.name", "MLQ"], "backbone.name: no class 'MLQ'"),
+        (["train", "digits", "--backbone.name", "MLQ"], "backbone.name: no class or function 'MLQ'"),
         (["train", "digits", "--backbone.name", "no.such.Net"], "no.such cannot be imported"),
         (
             ["train", "digits", "--backbone.name", "CrossEntropyLoss", "--backbone.args", "{}"],
             "no integer out_features",
         ),
-        (["train", "digits", "--data.name", "Digit"], "data.name: no class 'Digit'"),
+        (["train", "digits", "--data.name", "Digit"], "data.name: no class or function 'Digit'"),
         (["train", "digits", "--data.args.imbalanse", "0.1"], "Digits takes no 'imbalanse'"),
         (["train", "digits", "--data.args.imbalance", "fast"], "data.args: .*imbalance"),
         (["train", "digits", "--data.args.imbalance", "7"], "imbalance must be"),
         (["train", "digits", "--backbone.args", "{}"], "backbone.args must set widths for MLP"),
         (["train", "digits", "--backbone.args.widths", "[0]"], "widths must be an integer >= 1"),
-        (["train", "digits", "--methods.learned.loss.name", "NoLoss"], "methods.learned.loss.name: no class 'NoLoss'"),
+        (
+            ["train", "digits", "--methods.learned.loss.name", "NoLoss"],
+            "learned.loss.name: no class or function 'NoLoss'",
+        ),
         (["train", "digits", "--method", "etf"], "--method must be one of learned, .*, got 'etf'"),
         (["train", "digits", "--mixup_alpha", "-1"], "mixup_alpha must be >= 0"),
         (["train", "digits", "--batch_size", "0"], "batch_size must be an integer >= 1"),
@@ -231,8 +234,8 @@ def refused(arguments, capsys):
         (["train", "digits", "--collapse.layers", "[foo]"], "layers must name modules of the model, got 'foo'"),
         (["train", "digits", "--optimizer.args.lr", "fast"], "optimizer.args: .*lr"),
         (["train", "digits", "--scheduler.name", "StepLR"], "scheduler.args must set step_size"),
-        (["train", "digits", "--out", "file"], "--out file cannot be written"),
-        (["train", "digits", "--out", "file/runs"], "--out file/runs cannot be written"),
+        (["train", "digits", "--out", "file"], "file cannot be written"),
+        (["train", "digits", "--out", "file/runs"], "file/runs cannot be written"),
         (["compare", "digits", "--num_seeds", "0"], "num_seeds must be an integer >= 1"),
         (["report", "empty"], "at least one row"),
         (["report", "missing"], "no directory"),
@@ -338,6 +341,9 @@ def test_a_mistake_may_be_mended_in_the_same_directory(capsys):
 # --- convert ---
 
 
+CONVERT = ["convert", "runs/vectors/learned/seed-0", "--trust"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Directories of runs by the kind of their inputs."""
@@ -357,7 +363,14 @@ def runs(finished, folder):
 @pytest.mark.parametrize("truncate", [False, True])
 def test_convert_tabulates_and_writes(runs, capsys, out, truncate):
     name = "truncated" if truncate else "locked"
-    command = ["convert", "runs/vectors/learned/seed-0", "--epsilon", "0.9", *(["--truncate"] if truncate else [])]
+    command = [
+        "convert",
+        "runs/vectors/learned/seed-0",
+        "--trust",
+        "--epsilon",
+        "0.9",
+        *(["--truncate"] if truncate else []),
+    ]
     output = printed([*command, *([] if out is None else ["--out", out])], capsys)
     where = runs / "vectors" / "learned" / "seed-0" / name if out is None else runs.parent / out
     assert sorted(p.name for p in where.iterdir()) == ["conversion.json", "model.safetensors"]
@@ -377,22 +390,24 @@ def test_convert_tabulates_and_writes(runs, capsys, out, truncate):
 
 def test_convert_says_where_nothing_is_converted(runs, capsys):
     for options in ([], ["--truncate"]):
-        output = printed(["convert", "runs/vectors/learned/seed-0", "--epsilon", "0", *options], capsys)
+        output = printed([*CONVERT, "--epsilon", "0", *options], capsys)
         assert "no effective depth (nearest class mean errs on at most 0 of the training part)" in output
         assert "nothing was converted" in output
 
 
 def test_convert_takes_the_run_from_anywhere(runs, capsys, monkeypatch):
     monkeypatch.chdir(runs / "vectors" / "learned" / "seed-0")
-    assert "3 locked" in printed(["convert", ".", "--epsilon", "0.9", "--kind", "class-rank", "--gain", "1"], capsys)
+    assert "3 locked" in printed(
+        ["convert", ".", *CONVERT[2:], "--epsilon", "0.9", "--kind", "class-rank", "--gain", "1"], capsys
+    )
     assert json.loads((runs / "vectors/learned/seed-0/locked/conversion.json").read_text())["gain"] == 1.0
 
 
 def test_convert_keeps_layers_and_looks_at_those_that_are_named(runs, capsys):
     run = "runs/vectors/learned/seed-0"
-    assert "2 locked" in printed(["convert", run, "--epsilon", "0.9", "--keep", "classifier"], capsys)
+    assert "2 locked" in printed(["convert", run, "--trust", "--epsilon", "0.9", "--keep", "classifier"], capsys)
     assert json.loads((runs / "vectors/learned/seed-0/locked/conversion.json").read_text())["keep"] == ["classifier"]
-    output = printed(["convert", run, "--truncate", "--layers", "backbone.[17]", "classifier"], capsys)
+    output = printed(["convert", run, "--trust", "--truncate", "--layers", "backbone.[17]", "classifier"], capsys)
     assert "2 backbone.7" in output
     assert "3 " not in {line.strip()[:2] for line in output.splitlines()}
 
@@ -424,7 +439,7 @@ def test_convert_keeps_layers_and_looks_at_those_that_are_named(runs, capsys):
 )
 def test_what_convert_refuses(runs, capsys, arguments, text):
     before = sorted(runs.rglob("*"))
-    (line,) = refused(["convert", f"runs/{arguments[0]}", *arguments[1:]], capsys).splitlines()
+    (line,) = refused(["convert", f"runs/{arguments[0]}", "--trust", *arguments[1:]], capsys).splitlines()
     assert line.startswith("tightframe: error: ")
     assert re.search(text, line)
     assert sorted(runs.rglob("*")) == before
@@ -440,32 +455,34 @@ def test_convert_refuses_a_configuration_that_is_none(runs, capsys, content):
 def test_convert_refuses_a_damaged_checkpoint(runs, capsys):
     path = runs / "vectors" / "learned" / "seed-0" / "checkpoints" / "last.ckpt"
     path.write_bytes(path.read_bytes()[:2000])
-    (line,) = refused(["convert", "runs/vectors/learned/seed-0"], capsys).splitlines()
+    (line,) = refused(CONVERT, capsys).splitlines()
     assert re.search(r"last\.ckpt cannot be loaded: .", line)
 
 
 def test_convert_loses_nothing_where_it_cannot_write(runs, capsys):
     written("file", "precious")
-    assert stopped(["convert", "runs/vectors/learned/seed-0", "--epsilon", "0.9", "--out", "file"]) == 2
+    assert stopped([*CONVERT, "--epsilon", "0.9", "--out", "file"]) == 2
     shown = capsys.readouterr()
-    assert re.fullmatch(r"tightframe: error: --out file cannot be written: .*\n", shown.err)
+    assert re.fullmatch(r"tightframe: error: file/.* cannot be written: .*\n", shown.err)
     assert "3 locked" in shown.out
     with open("file", encoding="utf-8") as file:
         assert file.read() == "precious"
 
 
-def test_convert_reads_a_hierarchy_from_where_training_did(folder, capsys, monkeypatch):
+def test_convert_reads_the_hierarchy_that_the_directory_holds(folder, capsys):
     written("tree.tsv", "root\tab\nroot\tcd\nab\ta\nab\tb\ncd\tc\ncd\td\n")
-    trained(folder / "runs", small_recipe(hierarchy="tree.tsv", epochs=1))
-    assert "effective depth 1" in printed(["convert", "runs/learned/seed-0", "--epsilon", "0.9"], capsys)
-    (folder / "other").mkdir()
-    monkeypatch.chdir(folder / "other")
-    (line,) = refused(["convert", "../runs/learned/seed-0"], capsys).splitlines()
-    assert "tree.tsv" in line
+    trained(folder / "runs", small_recipe(hierarchy=str(folder / "tree.tsv"), epochs=1))
+    (folder / "tree.tsv").unlink()
+    assert "effective depth 1" in printed(["convert", "runs/learned/seed-0", "--trust", "--epsilon", "0.9"], capsys)
+
+
+def test_convert_imports_the_classes_of_others_on_request_alone(runs, capsys):
+    (line,) = refused(["convert", "runs/vectors/learned/seed-0"], capsys).splitlines()
+    assert re.search("config.yaml names tests.conversion.material.Blobs, .*--trust", line)
 
 
 def test_a_frame_that_cannot_be_written(folder, capsys):
     written("tree.tsv", "root\ta\nroot\tb\n")
-    (folder / "frame.safetensors.partial").mkdir()
+    (folder / "frame.safetensors").mkdir()
     (line,) = refused(["frame", "--hierarchy", "tree.tsv", "--out", "frame.safetensors"], capsys).splitlines()
-    assert "--out frame.safetensors cannot be written" in line
+    assert "frame.safetensors cannot be written: it exists and is not a file" in line

@@ -1,4 +1,3 @@
-import json
 import math
 from dataclasses import replace
 
@@ -11,22 +10,11 @@ from torch.utils.data import TensorDataset
 from tests.conversion.material import recipe as small_recipe
 from tests.recipe_material import K, data, recipe
 from tests.training.models import quiet, trainer
-from tightframe.config import (
-    AUTO,
-    Method,
-    Part,
-    bind,
-    build_data,
-    build_module,
-    check_bindings,
-    evaluation_parts,
-    find_recipe,
-    shipped_recipes,
-)
+from tightframe.config import AUTO, Method, Part, bind, build, find_recipe, located, shipped_recipes
 from tightframe.data import ClassificationData, Digits, FreeSamples
 from tightframe.errors import ArgumentError, ConfigError, ShapeError, TightframeError
+from tightframe.frames import hierarchy_aware_frame
 from tightframe.nn import Classifier, DotRegressionLoss, LinearClassifier, SimplexETFClassifier
-from tightframe.run_directory import write_directory
 from tightframe.training import AGD, MLP, FreeFeatures, ImageTransform
 from tightframe.training.loaders import make_loader
 
@@ -110,12 +98,15 @@ def test_rooms_are_searched_in_their_order():
 @pytest.mark.parametrize(
     ("part", "text"),
     [
-        (Part("Nothing"), "here.name: no class 'Nothing' in tightframe.nn"),
-        (Part("torch.nn.Nothing"), "here.name: no class 'Nothing' in torch.nn"),
+        (Part("Nothing"), "here.name: no class or function 'Nothing' in tightframe.nn"),
+        (Part("torch.nn.Nothing"), "here.name: no class or function 'Nothing' in torch.nn"),
         (Part("no.such.Thing"), "here.name: no.such cannot be imported"),
-        (Part(""), "here.name: no class ''"),
-        (Part("torch.nn.functional.relu"), "no class 'relu'"),
-        (Part("torch.nn.Linear"), "here.name must be a Classifier, got torch.nn.Linear"),
+        (Part(""), "here.name: no class or function ''"),
+        (Part("torch.nn.functional.relu"), "here.name must be a Classifier, .*got torch.nn.functional.relu"),
+        (Part("FrameClassifier", {"frame": 3}), "here.args.frame must be the name of a frame, or a mapping"),
+        (Part("FrameClassifier", {"frame": "coherence"}), "here.args.frame.name must be a Frame, .*got coherence"),
+        (Part("FrameClassifier", {"frame": {"name": "SimplexETF", "args": {"dimm": 3}}}), "takes no 'dimm'"),
+        (Part("torch.nn.Linear"), "here.name must be a Classifier, .*got torch.nn.Linear"),
         (
             Part("LinearClassifier", {"colour": 1, "biass": 2}),
             "LinearClassifier takes no 'biass', 'colour'; it takes dim,",
@@ -136,6 +127,23 @@ def test_what_cannot_be_bound(part, text):
     assert "\n" not in str(caught.value)
 
 
+def test_an_argument_that_is_a_frame_names_a_class_or_a_function():
+    distances = 1 - torch.eye(K, dtype=torch.float64)
+    given = {"dim": 6, "num_classes": K, "seed": 3, "distances": distances}
+
+    def weight(frame):
+        return bind(Part("FrameClassifier", {"frame": frame}), ("tightframe.nn",), Classifier, "here", given).weight
+
+    def drawn(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return hierarchy_aware_frame(distances, 6, gamma=2.0, generator=generator).frame.float()
+
+    named = {"name": "hierarchy_aware_frame", "args": {"gamma": 2.0}}
+    assert torch.equal(weight(named), drawn(3))
+    assert torch.equal(weight({**named, "args": {"gamma": 2.0, "seed": 5}}), drawn(5))
+    assert weight("hierarchy_aware_frame").shape == (K, 6)
+
+
 def test_a_value_out_of_range_is_the_classes_own_error():
     with pytest.raises(ArgumentError, match="scale must be a finite number > 0"):
         classifier("SimplexETFClassifier", scale=-1.0)
@@ -149,48 +157,46 @@ def test_an_abstract_class_is_refused():
 # --- data ---
 
 
-def test_data_and_the_names_of_its_classes(tmp_path):
+def test_data_are_loaded_with_their_arguments():
     chosen = recipe(data=Part("Digits", {"imbalance": 0.1, "flatten": False}))
-    loaded = build_data(chosen)
-    write_directory(tmp_path, chosen, loaded)
+    loaded = build(chosen, []).data
     assert torch.equal(loaded.class_counts, Digits(imbalance=0.1).load().class_counts)
     assert loaded.train[0][0].shape == (1, 8, 8)
-    assert json.loads((tmp_path / "classes.json").read_text()) == list(map(str, range(10)))
 
 
 def test_only_a_data_source_is_data():
     with pytest.raises(ConfigError, match=r"data\.name must be a DataSource"):
-        build_data(recipe(data=Part("torch.nn.ReLU")))
+        build(recipe(data=Part("torch.nn.ReLU")))
 
 
 def test_parts_to_evaluate():
-    assert list(evaluation_parts(data())) == ["validation", "test"]
-    assert list(evaluation_parts(data(validation=False))) == ["test"]
+    assert list(build(recipe(), [], data=data()).evaluation) == ["validation", "test"]
+    assert list(build(recipe(), [], data=data(validation=False)).evaluation) == ["test"]
 
 
 # --- modules ---
 
 
 def test_sizes_come_from_the_data():
-    module = build_module(recipe(), "learned", data(), seed=0)
+    module = build(recipe(), [], data=data()).module("learned", 0)
     assert module.backbone[1].in_features == 24
     assert (module.classifier.in_features, module.classifier.out_features) == (6, K)
     assert isinstance(module.loss, nn.CrossEntropyLoss)
     assert module.splits == ["validation", "test"]
     assert module.seed == 0
-    images = build_module(recipe(backbone=Part("SmallCNN", {"widths": [6]})), "learned", data(), seed=0)
+    images = build(recipe(backbone=Part("SmallCNN", {"widths": [6]})), [], data=data()).module("learned", 0)
     assert images.backbone[0].in_channels == 3
     assert images(data().train[:4][0]).shape == (4, K)
 
 
 def test_class_counts_come_from_the_data():
     method = Method(Part("LinearClassifier"), Part("LogitAdjustedCrossEntropy"))
-    loss = build_module(recipe(methods={"la": method}), "la", data(), seed=0).loss
+    loss = build(recipe(methods={"la": method}), [], data=data()).module("la", 0).loss
     assert torch.equal(loss.class_counts, data().class_counts)
 
 
 def test_mixup_is_passed_on():
-    assert build_module(recipe(mixup_alpha=0.5), "learned", data(), seed=0).mixup_alpha == 0.5
+    assert build(recipe(mixup_alpha=0.5), [], data=data()).module("learned", 0).mixup_alpha == 0.5
 
 
 def test_a_seed_gives_all_methods_the_same_backbone():
@@ -199,8 +205,8 @@ def test_a_seed_gives_all_methods_the_same_backbone():
         "etf": Method(Part("SimplexETFClassifier", {"seed": AUTO}), Part("DotRegressionLoss")),
     }
     shared = recipe(methods=methods)
-    one, other = (build_module(shared, method, data(), seed=1) for method in methods)
-    third = build_module(shared, "etf", data(), seed=2)
+    one, other = (build(shared, [], data=data()).module(method, 1) for method in methods)
+    third = build(shared, [], data=data()).module("etf", 2)
     same = [torch.equal(p, q) for p, q in zip(one.backbone.parameters(), other.backbone.parameters(), strict=True)]
     assert all(same)
     assert not torch.equal(one.backbone[1].weight, third.backbone[1].weight)
@@ -208,16 +214,16 @@ def test_a_seed_gives_all_methods_the_same_backbone():
 
 
 def test_one_seed_gives_one_module_whatever_was_drawn_before():
-    one = build_module(recipe(), "learned", data(), seed=1)
+    one = build(recipe(), [], data=data()).module("learned", 1)
     torch.rand(7)
-    again = build_module(recipe(), "learned", data(), seed=1)
+    again = build(recipe(), [], data=data()).module("learned", 1)
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), again.parameters(), strict=True))
 
 
 def test_the_number_of_samples_reaches_the_backbone():
     part = TensorDataset(torch.arange(40), torch.arange(40) % K)
     free = ClassificationData(part, None, part, K, tuple("abcde"), part.tensors[1].bincount())
-    module = build_module(recipe(backbone=Part("FreeFeatures", {"dim": 6})), "learned", free, seed=0)
+    module = build(recipe(backbone=Part("FreeFeatures", {"dim": 6})), [], data=free).module("learned", 0)
     assert isinstance(module.backbone, FreeFeatures)
     assert module.backbone.weight.shape == (40, 6)
 
@@ -225,7 +231,7 @@ def test_the_number_of_samples_reaches_the_backbone():
 def test_threads():
     before = torch.get_num_threads()
     try:
-        build_module(recipe(num_threads=2), "learned", data(), seed=0)
+        build(recipe(num_threads=2), [], data=data()).module("learned", 0)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -247,7 +253,7 @@ def with_transform(**args):
 
 
 def test_a_transform_stands_in_front_of_the_backbone_and_is_trained_with_it():
-    module = build_module(with_transform(crop=4, flip=False), "learned", pictures(), seed=0)
+    module = build(with_transform(crop=4, flip=False), [], data=pictures()).module("learned", 0)
     transform, backbone = module.backbone
     assert isinstance(transform, ImageTransform)
     assert module.classifier.in_features == backbone.out_features == 6
@@ -261,7 +267,7 @@ def test_a_transform_stands_in_front_of_the_backbone_and_is_trained_with_it():
 
 def test_a_transform_changes_no_weight():
     plain, augmented = (
-        build_module(chosen, "learned", pictures(torch.float32), seed=3)
+        build(chosen, [], data=pictures(torch.float32)).module("learned", 3)
         for chosen in (recipe(backbone=Part("SmallCNN", {"widths": [6]})), with_transform(padding=2))
     )
     pairs = zip(plain.parameters(), augmented.parameters(), strict=True)
@@ -270,14 +276,14 @@ def test_a_transform_changes_no_weight():
 
 def test_sizes_are_those_after_the_transform():
     chosen = replace(with_transform(crop=4), backbone=Part("MLP", {"widths": [5]}))
-    assert build_module(chosen, "learned", pictures(), seed=0).backbone[1][1].in_features == 3 * 4 * 4
+    assert build(chosen, [], data=pictures()).module("learned", 0).backbone[1][1].in_features == 3 * 4 * 4
 
 
 def test_a_transform_of_other_images_is_found_before_training():
     with pytest.raises(ShapeError, match=r"images must have shape .*C = 3, .* got \(1, 1, 8, 8\)"):
-        check_bindings(with_transform(), Digits(flatten=False).load(), ["learned"])
+        build(with_transform(), data=Digits(flatten=False).load())
     with pytest.raises(ShapeError, match="at least crop = 9"):
-        check_bindings(with_transform(crop=9), pictures(), ["learned"])
+        build(with_transform(crop=9), data=pictures())
 
 
 @pytest.mark.parametrize(
@@ -285,20 +291,20 @@ def test_a_transform_of_other_images_is_found_before_training():
     [
         (Part("ImageTransform", {"mean": [0.5]}), r"transform\.args must set std"),
         (Part("ImageTransform", {"mean": "grey", "std": [1.0]}), r"transform\.args: .*mean"),
-        (Part("Transform"), r"transform\.name: no class 'Transform' in tightframe\.training, torch\.nn"),
+        (Part("Transform"), r"transform\.name: no class or function 'Transform' in tightframe\.training, torch\.nn"),
         (Part("torch.optim.SGD"), r"transform\.name must be a Module"),
     ],
 )
 def test_a_transform_that_cannot_be_bound(part, text):
     with pytest.raises(ConfigError, match=text):
-        build_module(recipe(transform=part), "learned", pictures(), seed=0)
+        build(recipe(transform=part), [], data=pictures()).module("learned", 0)
 
 
 def test_integers_cannot_be_mixed_whatever_the_transform_makes_of_them():
     chosen = replace(with_transform(), mixup_alpha=0.5)
     with pytest.raises(ConfigError, match=r"mixup_alpha must be 0: inputs of type torch\.uint8 cannot be mixed"):
-        check_bindings(chosen, pictures(), ["learned"])
-    check_bindings(chosen, pictures(torch.float32), ["learned"])
+        build(chosen, data=pictures())
+    build(chosen, data=pictures(torch.float32))
 
 
 # --- optimisers ---
@@ -309,12 +315,12 @@ def test_automatic_gradient_descent_starts_from_scaled_orthogonal_weights():
     bias_free = {"classifier": Part("NormalizedLinear", {"projected": True})}
     chosen = recipe(optimizer=Part("AGD"), methods={"learned": Method(**bias_free)}, **plain)
     with pytest.raises(ArgumentError, match=r"got \(6,\).*bias=False"):
-        build_module(chosen, "learned", data(), seed=0)
+        build(chosen, [], data=data()).module("learned", 0)
     chosen = recipe(
         optimizer=Part("AGD"), methods={"learned": Method(**bias_free)}, backbone=Part("FreeFeatures", {"dim": 6})
     )
     free = FreeSamples(num_classes=3, samples_per_class=4).load()
-    modules = [build_module(chosen, "learned", free, seed=seed) for seed in (1, 1, 2)]
+    modules = [build(chosen, [], data=free).module("learned", seed) for seed in (1, 1, 2)]
     tables = [module.backbone.weight.detach() for module in modules]
     assert torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[0], tables[2])
@@ -341,7 +347,7 @@ def test_optimizer_and_the_rate_of_its_last_step(scheduler, last):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     rates = []
-    module = build_module(recipe(scheduler=scheduler), "learned", data(), seed=0)
+    module = build(recipe(scheduler=scheduler), [], data=data()).module("learned", 0)
     fitted = trainer(Rates(), max_epochs=2)
     fitted.fit(module, make_loader(data().train, 16), make_loader(data().test, 16))
     assert isinstance(fitted.optimizers[0], torch.optim.SGD)
@@ -353,15 +359,15 @@ def test_optimizer_and_the_rate_of_its_last_step(scheduler, last):
     ("changes", "text"),
     [
         ({"backbone": Part("torch.nn.Flatten")}, "backbone.name: torch.nn.Flatten has no integer out_features"),
-        ({"backbone": Part("MLQ")}, "backbone.name: no class 'MLQ' in tightframe.training, torch.nn"),
+        ({"backbone": Part("MLQ")}, "backbone.name: no class or function 'MLQ' in tightframe.training, torch.nn"),
         ({"backbone": Part("MLP")}, "backbone.args must set widths for MLP"),
-        ({"methods": {"learned": Method(Part("MLP"))}}, "methods.learned.classifier.name: no class 'MLP'"),
+        ({"methods": {"learned": Method(Part("MLP"))}}, "methods.learned.classifier.name: no class or function 'MLP'"),
         ({"methods": {"learned": Method(Part("LinearClassifier"), Part("Loss"))}}, "methods.learned.loss.name"),
     ],
 )
 def test_parts_that_cannot_be_bound(changes, text):
     with pytest.raises(ConfigError, match=text):
-        build_module(recipe(**changes), "learned", data(), seed=0)
+        build(recipe(**changes), [], data=data()).module("learned", 0)
 
 
 @pytest.mark.parametrize(
@@ -376,11 +382,43 @@ def test_parts_that_cannot_be_bound(changes, text):
 )
 def test_an_optimizer_that_cannot_be_bound(changes, text):
     def train():
-        module = build_module(recipe(**changes), "learned", data(), seed=0)
+        module = build(recipe(**changes), [], data=data()).module("learned", 0)
         trainer(max_epochs=1).fit(module, make_loader(data().train, 16), make_loader(data().test, 16))
 
     with pytest.raises(ConfigError, match=text):
         train()
+
+
+# --- mistakes are found before the first training ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"backbone": Part("SmallCNN", {"widths": [6]})}, "methods.learned: inputs of type torch.uint8 and shape"),
+        ({"methods": {"a/b": Method(Part("LinearClassifier"))}}, "methods must have names of letters"),
+    ],
+)
+def test_what_training_would_find(changes, text):
+    with pytest.raises(ConfigError, match=text):
+        build(recipe(**changes), data=pictures())
+
+
+# --- paths and trust ---
+
+
+def test_paths_start_at_the_folder_of_the_recipe(tmp_path):
+    plain = {
+        "hierarchy": "tree.tsv",
+        "methods": {"a": {"hierarchy": "../b.tsv"}, "b": {"hierarchy": None}, "c": 3},
+        "data": {"name": "ImageFolder", "args": {"root": "images", "size": 8}},
+    }
+    found = located(plain, tmp_path / "recipes")
+    assert found["hierarchy"] == str(tmp_path / "recipes" / "tree.tsv")
+    assert found["methods"] == {"a": {"hierarchy": str(tmp_path / "b.tsv")}, "b": {"hierarchy": None}, "c": 3}
+    assert found["data"]["args"] == {"root": str(tmp_path / "recipes" / "images"), "size": 8}
+    assert located(found, tmp_path / "elsewhere") == found
+    assert located(["no recipe"], tmp_path) == ["no recipe"]
 
 
 # --- what a method changes in the backbone ---
@@ -388,7 +426,7 @@ def test_an_optimizer_that_cannot_be_bound(changes, text):
 
 def of_tokens(**method):
     chosen = small_recipe("tokens", Method(Part("LinearClassifier"), **method), optimizer=Part("AdamW", {"lr": 0.01}))
-    return chosen, build_data(chosen)
+    return chosen, build(chosen, []).data
 
 
 @pytest.mark.parametrize(
@@ -396,7 +434,7 @@ def of_tokens(**method):
 )
 def test_fixed_feed_forward_weights_stay_bit_for_bit_while_the_rest_is_trained(which, layers):
     chosen, loaded = of_tokens(etf_transformer={"which": which})
-    module = build_module(chosen, "learned", loaded, seed=0)
+    module = build(chosen, [], data=loaded).module("learned", 0)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     trainer(max_epochs=-1, max_steps=2).fit(module, make_loader(loaded.train, 16), make_loader(loaded.test, 16))
     same = [name for name, p in module.named_parameters() if torch.equal(p, before[name])]
@@ -406,7 +444,7 @@ def test_fixed_feed_forward_weights_stay_bit_for_bit_while_the_rest_is_trained(w
 def test_fixed_feed_forward_weights_are_drawn_by_the_seed_of_the_run_unless_they_have_their_own():
     def weight(seed, /, **args):
         chosen, loaded = of_tokens(etf_transformer={"which": "w2", **args})
-        return build_module(chosen, "learned", loaded, seed).backbone.blocks[0].linear2.weight
+        return build(chosen, [], data=loaded).module("learned", seed).backbone.blocks[0].linear2.weight
 
     assert torch.equal(weight(1), weight(1))
     assert not torch.equal(weight(1), weight(2))
@@ -417,14 +455,14 @@ def test_fixed_feed_forward_weights_are_drawn_by_the_seed_of_the_run_unless_they
 def test_fixed_feed_forward_weights_change_no_other():
     chosen, loaded = of_tokens(etf_transformer={"which": "w2"})
     plain, _ = of_tokens()
-    fixed, free = (build_module(r, "learned", loaded, seed=3).state_dict() for r in (chosen, plain))
+    fixed, free = (build(r, [], data=loaded).module("learned", 3).state_dict() for r in (chosen, plain))
     differing = [name for name in free if not torch.equal(fixed[name], free[name])]
     assert differing == [f"backbone.blocks.{i}.linear2.weight" for i in (0, 1)]
 
 
 def test_a_method_has_its_own_arguments_for_the_backbone():
     chosen, loaded = of_tokens(backbone={"feed_forward": 0, "blocks": 3})
-    backbone = build_module(chosen, "learned", loaded, seed=0).backbone
+    backbone = build(chosen, [], data=loaded).module("learned", 0).backbone
     assert len(backbone.blocks) == 3
     assert not any(hasattr(block, "linear1") for block in backbone.blocks)
     assert backbone.out_features == 8
@@ -453,5 +491,5 @@ def test_a_method_has_its_own_arguments_for_the_backbone():
 def test_what_a_method_cannot_change_in_the_backbone(method, text):
     chosen, loaded = of_tokens(**method)
     with pytest.raises(TightframeError, match=text) as caught:
-        check_bindings(chosen, loaded, ["learned"])
+        build(chosen, data=loaded)
     assert "\n" not in str(caught.value)

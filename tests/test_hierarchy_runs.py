@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 from tests.training.models import quiet, trainer
 from tightframe.cli import main
-from tightframe.config import Method, Part, Recipe, build_module, build_tree
+from tightframe.config import Method, Part, Recipe, build
 from tightframe.data import ClassificationData
 from tightframe.errors import ConfigError, DataFileError
 from tightframe.frames import hierarchy_aware_frame
@@ -20,8 +20,7 @@ from tightframe.records import Records
 from tightframe.report import build_report
 from tightframe.report.names import is_detail
 from tightframe.report.tables import leaderboard
-from tightframe.run_directory import write_directory
-from tightframe.runs import RunDirectory
+from tightframe.runs import RunDirectory, open_directory
 from tightframe.training import RecordWriter, fit, make_loader
 
 pytestmark = quiet
@@ -74,38 +73,38 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_hierarchy_of_the_data():
-    assert torch.equal(build_tree(recipe(), data()).distances(), REAL)
-    assert build_tree(recipe(), data(paths=None)) is None
+    assert torch.equal(build(recipe(), [], data=data()).tree.distances(), REAL)
+    assert build(recipe(), [], data=data(paths=None)).tree is None
 
 
 def test_a_file_comes_before_the_data_and_may_know_more(folder):
-    assert torch.equal(build_tree(recipe(hierarchy="tree.tsv"), data(paths=None)).distances(), REAL)
-    assert torch.equal(build_tree(recipe(hierarchy="other.txt"), data()).distances(), SWAPPED)
+    assert torch.equal(build(recipe(hierarchy="tree.tsv"), [], data=data(paths=None)).tree.distances(), REAL)
+    assert torch.equal(build(recipe(hierarchy="other.txt"), [], data=data()).tree.distances(), SWAPPED)
 
 
 def test_a_file_that_lacks_a_class(folder):
     (folder / "few.tsv").write_text("R\tA\nR\tB\nR\tC\n")
     with pytest.raises(DataFileError, match=r"few\.tsv: classes must name nodes of the hierarchy, got 'D'"):
-        build_module(recipe(hierarchy="few.tsv"), "mine", data(), seed=0)
+        build(recipe(hierarchy="few.tsv"), [], data=data()).module("mine", 0)
 
 
 def test_classifiers_and_losses_get_tree_and_distances(folder):
     chosen = recipe(Part("CosineGramLoss", {"alpha": 0.4}), Part("HierarchyAwareClassifier", {"gamma": 2.0}))
-    module = build_module(chosen, "mine", data(), seed=0)
+    module = build(chosen, [], data=data()).module("mine", 0)
     expected = hierarchy_aware_frame(REAL, 4, gamma=2.0).gram
     torch.testing.assert_close(module.classifier.weight @ module.classifier.weight.T, expected, atol=1e-6, rtol=0)
-    swapped = build_module(replace(chosen, hierarchy="other.txt"), "mine", data(), seed=0)
+    swapped = build(replace(chosen, hierarchy="other.txt"), [], data=data()).module("mine", 0)
     order = [0, 2, 1, 3]
     torch.testing.assert_close(swapped.classifier.gram, expected[order][:, order])
-    hxe = build_module(recipe(Part("HXELoss", {"alpha": 0.1})), "mine", data(), seed=0).loss
+    hxe = build(recipe(Part("HXELoss", {"alpha": 0.1})), [], data=data()).module("mine", 0).loss
     assert hxe(torch.zeros(2, 4), torch.tensor([0, 3])).isfinite()
 
 
 def test_a_method_with_another_hierarchy_is_judged_by_the_same(folder):
     chosen = recipe(classifier=Part("HierarchyAwareClassifier", {"gamma": 2.0}))
-    real = build_module(chosen, "mine", data(), seed=0)
+    real = build(chosen, [], data=data()).module("mine", 0)
     chosen.methods["mine"].hierarchy = "other.txt"
-    swapped = build_module(chosen, "mine", data(), seed=0)
+    swapped = build(chosen, [], data=data()).module("mine", 0)
     order = [0, 2, 1, 3]
     torch.testing.assert_close(swapped.classifier.gram, real.classifier.gram[order][:, order])
     assert torch.equal(swapped.severity[0].distances, REAL)
@@ -113,14 +112,14 @@ def test_a_method_with_another_hierarchy_is_judged_by_the_same(folder):
 
 def test_without_a_hierarchy_they_cannot_be_bound():
     with pytest.raises(ConfigError, match="HXELoss"):
-        build_module(recipe(Part("HXELoss", {"alpha": 0.1})), "mine", data(paths=None), seed=0)
+        build(recipe(Part("HXELoss", {"alpha": 0.1})), [], data=data(paths=None)).module("mine", 0)
 
 
 @pytest.mark.parametrize(("dim", "width"), [(None, 4), ("classes", 4), ("classes-1", 3), ("nodes", 6), (5, 5)])
 def test_the_feature_dimension_of_a_method(dim, width):
     chosen = recipe(backbone=Part("TokenMean", {"vocabulary": 9, "dim": "auto"}))
     chosen.methods["mine"].dim = dim
-    module = build_module(chosen, "mine", data(), seed=0)
+    module = build(chosen, [], data=data()).module("mine", 0)
     assert module.classifier.in_features == module.backbone.out_features == width
 
 
@@ -131,14 +130,14 @@ def test_a_feature_dimension_that_cannot_be(dim, text):
     chosen = recipe()
     chosen.methods["mine"].dim = dim
     with pytest.raises(ConfigError, match=rf"methods\.mine\.dim .*{text}"):
-        build_module(chosen, "mine", data(), seed=0)
+        build(chosen, [], data=data()).module("mine", 0)
 
 
 # --- training ---
 
 
 def test_evaluation_logs_the_severity_of_the_network(tmp_path):
-    module = build_module(recipe(), "mine", data(), seed=0)
+    module = build(recipe(), [], data=data()).module("mine", 0)
     fitted = trainer(RecordWriter(tmp_path / "records.jsonl"), max_epochs=2)
     fitted.fit(module, make_loader(data().train, 16, seed=0), [make_loader(data().test, 20)])
     records = Records.read(tmp_path / "records.jsonl").where(split="test", epoch=2)
@@ -158,7 +157,7 @@ def test_evaluation_logs_the_severity_of_the_network(tmp_path):
 
 
 def test_no_severity_without_a_hierarchy(tmp_path):
-    module = build_module(recipe(), "mine", data(paths=None), seed=0)
+    module = build(recipe(), [], data=data(paths=None)).module("mine", 0)
     fitted = trainer(max_epochs=1)
     fitted.fit(module, make_loader(data().train, 16, seed=0), [make_loader(data().test, 20)])
     assert sorted(fitted.callback_metrics) == [
@@ -170,7 +169,7 @@ def test_no_severity_without_a_hierarchy(tmp_path):
 
 def test_the_schedule_of_the_angles_follows_the_epochs():
     loss = Part("CosineGramLoss", {"schedule": "rising", "epochs": "auto"})
-    module = build_module(recipe(loss), "mine", data(), seed=0)
+    module = build(recipe(loss), [], data=data()).module("mine", 0)
     assert isinstance(module.loss, CosineGramLoss)
     weights = []
     original = module.training_step
@@ -196,8 +195,9 @@ def test_a_leaderboard_shows_the_main_numbers_of_a_hierarchy():
 def test_the_report_shows_the_tree(folder):
     names = ("<b>", "B", "C", "D")
     known = replace(data(paths=(("E", "<b>"), ("E", "B"), ("F", "sub", "C"), ("F", "D"))), class_names=names)
-    write_directory(folder / "runs", recipe(), known)
-    module = build_module(recipe(), "mine", known, seed=0)
+    experiment = build(recipe(), [], data=known)
+    open_directory(folder / "runs", {}, class_names=names, trees=experiment.trees, sources={})
+    module = experiment.module("mine", 0)
     fit(
         module, known.train, {"test": known.test}, folder / "runs" / "mine" / "seed-0", run="mine", seed=0, epochs=1,
         batch_size=16,

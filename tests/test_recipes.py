@@ -12,8 +12,9 @@ import torch
 
 from tests.data import published
 from tests.training.models import quiet, trainer
-from tightframe.cli import build_parser, main
-from tightframe.config import Recipe, build_data, build_module, evaluation_parts, shipped_recipes
+from tightframe.cli import main
+from tightframe.config import Recipe, build, recipe_parser, shipped_recipes
+from tightframe.files import read_yaml
 from tightframe.training import NeuralCollapseCallback, convnets, make_loader
 
 pytestmark = quiet
@@ -27,16 +28,13 @@ WRITERS = {
 
 @cache
 def parsed(name):
-    parser = build_parser()
-    options = parser.instantiate(parser.parse_args(["compare", "--config", str(shipped_recipes()[name])])).compare
-    for own in ("config", "out", "seed", "num_seeds"):
-        options.pop(own)
-    return Recipe(**options)
+    parser = recipe_parser()
+    return Recipe(**vars(parser.instantiate(parser.parse_object(read_yaml(shipped_recipes()[name])))))
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Return recipe and data by name, such as any machine has and can train in a moment."""
+    """Return experiments by name, such as any machine has and can train in a moment."""
 
     @cache
     def prepare(name):
@@ -46,7 +44,7 @@ def small(tmp_path_factory):
             WRITERS[recipe.data.name](root)
             args = {**recipe.data.args, "root": str(root)}
             recipe = replace(recipe, data=replace(recipe.data, args=args), batch_size=4)
-        return recipe, build_data(recipe)
+        return build(recipe, [])
 
     return prepare
 
@@ -64,10 +62,11 @@ METHODS = [(name, method) for name in shipped_recipes() for method in parsed(nam
 
 @pytest.mark.parametrize(("name", "method"), METHODS)
 def test_a_method_trains_two_steps(name, method, small, monkeypatch):
-    recipe, data = small(name)
+    experiment = small(name)
+    recipe, data = experiment.recipe, experiment.data
     if recipe.data.name in WRITERS:
         monkeypatch.setattr(convnets, "WIDTH", 8)
-    module = build_module(recipe, method, data, seed=0)
+    module = experiment.module(method, seed=0)
     before = [p.detach().clone() for p in module.backbone.parameters()]
     losses = []
     original = module.training_step
@@ -75,7 +74,7 @@ def test_a_method_trains_two_steps(name, method, small, monkeypatch):
     options = {key: value for key, value in recipe.trainer.items() if key not in ("devices", "accelerator")}
     loader = make_loader(data.train, recipe.batch_size, seed=0)
     fitted = trainer(max_epochs=2 // min(len(loader), 2), limit_train_batches=2, limit_val_batches=1, **options)
-    evaluation = [make_loader(part, 512) for part in evaluation_parts(data).values()]
+    evaluation = [make_loader(part, 512) for part in experiment.evaluation.values()]
     fitted.fit(module, loader, evaluation)
     assert len(losses) == fitted.global_step == 2
     assert all(math.isfinite(loss.item()) for loss in losses)

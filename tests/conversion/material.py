@@ -1,16 +1,17 @@
 """Small problems of three kinds of input, and short trainings on them in run directories, to be converted."""
 
 import copy
+from dataclasses import asdict
 
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from tightframe import config
-from tightframe.config import Method, Part, Recipe
-from tightframe.conversion import Parts, network_of_run
+from tightframe.config import Method, Part, Recipe, load_run
+from tightframe.conversion import Parts
 from tightframe.data import ClassificationData, DataSource
-from tightframe.run_directory import write_directory
+from tightframe.runs import open_directory
 from tightframe.training import fit
 
 K = 4
@@ -79,14 +80,15 @@ def recipe(kind="vectors", method=None, **changes):
 def trained(out, chosen, seed=0):
     """Train the one method of a recipe; return its directory, and the module as it was at the end."""
     ((method, how),) = chosen.methods.items()
-    data = config.build_data(chosen)
-    write_directory(out, chosen, data)
+    experiment = config.build(chosen, [])
+    names, trees, sources = experiment.data.class_names, experiment.trees, experiment.sources
+    open_directory(out, asdict(chosen), class_names=names, trees=trees, sources=sources)
     directory = out / method / f"seed-{seed}"
-    module = config.build_module(chosen, method, data, seed)
+    module = experiment.module(method, seed)
     fit(
         module,
-        data.train,
-        config.evaluation_parts(data),
+        experiment.data.train,
+        experiment.evaluation,
         directory,
         run=method,
         seed=seed,
@@ -102,12 +104,12 @@ def trained(out, chosen, seed=0):
 def run_of(factory, name, *args, **kwargs):
     chosen = recipe(*args, **kwargs)
     directory, module = trained(factory.mktemp(name), chosen)
-    return directory, module.eval(), chosen, config.build_data(chosen)
+    return directory, module.eval(), chosen, config.build(chosen, []).data
 
 
 def opened(run):
     directory, _, chosen, data = run
-    return network_of_run(directory, chosen, data), Parts(data, chosen.batch_size)
+    return load_run(directory, trust=True).network, Parts(data, chosen.batch_size)
 
 
 def right(network, part):

@@ -61,6 +61,7 @@ def _main(arguments, output, kill, report):
     import torch
 
     from tightframe import cli
+    from tightframe.cli import report as command
 
     torch.set_num_threads(1)
     with output.open("w") as file:
@@ -69,7 +70,7 @@ def _main(arguments, output, kill, report):
         if kill is not None:
             kill()
         if not report:
-            cli.report = lambda out: None
+            command.run = lambda out: None
         cli.main(arguments)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.training.models import TRAIN, D, K, dataset, module, ordered, quiet, sgd, trainer
 from tests.training.processes import AtStep, run
-from tightframe.config import AUTO, Method, Part, Recipe, bind, build_module, check_bindings
+from tightframe.config import AUTO, Method, Part, Recipe, bind, build
 from tightframe.data import Digits
 from tightframe.errors import ArgumentError, ConfigError, TightframeError
 from tightframe.nn import (
@@ -294,7 +294,7 @@ def recipe(**changes):
 
 def test_a_recipe_takes_two_steps():
     data = Digits(imbalance=0.1).load()
-    made = build_module(recipe(), "followed", data, seed=2)
+    made = build(recipe(), [], data=data).module("followed", 2)
     assert torch.equal(made.classifier.weight, NearestETFClassifier(12, 10, seed=2).weight)
     trainer(max_epochs=1, limit_train_batches=2).fit(made, make_loader(data.train, 64, seed=0))
     assert made.classifier.batches == 2
@@ -302,7 +302,7 @@ def test_a_recipe_takes_two_steps():
 
 def test_a_recipe_with_mixup_is_refused_before_it_trains():
     with pytest.raises(ArgumentError, match="mixup_alpha must be 0 with a NearestETFClassifier"):
-        check_bindings(recipe(mixup_alpha=0.2), Digits(imbalance=0.1).load(), ["followed"])
+        build(recipe(mixup_alpha=0.2), data=Digits(imbalance=0.1).load())
 
 
 def command(out, file):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightframe.config import Experiment, Recipe, build, find_recipe, located, recipe_parser
 from tightframe.errors import ConfigError
 from tightframe.files import read_yaml
-from tightframe.runs.layout import training_directory
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -60,8 +60,6 @@ def prepare(options: dict[str, Any], methods: list[str] | None, out: Path, seed:
         out: Directory of runs.
         seed: First seed.
     """
-    from dataclasses import asdict
-
     from tightframe.runs.write import check_directory, open_directory
 
     if not 0 <= seed < 2**31:
@@ -79,6 +77,7 @@ def prepare(options: dict[str, Any], methods: list[str] | None, out: Path, seed:
 def train_one(experiment: Experiment, method: str, seed: int, out: Path, *, progress: bool) -> None:
     """Train one method with one seed, or resume it, or do nothing if it has finished."""
     from tightframe.runs import Training
+    from tightframe.runs.layout import training_directory
     from tightframe.training import fit
 
     recipe = experiment.recipe

@@ -74,9 +74,9 @@ def bind(
         ConfigError: if the name is unknown, of the wrong kind, or an argument is.
     """
     made = find(part.name, rooms, where)
-    kind = made if inspect.isclass(made) else typing.get_type_hints(made).get("return", object)
+    kind = made if inspect.isclass(made) else _returned(made)
     if not (inspect.isclass(kind) and issubclass(kind, base)):
-        raise ConfigError(f"{where}.name must be a {base.__name__}, got {part.name}")
+        raise ConfigError(f"{where}.name must be a {base.__name__}, or a function annotated with one, got {part.name}")
     decided = dict(given or {})
     own = {name: value for name, value in part.args.items() if value != AUTO}
     if not inspect.isclass(made):
@@ -103,6 +103,13 @@ def bind(
         raise
     except Exception as error:  # whatever a class of any package says of its arguments
         raise ConfigError(f"{where}: {part.name} cannot be made: {error}") from error
+
+
+def _returned(function: Callable[..., Any]) -> Any:
+    try:
+        return typing.get_type_hints(function).get("return")
+    except Exception:  # annotations may name what was imported for type checkers alone
+        return None
 
 
 def _generator(seed: Any, where: str) -> Any:

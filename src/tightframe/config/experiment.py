@@ -123,13 +123,18 @@ class Experiment:
 
 
 def build(
-    recipe: Recipe, methods: Iterable[str] | None = None, *, trees: Mapping[str, Tree] = MappingProxyType({})
+    recipe: Recipe,
+    methods: Iterable[str] | None = None,
+    *,
+    data: ClassificationData | None = None,
+    trees: Mapping[str, Tree] = MappingProxyType({}),
 ) -> Experiment:
     """Load data and hierarchies, and make every object of a training once, so that mistakes show before the first one.
 
     Args:
         recipe: Recipe.
         methods: Methods to check; None checks all.
+        data: Data to use in place of the recipe's source; None loads that.
         trees: Hierarchies that are known, as :class:`Experiment` holds them; the others are read from their files.
 
     Raises:
@@ -140,7 +145,8 @@ def build(
     from tightframe.data import DataSource
     from tightframe.training import check_options
 
-    data: ClassificationData = bind(recipe.data, ("tightframe.data",), DataSource, "data").load()
+    if data is None:
+        data = bind(recipe.data, ("tightframe.data",), DataSource, "data").load()
     experiment = Experiment(recipe, data, _read_trees(recipe, data, trees))
     if recipe.mixup_alpha and not data.train[0][0].is_floating_point():
         raise ConfigError(f"mixup_alpha must be 0: inputs of type {data.train[0][0].dtype} cannot be mixed")

@@ -12,7 +12,6 @@ from tightframe.config.experiment import build
 from tightframe.config.recipe import Recipe, recipe_parser
 from tightframe.errors import ConfigError, DataFileError
 from tightframe.files import read_yaml
-from tightframe.runs.layout import CHECKPOINT, CONFIG_FILE, run_and_seed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,6 +57,7 @@ def load_run(path: str | os.PathLike[str], *, trust: bool = False) -> LoadedRun:
 
     from tightframe.runs import Training
     from tightframe.runs.directory import read_trees
+    from tightframe.runs.layout import CHECKPOINT, CONFIG_FILE, run_and_seed
 
     directory = Path(path).resolve()
     out = directory.parent.parent
@@ -92,11 +92,11 @@ def _recipe_of(path: Path) -> Recipe:
     from jsonargparse import ArgumentError
 
     if not path.is_file():
-        raise ConfigError(f"RUN must be <out>/<method>/seed-<s> beside <out>/{CONFIG_FILE}, but {path} does not exist")
+        raise ConfigError(f"RUN must be <out>/<method>/seed-<s> beside <out>/{path.name}, but {path} does not exist")
     parser = recipe_parser()
     try:
         options: Any = parser.instantiate(parser.parse_object(read_yaml(path)))
-    except (ArgumentError, DataFileError, TypeError) as error:
+    except (ArgumentError, AttributeError, DataFileError, TypeError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     return Recipe(**vars(options))
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightframe.errors import ConfigError, check_positive
-from tightframe.runs.layout import check_names
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -101,7 +100,9 @@ class Recipe:
     paper: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the numbers, so that a mistake is found before anything is read or written."""
+        """Check names and numbers, so that a mistake is found before anything is read or written."""
+        from tightframe.runs.layout import check_names  # imports torch
+
         check_positive("epochs", self.epochs)
         check_positive("batch_size", self.batch_size)
         if self.num_threads is not None:

@@ -15,7 +15,6 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 from tightframe.errors import ConfigError, ResumeError
@@ -130,24 +129,22 @@ def fit(
         ),
     ]
     started = time.perf_counter()
-    # The other ranks are children of the first, or write nothing.
-    with nullcontext() if getattr(rank_zero_only, "rank", 0) else hold(directory):
-        checkpoint = _checkpoint(directory)
-        with _quiet():
-            loop = _trainer(trainer or {}, max_epochs=epochs, callbacks=callbacks, default_root_dir=directory)
+    with _quiet():
+        loop = _trainer(trainer or {}, max_epochs=epochs, callbacks=callbacks, default_root_dir=directory)
+        with hold(directory) if loop.is_global_zero else nullcontext():  # the other ranks write nothing
             parts = _Parts(train, evaluation, batch_size, seed)
             try:
-                loop.fit(module, parts, ckpt_path=checkpoint, weights_only=True)
+                loop.fit(module, parts, ckpt_path=_checkpoint(directory), weights_only=True)
             except MisconfigurationException as error:  # before the first step, of what only the data can tell
                 raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-        if loop.is_global_zero:
-            timing = {
-                "fit_seconds": time.perf_counter() - started,
-                "epochs": epochs,
-                "trainable_parameters": _trainable(module),
-                "classifier_parameters": _trainable(module.classifier),
-            }
-            write_json(directory / TIMING_FILE, timing)
+            if loop.is_global_zero:
+                timing = {
+                    "fit_seconds": time.perf_counter() - started,
+                    "epochs": epochs,
+                    "trainable_parameters": _trainable(module),
+                    "classifier_parameters": _trainable(module.classifier),
+                }
+                write_json(directory / TIMING_FILE, timing)
 
 
 def _checkpoint(directory: Path) -> Path | None:
