@@ -23,7 +23,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; it takes the place of ``path`` if the block ends without an error.
 
     A process that is killed at any moment leaves the file that was there before, if there was one. Missing folders are
-    created.
+    created. Two processes must not write the same file at once; see :func:`tightframe.runs.lock.hold`.
 
     Args:
         path: Path of the file; a link is followed.
@@ -40,7 +40,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         ('whole', ['a.txt'])
     """
     target = Path(os.path.realpath(path))
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f"{target.name}.partial")
     try:
         if target.exists() and not target.is_file():
             raise OutputError(f"{path} cannot be written: it exists and is not a file; move it away")

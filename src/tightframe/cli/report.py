@@ -21,7 +21,9 @@ def parser(text: str) -> ArgumentParser:
 def run(out: Path) -> None:
     """Print the table of a directory of runs and write its report."""
     from tightframe.report import build_report, print_leaderboard
+    from tightframe.runs.lock import hold
 
     print_leaderboard(out)
-    path = build_report(out)
+    with hold(out, wait=True):
+        path = build_report(out)
     print(f"\nreport: {path}")  # noqa: T201  # the command's result
