@@ -99,7 +99,7 @@ def test_data_that_is_missing_is_one_clear_line(name, tmp_path, monkeypatch, cap
         main(["compare", name])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"tightframe: error: {parsed(name).data.args['root']}")
+    assert line.startswith(f"tightframe: error: {tmp_path / parsed(name).data.args['root']}")
     assert "root" in line
     assert not list(tmp_path.iterdir())
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tightframe.config import Experiment, Recipe, build, find_recipe, located, recipe_parser
+from tightframe.config import Experiment, Recipe, build, find_recipe, located, recipe_parser, shipped_recipes
 from tightframe.errors import ConfigError
 from tightframe.files import read_yaml
 
@@ -45,7 +45,8 @@ def with_recipe(arguments: list[str]) -> tuple[list[str], str]:
         path, rest = find_recipe(arguments[2]), arguments[3:]
     else:
         return arguments, ""
-    plain = located(read_yaml(path), path.parent)
+    shipped = path in shipped_recipes().values()  # relative to the working directory, as options are
+    plain = located(read_yaml(path), Path.cwd() if shipped else path.parent)
     if not isinstance(plain, dict):
         raise ConfigError(f"{path} must hold the keys of a recipe, got {type(plain).__name__}; see the config it needs")
     return [arguments[0], "--config", json.dumps(plain), *rest], f"{path}: "
