@@ -105,6 +105,6 @@ def test_records_of_a_loop_of_ones_own_are_a_report_like_any_other(tmp_path):
     ("run", "seed", "error"), [("../up", 0, ConfigError), ("", 0, ConfigError), ("a", -1, ArgumentError)]
 )
 def test_records_are_written_into_the_directory_alone(tmp_path, run, seed, error):
-    with pytest.raises(error, match="run must have names|seed must be"):
+    with pytest.raises(error, match=r"run must have names|seed must be"):
         write(Records(), tmp_path / "out", run=run, seed=seed)
     assert not list(tmp_path.iterdir())
