@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import os
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +21,26 @@ def located(plain: Any, folder: Path) -> Any:
     """Return a recipe as plain data whose relative paths start at a folder: hierarchies and paths of the data source.
 
     Args:
-        plain: Recipe as nested mappings; anything else, which the parser refuses, is returned as it is.
+        plain: Recipe as nested mappings; what is not one, which the parser refuses, stays as it is.
         folder: Folder of the recipe's file, or the working directory.
     """
-    if not isinstance(plain, Mapping):
-        return plain
-    found = dict(plain)
-    if isinstance(plain.get("hierarchy"), str):
-        found["hierarchy"] = _absolute(plain["hierarchy"], folder)
-    if isinstance(plain.get("methods"), Mapping):
-        found["methods"] = {
-            name: {**method, "hierarchy": _absolute(method["hierarchy"], folder)}
-            if isinstance(method, Mapping) and isinstance(method.get("hierarchy"), str)
-            else method
-            for name, method in plain["methods"].items()
-        }
-    data = plain.get("data")
-    if isinstance(data, Mapping) and isinstance(data.get("name"), str) and isinstance(data.get("args"), Mapping):
-        source = find(data["name"], ("tightframe.data",), "data")
-        kinds = inspect.signature(source).parameters
-        args = {
-            name: _absolute(value, folder)
-            if isinstance(value, str) and name in kinds and "Path" in str(kinds[name].annotation)
-            else value
-            for name, value in data["args"].items()
-        }
-        found["data"] = {**data, "args": args}
+
+    def absolute(mapping: Any, keys: Iterable[str]) -> None:
+        for key in keys:
+            if isinstance(mapping, dict) and isinstance(mapping.get(key), str):
+                mapping[key] = os.path.abspath(folder / Path(mapping[key]).expanduser())
+
+    found = copy.deepcopy(plain)
+    if not isinstance(found, dict):
+        return found
+    methods = found.get("methods")
+    for part in [found, *(methods.values() if isinstance(methods, dict) else ())]:
+        absolute(part, ["hierarchy"])
+    data = found.get("data")
+    if isinstance(data, dict) and isinstance(data.get("name"), str):
+        parameters = inspect.signature(find(data["name"], ("tightframe.data",), "data")).parameters.values()
+        absolute(data.get("args"), [p.name for p in parameters if "Path" in str(p.annotation)])
     return found
-
-
-def _absolute(path: str, folder: Path) -> str:
-    return os.path.abspath(folder / Path(path).expanduser())
 
 
 def bind(
