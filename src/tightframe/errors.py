@@ -1,7 +1,7 @@
 """Exceptions, checks of what a caller passed in, and optional dependencies.
 
 Every exception derives from :class:`TightframeError`, so the command line turns exactly these into one line and exit
-code 2. A message names the argument, says what was expected, what was seen and how to mend it.
+code 2. A message names the argument, says what was expected, what was seen and how to correct it.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ class MissingExtraError(TightframeError, ImportError):
 
 
 class Notice(UserWarning):
-    """What a reader of the numbers should know; nothing is wrong."""
+    """A fact that a reader of the numbers should know; nothing is wrong."""
 
 
 def require_extra(module: str, extra: str) -> ModuleType:
     """Import an optional dependency, or say which extra brings it.
 
     Args:
-        module: dotted name of the module.
-        extra: the extra of this package that installs it.
+        module: Dotted name of the module.
+        extra: Extra of this package that installs the module.
 
     Raises:
         MissingExtraError: with the ``pip install`` line, whatever made the import fail: a half-installed package (such

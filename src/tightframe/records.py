@@ -25,16 +25,16 @@ class Record:
     """One measured number.
 
     Args:
-        run: name of what was run, such as the method in a comparison.
-        seed: its seed.
-        epoch: completed epochs; 0 is before training.
-        step: completed optimiser steps.
-        split: ``train``, ``validation``, ``test``, or empty.
-        layer: dotted name of the layer, ``features`` for the classifier's input, or empty.
-        metric: metric id such as ``nc1.pinv``.
-        value: the number; may be nan or infinite.
-        tap: where the layer's features were read: ``input``, ``prepared`` (by a classifier that normalises), ``pre`` or
-            ``post``; empty for what has no such place, and in records of earlier versions.
+        run: Name of the run; in a comparison, of the method.
+        seed: Seed of the run.
+        epoch: Number of completed epochs; 0 is before training.
+        step: Number of completed optimizer steps.
+        split: Name of the split: ``train``, ``validation``, ``test``, or empty.
+        layer: Dotted name of the layer, ``features`` for the classifier's input, or empty.
+        metric: Id of the metric, such as ``nc1.pinv``.
+        value: Number; may be nan or infinite.
+        tap: Place at which the layer's features were read: ``input``, ``prepared`` (by a classifier that normalises),
+            ``pre`` or ``post``; empty for a number without such a place, and in records of earlier versions.
     """
 
     run: str
@@ -49,7 +49,7 @@ class Record:
 
     @property
     def place(self) -> str:
-        """Where it was measured: the layer, with the tap unless it is the layer's input."""
+        """Layer, with the tap unless it is the layer's input."""
         return f"{self.layer} ({self.tap})" if self.tap in ("pre", "post") else self.layer
 
     def to_json(self) -> str:

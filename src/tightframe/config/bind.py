@@ -27,8 +27,14 @@ def located(plain: Any, folder: Path) -> Any:
 
     def absolute(mapping: Any, keys: Iterable[str]) -> None:
         for key in keys:
-            if isinstance(mapping, dict) and isinstance(mapping.get(key), str):
-                mapping[key] = os.path.abspath(folder / Path(mapping[key]).expanduser())
+            value = mapping.get(key) if isinstance(mapping, dict) else None
+            if isinstance(value, str):
+                mapping[key] = from_folder(value)
+            if isinstance(value, list):
+                mapping[key] = [from_folder(path) for path in value]
+
+    def from_folder(path: Any) -> str:
+        return os.path.abspath(folder / Path(str(path)).expanduser())
 
     found = copy.deepcopy(plain)
     if not isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""Confusion: which class was taken for which in one evaluation, and how often."""
+"""Confusion: the pairs of label and prediction in one evaluation, and how often each occurred."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CONFUSION_FILES = "confusion-*.safetensors"
 class Confusion:
     """Every pair of label and prediction that occurred, correct ones included, with its number of samples.
 
-    It grows with the pairs, of which there are no more than samples, and not with K².
+    Its size is that of the pairs, of which there are no more than samples; it does not grow with K².
 
     Args:
-        epoch: completed epochs.
-        pairs: ``(P, 2)`` int64 label and prediction, no pair twice.
-        counts: ``(P,)`` int64 samples of each pair, >= 1.
+        epoch: Number of completed epochs.
+        pairs: Labels and predictions ``(P, 2)``, int64, no pair twice.
+        counts: Numbers of samples ``(P,)`` of each pair, int64, >= 1.
     """
 
     epoch: int
@@ -39,10 +39,10 @@ class Confusion:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Confusion:
-        """Read one file that :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            DataFileError: if it is missing, truncated or something else.
+            DataFileError: if the file is missing, truncated or something else.
         """
         tensors, metadata = read_tensors(path, "a confusion")
         try:

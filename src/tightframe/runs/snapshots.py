@@ -1,4 +1,4 @@
-"""Snapshot: the geometry of one layer at one moment, small enough to keep for every epoch and draw later."""
+"""Snapshot: the geometry of one layer at one moment, small enough to keep for every epoch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Snapshot:
     """Class means, class vectors and some features of one layer after one epoch.
 
     Args:
-        epoch: completed epochs.
-        class_means: ``(K, d)`` means of the training features, not centred; a row of nan is an absent class.
-        class_vectors: ``(K, d)`` rows of the classifier's weight.
-        features: ``(n, d)`` the features of a fixed sample of the training set.
-        labels: ``(n,)`` their labels.
+        epoch: Number of completed epochs.
+        class_means: Means ``(K, d)`` of the training features, not centred; a row of nan is an absent class.
+        class_vectors: Rows ``(K, d)`` of the classifier's weight.
+        features: Features ``(n, d)`` of a fixed sample of the training set.
+        labels: Labels ``(n,)`` of these features.
     """
 
     epoch: int
@@ -39,10 +39,10 @@ class Snapshot:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Snapshot:
-        """Read one file that :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            DataFileError: if it is missing, truncated or something else.
+            DataFileError: if the file is missing, truncated or something else.
         """
         tensors, metadata = read_tensors(path, "a snapshot")
         try:

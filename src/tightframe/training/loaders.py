@@ -19,11 +19,11 @@ class BatchSampler(Sampler[list[int]]):
     dropped when shuffled, unless it is the only one; a rank whose share of it is empty goes without.
 
     Args:
-        size: number of samples.
-        batch_size: samples of a batch, over all ranks together.
-        seed: of the shuffle; None keeps the order.
-        rank: of this process.
-        world_size: number of processes.
+        size: Number of samples.
+        batch_size: Samples of a batch, over all ranks together.
+        seed: Seed of the shuffle; None keeps the order.
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1) -> None:
@@ -63,7 +63,7 @@ class Loader(DataLoader[Any]):
 
 
 class InOrder(BatchSampler, SequentialSampler):  # type: ignore[misc]  # it yields lists where that one has numbers
-    """A sampler in order that Lightning takes for one: under ``overfit_batches`` it replaces any other."""
+    """A sampler in order that Lightning recognises: under ``overfit_batches`` Lightning replaces any other."""
 
 
 def make_loader(
@@ -80,12 +80,12 @@ def make_loader(
     A :class:`TensorDataset` is indexed a batch at a time instead of sample by sample.
 
     Args:
-        dataset: of ``(input, label)``.
-        batch_size: samples of a batch, over all ranks together.
-        seed: of the shuffle; None keeps the order.
-        rank: of this process.
-        world_size: number of processes.
-        options: further arguments of ``DataLoader``, such as ``num_workers``.
+        dataset: Data set of ``(input, label)``.
+        batch_size: Samples of a batch, over all ranks together.
+        seed: Seed of the shuffle; None keeps the order.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        options: Further arguments of ``DataLoader``, such as ``num_workers``.
 
     Raises:
         EmptyDataError: if the dataset is empty.
@@ -102,7 +102,7 @@ def make_loader(
 def evaluation_loader(loader: Any, batch_size: int, rank: int = 0, world_size: int = 1) -> Any:
     """Return a loader that visits the samples behind a loader of :func:`make_loader` once, in order.
 
-    Any other loader is returned as it is: what its sampler, workers and hooks do cannot be known.
+    Any other loader is returned as it is: its sampler, workers and hooks may do anything.
     """
     if not isinstance(loader, DataLoader):
         return loader

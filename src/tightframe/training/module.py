@@ -27,20 +27,21 @@ class ClassifierModule(LightningModule):
     each evaluation split, as ``split/metric``.
 
     Args:
-        backbone: maps inputs to features ``(B, d)``.
-        classifier: maps features to logits ``(B, K)``.
-        loss: a :class:`FeatureLoss` of ``(features, labels, classifier)``, or any module of ``(logits, labels)``.
-        optimizer: builds the optimiser from the trainable parameters.
-        scheduler: builds a scheduler from the optimiser and the total number of steps; it is stepped every step.
-        mixup_alpha: inputs are mixed in pairs with a share from Beta(alpha, alpha), and the loss likewise; 0 is off.
-        splits: names of the evaluation loaders, in their order.
-        seed: if given, the random numbers of step t depend on ``(seed, t)`` alone, so a resumed run repeats the
-            uninterrupted one; None leaves PyTorch's generator alone.
-        distances: ``(K, K)`` of the classes, to log :class:`~tightframe.metrics.HierarchicalMetrics` of each evaluation
-            split too, and to keep its confusion; None for none.
+        backbone: Map from inputs to features ``(B, d)``.
+        classifier: Map from features to logits ``(B, K)``.
+        loss: A :class:`FeatureLoss` of ``(features, labels, classifier)``, or any module of ``(logits, labels)``.
+        optimizer: Function from the trainable parameters to an optimizer.
+        scheduler: Function from the optimizer and the total number of steps to a scheduler, advanced every step.
+        mixup_alpha: Parameter of Beta(alpha, alpha), the share in which pairs of inputs and their losses are mixed; 0
+            is off.
+        splits: Names of the evaluation loaders, in their order.
+        seed: Seed of the random numbers of step t, which then depend on ``(seed, t)`` alone, so that a resumed run
+            repeats the uninterrupted one; None leaves PyTorch's generator alone.
+        distances: Distances ``(K, K)`` between classes, to log :class:`~tightframe.metrics.HierarchicalMetrics` of each
+            evaluation split too, and to keep its confusion; None for none.
 
     Attributes:
-        confusions: which class was taken for which at the last evaluation, by split; empty without distances.
+        confusions: Confusion of the last evaluation by split; empty without distances.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class ClassifierModule(LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Bring the classifier back to its constraint after the step."""
+        """Project the classifier onto its constraint after the step."""
         self.classifier.project_()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -138,7 +139,7 @@ class ClassifierModule(LightningModule):
             cast("ConfusedPairs", self.confused[dataloader_idx]).update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Log what a hierarchy of the classes says of the evaluation, and keep its confusion."""
+        """Log the severity of the mistakes of the evaluation, and keep its confusion."""
         for split, *modules in zip(self.splits, self.severity, self.confused, strict=False):
             metrics, confused = cast("HierarchicalMetrics", modules[0]), cast("ConfusedPairs", modules[1])
             self.log_dict({f"{split}/{name}": value for name, value in metrics.compute().items()})
@@ -148,7 +149,7 @@ class ClassifierModule(LightningModule):
             confused.reset()
 
     def configure_optimizers(self) -> Any:
-        """Build optimiser and scheduler for the parameters that are trained."""
+        """Build optimizer and scheduler for the parameters that are trained."""
         optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
         if self._scheduler is None:
             return optimizer
@@ -156,13 +157,13 @@ class ClassifierModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-        """Return a new scheduler over so many steps.
+        """Return a new scheduler over a number of steps.
 
         Raises:
-            ArgumentError: if the module was made without one.
+            ArgumentError: if the module has no scheduler.
         """
         if self._scheduler is None:
-            raise ArgumentError("scheduler must be given to make another one, got None")
+            raise ArgumentError("scheduler must be given to make another one, got None; pass scheduler= to ClassifierModule")
         return self._scheduler(optimizer, steps)
 
     def logits_and_loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What a training leaves beside its checkpoints, exact across kill and resume: records and confusions."""
+"""Records and confusions of a training, exact across kill and resume."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tightframe.training.module import ClassifierModule
 
 
 class RecordWriter(Callback):
-    """Appends to a JSONL file, after every epoch, what the module logged and what other callbacks measured.
+    """Append logged and measured numbers to a JSONL file after every epoch.
 
-    A checkpoint remembers how many rows had been written. Resuming from it cuts the file back to these, half a line of
-    a killed process included, so the file ends up as if nothing had happened.
+    A checkpoint remembers how many rows had been written. Resuming from it cuts the file back to these rows, and cuts
+    off the half line of a killed process, so the file ends up as if nothing had happened.
 
     Args:
-        path: of the file; it is emptied when training starts from scratch.
-        run: name written into every row.
-        seed: written into every row.
+        path: Path of the file; it is emptied when training starts from scratch.
+        run: Name written into every row.
+        seed: Seed written into every row.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, run: str = "", seed: int = 0) -> None:
@@ -37,16 +37,16 @@ class RecordWriter(Callback):
         self._of_evaluation: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many rows the file has, and how many of each callback are in it."""
+        """Return the number of rows in the file, and of those of each callback."""
         return {"rows": self._rows, "taken": dict(self._taken)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         self._rows = state_dict["rows"]
         self._taken = dict(state_dict["taken"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Create the file, or cut it back to what the checkpoint knows."""
+        """Create the file, or cut it back to the rows of the checkpoint."""
         if not trainer.is_global_zero:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ class RecordWriter(Callback):
         if len(written) < self._rows:
             raise ResumeError(
                 f"{self.path} has {len(written)} rows and the checkpoint knows of {self._rows}: the file was changed "
-                "since; start again in an empty directory"
+                "since; train again in an empty directory"
             )
         Records(written[: self._rows]).save(self.path)
 
@@ -66,11 +66,11 @@ class RecordWriter(Callback):
         self._evaluated = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what was logged before an evaluation."""
+        """Remember the metrics from before an evaluation."""
         self._before = dict(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what the evaluation logged: Lightning keeps it for epochs that have none."""
+        """Remember the metrics of the evaluation: Lightning keeps them for epochs without one."""
         self._evaluated = True
         new = trainer.callback_metrics.items() - self._before.items()
         self._of_evaluation |= {key for key, _ in new}
@@ -90,7 +90,7 @@ class RecordWriter(Callback):
         self._write(rows)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what was measured after the last epoch's rows."""
+        """Write the rows that were measured after those of the last epoch."""
         if trainer.is_global_zero:
             self._write(self._measured(trainer))
 
@@ -117,20 +117,20 @@ class RecordWriter(Callback):
 
 
 class ConfusionWriter(Callback):
-    """Writes a :class:`Confusion` of each split after every evaluation, in place of the one before.
+    """Write a :class:`Confusion` of each split after every evaluation, in place of the one before.
 
     It needs no state: checkpoints come after the evaluation of their epoch, so a resumed training either has the last
-    file already or evaluates once more what it was of.
+    file already or evaluates that epoch once more.
 
     Args:
-        directory: receives ``confusion-<split>.safetensors``.
+        directory: Directory for ``confusion-<split>.safetensors``.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what the module has kept of this evaluation."""
+        """Write the confusions that the module has kept of this evaluation."""
         if trainer.is_global_zero and not trainer.sanity_checking and isinstance(pl_module, ClassifierModule):
             for split, confusion in pl_module.confusions.items():
                 confusion.save(self.directory, split)
