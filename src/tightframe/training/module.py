@@ -163,7 +163,9 @@ class ClassifierModule(LightningModule):
             ArgumentError: if the module has no scheduler.
         """
         if self._scheduler is None:
-            raise ArgumentError("scheduler must be given to make another one, got None; pass scheduler= to ClassifierModule")
+            raise ArgumentError(
+                "scheduler must be given to make another one, got None; pass scheduler= to ClassifierModule"
+            )
         return self._scheduler(optimizer, steps)
 
     def logits_and_loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
