@@ -20,9 +20,9 @@ from typing import Any
 
 from studies._tables import markdown
 from studies.nearest_etf import middle
+from studies.theory.certified import Moment, certified_course
+from studies.theory.networks import Shape
 from tightframe.errors import TightframeError, check_positive
-from tightframe.theory.certified import Moment, certified_course
-from tightframe.theory.networks import Shape
 
 
 @dataclass(frozen=True)

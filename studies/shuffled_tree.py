@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from tightframe.config import Part, bind, find_recipe
 from tightframe.data import DataSource
 from tightframe.errors import ConfigError, TightframeError
+from tightframe.files import read_yaml
 from tightframe.hierarchy import Tree
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle")
     options = parser.parse_args(argv)
     try:
-        described = yaml.safe_load(find_recipe(options.recipe).read_text(encoding="utf-8"))["data"]
+        described = read_yaml(find_recipe(options.recipe))["data"]
         data = bind(Part(**described), ("tightframe.data",), DataSource, "data").load()
         if data.paths is None:
             raise ConfigError(f"{options.recipe} must have data with a hierarchy of their own")

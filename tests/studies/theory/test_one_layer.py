@@ -7,21 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from tightframe.report.charts import Chart
-from tightframe.theory.figures import FIGURES, one_layer
-from tightframe.theory.figures.one_layer import (
-    alignments,
+from studies.theory.one_layer import (
     bias_kink,
     descend,
     descend_nonnegative,
     kink_problem,
-    largest_cosines,
     mean_share,
-    nearest_cosines,
-    train_digits,
     twin_gaps,
 )
+
+from studies.theory import FIGURES, one_layer
+from tightframe.report.charts import Chart
 from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.problems import CrossEntropyUFM, MeanSquaredUFM, ReLUImbalanced
 from tightframe.ufm.solve import solve
@@ -48,25 +44,6 @@ def test_descent_ends_at_the_predicted_norms(problem, rate):
     assert end.collapse()["nc1.ratio"] < 1e-9 < 1e-2 < path[0][1].collapse()["nc1.ratio"]
 
 
-def test_descent_is_drawn_from_its_seed():
-    problem = CrossEntropyUFM((2, 2), 3, 0.01, 0.01)
-    first, again, other = (descend(problem, 1.0, 3, seed)[-1][1].W for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.allclose(first, other)
-
-
-@pytest.mark.parametrize("features", [True, False])
-def test_networks_depend_on_their_seed_alone(features):
-    before = torch.random.get_rng_state()
-    path = train_digits(0, 100, features=features, samples=10)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    (_, start), (last, end) = path[0], path[-1]
-    assert last == 100
-    assert end.certificate.loss != start.certificate.loss
-    again = train_digits(0, 100, features=features, samples=10)[-1][1]
-    assert again.certificate.loss == end.certificate.loss
-
-
 @pytest.mark.parametrize("constant", [0.1, 0.5, 0.8])
 def test_bias_kinks_at_its_threshold(constant):
     problem = kink_problem(constant)
@@ -77,12 +54,6 @@ def test_bias_kinks_at_its_threshold(constant):
     assert mean_share(below) == pytest.approx(0, abs=1e-7)
     # With t = 1 - c and x the excess of the penalty, the mean part is t - c / kink / (1 + x) = t x / (1 + x).
     assert mean_share(above) == pytest.approx(0.03 / 1.03, abs=1e-5)
-
-
-def test_mean_share_of_the_two_frames():
-    problem = MeanSquaredUFM((10,) * 4, 4, 0.01, 0.01)
-    assert mean_share(closed_form(problem)) == pytest.approx(1)
-    assert mean_share(closed_form(replace(problem, bias_decay=0.0))) == pytest.approx(0, abs=1e-12)
 
 
 def test_bias_figure_draws_what_was_solved_on_the_closed_form():
@@ -114,20 +85,6 @@ def test_a_class_dies_at_its_threshold(factor, lives):
     decay = factor * closed_form(RELU).facts["death_sigma"]
     found = descend_nonnegative(replace(RELU, weight_decay=decay, feature_decay=decay), seed=0, steps=2000)
     assert (found.gram_H[0, 0].item() > 1e-4) == lives
-
-
-def test_angles_of_living_and_dead_classes():
-    solution = closed_form(RELU)
-    assert alignments(solution)[0].isnan()
-    assert bool((alignments(solution)[1:] > 0.5).all())
-    assert nearest_cosines(solution).tolist() == pytest.approx([math.nan, 0, 0, 0], nan_ok=True)
-    cosines = largest_cosines(solution)
-    assert math.isnan(cosines[-1])
-    directions = torch.nn.functional.normalize(solution.W)
-    assert cosines[2].item() == pytest.approx((directions[2] @ directions[3]).item())
-    crowded = replace(solution, H=solution.H.clone())
-    crowded.H[2] = crowded.H[3] + crowded.H[2]
-    assert nearest_cosines(crowded)[3] > 0.5
 
 
 @pytest.mark.parametrize(("factor", "merged"), [(1.03, True), (0.97, False)])

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from studies.theory.networks import Network, Shape, balanced_digits, unregularised
 from tightframe.report.charts import Chart, HeatMap, Line
-from tightframe.theory.networks import Network, Shape, balanced_digits, unregularised
 from tightframe.ufm.certify import certify
 from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.flow import LogTimeFlow, Trajectory
@@ -111,7 +111,7 @@ def network_course(shape: Shape, seed: int, times: Sequence[float], per_class: i
     Args:
         shape: of the network.
         seed: of its draw.
-        times: increasing; see :func:`tightframe.theory.networks.unregularised`.
+        times: increasing; see :func:`studies.theory.networks.unregularised`.
         per_class: samples.
     """
     images, labels = balanced_digits(per_class)

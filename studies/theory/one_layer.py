@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from tightframe.data.digits import Digits
+from studies.theory.networks import balanced_digits
 from tightframe.report.charts import Chart, HeatMap, Line
 from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.forms.common import strengths_of
@@ -97,7 +97,7 @@ def train_digits(seed: int, steps: int, *, features: bool, samples: int = 50) ->
             decay of all parameters, by SGD.
         samples: of each class.
     """
-    inputs, labels = _digits(samples)
+    inputs, labels = balanced_digits(samples)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body = nn.Sequential(
@@ -131,13 +131,6 @@ def train_digits(seed: int, steps: int, *, features: bool, samples: int = 50) ->
 
 def _steps_kept(steps: int) -> set[int]:
     return {round(steps ** (i / 24)) for i in range(25)}
-
-
-def _digits(samples: int) -> tuple[Tensor, Tensor]:
-    """Return the first digits of each class ``(10 samples, 64)``, class by class, and their labels."""
-    inputs, labels = Digits().load().train.tensors  # type: ignore[attr-defined]
-    chosen = torch.cat([(labels == k).nonzero().squeeze(1)[:samples] for k in range(10)])
-    return inputs[chosen], labels[chosen]
 
 
 def _points(networks: dict[str, NetworkPath]) -> dict[str, Path]:

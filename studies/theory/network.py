@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from studies.theory.certified import certified_course
+from studies.theory.networks import Shape
 from tightframe.report.charts import Chart, HeatMap, Line
-from tightframe.theory.certified import certified_course
-from tightframe.theory.networks import Shape
 
 SHAPES = {"batch norm": Shape(), "plain": Shape(depth=2, batch_norm=False)}
 _MARKS = (5, 10, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightframe.data import Digits
+from studies.theory.networks import balanced_digits
 from tightframe.functional import nc1
 from tightframe.moments import ClassMoments
 from tightframe.report.charts import Chart, HeatMap, Line
@@ -41,7 +41,7 @@ def linear_head(seed: int) -> list[Chart | HeatMap]:
     Args:
         seed: of the starts.
     """
-    (inputs, labels), generator = first_digits(SAMPLES), torch.Generator().manual_seed(seed)
+    (inputs, labels), generator = balanced_digits(SAMPLES), torch.Generator().manual_seed(seed)
     networks = {depth: train(inputs, labels, depth, generator) for depth in DEPTHS}
     measured = {depth: [measure(*point, labels) for point in network.points()] for depth, network in networks.items()}
     certificates = {
@@ -77,13 +77,6 @@ class Networks(NamedTuple):
     def points(self) -> list[tuple[list[Tensor], Tensor]]:
         """Return head and what enters it, of each network."""
         return [([matrix[i] for matrix in self.matrices], x) for i, x in enumerate(self.inputs)]
-
-
-def first_digits(number: int) -> tuple[Tensor, Tensor]:
-    """Return ``(10 number, 64)`` images and ``(10 number,)`` labels, so many of each digit."""
-    images, labels = Digits().load().train[:]
-    kept = torch.cat([(labels == k).nonzero()[:number, 0] for k in range(10)])
-    return images[kept], labels[kept]
 
 
 def train(

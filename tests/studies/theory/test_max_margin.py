@@ -6,11 +6,10 @@ import math
 from itertools import pairwise
 
 import pytest
-import torch
+from studies.theory.max_margin import cosine, path_distances, path_slope, penalised, step_cosine
 
+from studies.theory import FIGURES, max_margin
 from tightframe.report.charts import HeatMap
-from tightframe.theory.figures import FIGURES, max_margin
-from tightframe.theory.figures.max_margin import cosine, path_distances, path_slope, penalised, step_cosine, unit
 from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.forms.margin import step_geometry
 from tightframe.ufm.problems import MaxMargin
@@ -40,11 +39,6 @@ def test_equal_counts_are_on_the_path_from_the_start(counts):
     assert path_distances(counts, [1e-3])[0] < 1e-7
 
 
-def test_the_slope_knows_no_order_and_no_unit_of_counts():
-    assert path_slope((1, 50, 5, 20)) == pytest.approx(path_slope((50, 20, 5, 1)))
-    assert path_slope((24, 24, 6, 6)) == pytest.approx(path_slope((12, 12, 3, 3)))
-
-
 @pytest.mark.parametrize("ratio", [1, 3, 100])
 def test_cosines_are_those_of_the_closed_form(ratio):
     solution, step = closed_form(MaxMargin((ratio, ratio, 1, 1), dim=3)), step_geometry(ratio, 0.5, 4)
@@ -57,10 +51,6 @@ def test_angles_approach_seli():
     target = step_cosine(step_geometry(100, 0.5, 4), "w", "minority")
     errors = [abs(cosine(penalised((100, 100, 1, 1), 10.0**-e).gram_W, 2, 3) - target) for e in (4, 12, 36)]
     assert errors[0] > 2.5 * errors[1] > 5 * errors[2] > 0
-
-
-def test_unit_has_norm_one():
-    assert torch.linalg.matrix_norm(unit(torch.eye(4))) == pytest.approx(1)
 
 
 def test_figure_is_made(monkeypatch):

@@ -6,11 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-
-from tightframe.report.charts import Chart
-from tightframe.theory.figures import FIGURES, ulpm
-from tightframe.theory.figures.ulpm import (
+from studies.theory.networks import Shape
+from studies.theory.ulpm import (
     ABOVE,
     CERTIFIED,
     SCALE,
@@ -19,7 +16,9 @@ from tightframe.theory.figures.ulpm import (
     network_course,
     start_of_equal_norm,
 )
-from tightframe.theory.networks import Network, Shape, balanced_digits, unregularised
+
+from studies.theory import FIGURES, ulpm
+from tightframe.report.charts import Chart
 from tightframe.ufm import ULPM, MaxMargin, closed_form
 from tightframe.ufm.flow import LogTimeFlow
 from tightframe.ufm.forms.margin import etf_flow_scale
@@ -118,69 +117,7 @@ def test_what_is_centred_falls_as_one_over_log_t_and_the_classifier_as_its_root(
     assert course.values[SCALE][-1] == pytest.approx(law[-1].item(), rel=1e-2)
 
 
-def test_a_course_is_of_the_times_that_were_asked_for():
-    course, _ = flow_course(PROBLEM, seed=0, final_time=1e6, points=9)
-    assert len(course.times) == len(course.losses) == len(course.values[ABOVE]) <= 9
-    assert sorted(set(course.times)) == course.times
-    assert course.times[0] == pytest.approx(10, rel=0.2)
-    assert course.times[-1] == pytest.approx(1e6, rel=1e-9)
-    for above, certified in zip(course.values[ABOVE], course.values[CERTIFIED], strict=True):
-        assert 0 < above <= certified
-
-
 # Networks ------------------------------------------------------------------------------------------------------------
-
-
-def test_digits_are_as_many_of_each_class():
-    images, labels = balanced_digits(7)
-    assert images.shape == (70, 64)
-    assert labels.tolist() == [k for k in range(10) for _ in range(7)]
-    with pytest.raises(ValueError, match="per_class must be finite and at most 139"):
-        balanced_digits(140)
-
-
-@pytest.mark.parametrize("shape", [Shape(8, 2), Shape(8, 2, batch_norm=False), Shape(8, 1, relu=False)], ids=str)
-def test_a_network_is_of_its_shape_and_its_seed(shape):
-    state = torch.random.get_rng_state()
-    network, same, other = (Network(shape, 64, seed) for seed in (3, 3, 4))
-    assert torch.equal(torch.random.get_rng_state(), state)
-    images, _ = balanced_digits(3)
-    W, H = network.point(images)
-    assert (W.shape, H.shape, H.dtype) == ((10, 8), (30, 8), torch.float64)
-    assert bool((H >= 0).all()) == shape.relu
-    assert torch.equal(same.point(images)[1], H)
-    assert not torch.equal(other.point(images)[1], H)
-    linear = [layer for layer in network.body if isinstance(layer, torch.nn.Linear)]
-    normed = [layer for layer in network.body if isinstance(layer, torch.nn.BatchNorm1d)]
-    assert len(linear) == shape.depth
-    assert len(normed) == shape.depth * shape.batch_norm
-    assert network.classifier.bias is None
-
-
-def test_descent_without_penalty_yields_when_a_time_is_reached():
-    images, labels = balanced_digits(3)
-    network = Network(Shape(16, 1), 64, 0).double()
-    times, before = [1.0, 1.0001, 1e3, 1e9], math.inf
-    reached = []
-    for time, loss in unregularised(network, images.double(), labels, times):
-        assert loss < before
-        before = loss
-        # far below what the mean of float64 log-softmaxes can tell from zero
-        margins = network(images.double()).detach()
-        margins = (margins - margins.gather(1, labels.unsqueeze(1))).scatter(1, labels.unsqueeze(1), -torch.inf)
-        assert loss == pytest.approx(torch.log1p(margins.exp().sum(dim=1)).sum().item(), rel=1e-9)
-        reached.append(time)
-    assert len(reached) in (3, 4)  # one step may reach the first two
-    for time in (1.0, 1e3, 1e9):
-        assert any(time <= moment < 3 * time for moment in reached)
-
-
-def test_descent_without_penalty_gives_up():
-    images, labels = balanced_digits(3)
-    network = Network(Shape(16, 1), 64, 0)
-    start = F.cross_entropy(network(images), labels)
-    assert list(unregularised(network, images, labels, [1e300], max_steps=20)) == []
-    assert F.cross_entropy(network(images), labels) < start
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])

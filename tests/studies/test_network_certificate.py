@@ -5,15 +5,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from studies import network_certificate
-from studies.network_certificate import BASE, COLUMNS, VARIATIONS, Training, table, varied
+from studies.network_certificate import VARIATIONS, Training
+from studies.theory.certified import best_scaled, certified_course, gap_parts
+from studies.theory.networks import Network, Shape, balanced_digits, decayed
 
-from tightframe.errors import ArgumentError
+from studies import network_certificate
+from studies.theory import FIGURES, network
 from tightframe.report.charts import Chart
-from tightframe.theory.certified import best_scaled, certified_course, gap_parts
-from tightframe.theory.figures import FIGURES, network
-from tightframe.theory.networks import Network, Shape, balanced_digits, decayed
-from tightframe.ufm import CrossEntropyUFM, MeanSquaredUFM, Solution, certify_network, closed_form
+from tightframe.ufm import CrossEntropyUFM, Solution, certify_network, closed_form
 from tightframe.ufm.objective import objective
 
 PROBLEM = CrossEntropyUFM((3,) * 4, dim=6, weight_decay=2e-2, feature_decay=1e-2)
@@ -83,19 +82,7 @@ def test_each_part_removes_what_it_is_named_for():
     assert parts["centred"] > 1.02 * least
 
 
-def test_only_cross_entropy_is_split():
-    problem = MeanSquaredUFM((3,) * 4, dim=6, weight_decay=1e-2, feature_decay=1e-2)
-    with pytest.raises(ArgumentError, match="CrossEntropyUFM, got MeanSquaredUFM"):
-        gap_parts(closed_form(problem))
-
-
 # Trainings -----------------------------------------------------------------------------------------------------------
-
-
-def test_training_yields_after_the_marked_steps_and_the_last():
-    images, labels = balanced_digits(2)
-    body = Network(Shape(16, 1), 64, 0)
-    assert list(decayed(body, images, labels, 1e-2, 20, marks=(0, 3, 7))) == [0, 3, 7, 20]
 
 
 def test_training_is_descent_with_momentum_and_decay_at_a_rate_that_falls_as_a_cosine():
@@ -139,20 +126,6 @@ def test_a_network_whose_features_have_died_has_no_gap_but_is_not_what_is_predic
 # The table -----------------------------------------------------------------------------------------------------------
 
 
-def test_cells_are_medians_over_seeds():
-    lines = table(TINY, seeds=3, per_class=3).splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert tuple(cells[0]) == COLUMNS
-    assert [row[0] for row in cells[2:]] == list(TINY)
-    ends = [certified_course(Shape(16, 1), seed, 5e-3, 30, per_class=3)[-1] for seed in range(3)]
-    losses = sorted(end.network.certificate.loss for end in ends)
-    assert cells[2][2] == f"{losses[1]:.4g} [{losses[0]:.4g}, {losses[2]:.4g}]"
-    above = sorted(100 * (end.network.certificate.loss / end.network.certificate.lower_bound - 1) for end in ends)
-    assert cells[2][3] == "{1:g} [{0:g}, {2:g}]".format(*(round(value, 1) for value in above))
-    assert cells[3][6] == "–"
-    assert cells[2][6] != "–"
-
-
 def test_the_command_prints_what_it_was_asked_for(capsys, monkeypatch):
     for name, training in TINY.items():
         monkeypatch.setitem(VARIATIONS, name, training)
@@ -160,18 +133,6 @@ def test_the_command_prints_what_it_was_asked_for(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "decay 0.005, 1000 steps, 1 seeds" in printed
     assert [line.split("|")[1].strip() for line in printed.splitlines() if line[:1] == "|"][2:] == ["linear"]
-
-
-def test_wrong_arguments_are_refused(capsys):
-    assert network_certificate.main(["--seeds", "0"]) == 2
-    assert "--seeds" in capsys.readouterr().err
-    assert network_certificate.main(["--seeds", "1", "--per_class", "140", "--only", "base"]) == 2
-    assert "at most 139" in capsys.readouterr().err
-
-
-def test_one_thing_is_changed_at_a_time():
-    assert varied({"width": 16}) == Training(Shape(16), BASE.decay, BASE.steps)
-    assert len(set(map(repr, VARIATIONS.values()))) == len(VARIATIONS)
 
 
 # The figure ----------------------------------------------------------------------------------------------------------

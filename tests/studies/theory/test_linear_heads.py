@@ -3,12 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from studies.theory.linear_heads import measure, train
 
-from tightframe.theory.figures import FIGURES, linear_heads
-from tightframe.theory.figures.linear_heads import first_digits, measure, train
+from studies.theory import FIGURES, linear_heads
+from tests.problems import draw
 from tightframe.ufm.heads import certify_head
-
-from ..problems import draw
 
 K, PER_CLASS = 3, 12
 
@@ -28,13 +27,6 @@ def networks(data, depth, **options):
 @pytest.fixture(scope="module")
 def three_layers(data):
     return networks(data, 3)
-
-
-def test_digits_are_balanced_images():
-    images, labels = first_digits(4)
-    assert images.shape == (40, 64)
-    assert labels.tolist() == sorted(labels.tolist())
-    assert labels.bincount().tolist() == [4] * 10
 
 
 def test_bounds_hold_of_trained_networks(three_layers, data):
@@ -84,14 +76,6 @@ def test_imbalance_decays_as_under_gradient_flow(data):
     assert times[-1] == pytest.approx(0.5 * linear_heads.RATE * 2000 / (1 - linear_heads.MOMENTUM), rel=1e-3)
     slopes = np.diff(np.log(values[6:]), axis=0) / np.diff(times[6:])[:, None]
     assert slopes == pytest.approx(np.full(slopes.shape, -2 * decay), rel=0.1)
-
-
-def test_networks_are_the_same_for_the_same_seed_and_differ_between_starts(data):
-    first, second = (networks(data, 2, steps=50) for _ in range(2))
-    assert first.inputs.shape == (2, len(data[1]), 8)
-    assert torch.equal(first.inputs, second.inputs)
-    assert torch.equal(first.matrices[1], second.matrices[1])
-    assert not torch.equal(first.matrices[1][0], first.matrices[1][1])
 
 
 def test_figure_draws_what_was_computed(monkeypatch):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from studies.theory.networks import Network, Shape, balanced_digits, decayed
 from tightframe.errors import ArgumentError
-from tightframe.theory.networks import Network, Shape, balanced_digits, decayed
 from tightframe.ufm.duality import descent_of_fit
 from tightframe.ufm.forms.common import bisect, sigma_of
 from tightframe.ufm.network import NetworkCertificate, certify_network

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 import yaml
-from studies import language_model, language_model_training
 from studies.language_model_network import VARIANTS, build, trainable
 from studies.language_model_table import pareto
 from studies.language_model_training import (
@@ -19,8 +18,9 @@ from studies.language_model_training import (
     windows_at,
 )
 
+from studies import language_model, language_model_training
 from tightframe.data import ByteCorpus
-from tightframe.errors import ArgumentError, EmptyDataError
+from tightframe.errors import ArgumentError
 from tightframe.frames import nearest_simplex_weight, simplex_weight
 from tightframe.nn import variance_preserving_gain
 from tightframe.records import Records
@@ -177,11 +177,6 @@ def test_matrices_have_the_norm_of_the_variance_preserving_simplex(variant, touc
     assert not any(torch.equal(weight, other[key]) for key, weight in found.items())
 
 
-def test_a_gain_may_be_given():
-    weight = matrices(build("w2", 32, 1, seed=0, gain=0.5))[0, "w2"]
-    assert weight.norm().item() == pytest.approx(0.5 * math.sqrt(32), rel=1e-6)
-
-
 @pytest.mark.parametrize("variant", FIXED)
 def test_fixed_matrices_are_the_same_bits_after_training(variant, corpus, tmp_path, monkeypatch):
     network, timing, *_ = train(variant, corpus, tmp_path, monkeypatch)
@@ -244,44 +239,6 @@ def test_a_training_leaves_records_and_timing_and_comes_out_the_same_again(corpu
     assert fit("baseline", 1, TINY, corpus, tmp_path / "other")[0] != score
 
 
-def test_the_optimiser_is_the_recipes(corpus, tmp_path, monkeypatch):
-    seen = {}
-
-    def spy(module):
-        seen["clip"] = module.trainer.gradient_clip_val
-        seen["optimizer"] = module.optimizers(use_pl_optimizer=False)
-        seen["matrices"] = {p for p in module.parameters() if p.ndim == 2}
-        seen["others"] = {p for p in module.parameters() if p.ndim < 2}
-
-    monkeypatch.setattr(LanguageModel, "on_fit_start", spy)
-    fit("baseline", 0, TINY, corpus, tmp_path / "out")
-    decayed, others = seen["optimizer"].param_groups
-    assert isinstance(seen["optimizer"], torch.optim.AdamW)
-    assert (set(decayed["params"]), set(others["params"])) == (seen["matrices"], seen["others"])
-    assert [(g["weight_decay"], g["betas"], g["initial_lr"]) for g in (decayed, others)] == [
-        (0.1, (0.9, 0.95), 3e-3),
-        (0.0, (0.9, 0.95), 3e-3),
-    ]
-    assert seen["clip"] == 1.0
-
-
-def test_losses_are_means_of_a_hundred_steps(monkeypatch, corpus, tmp_path):
-    monkeypatch.setattr(language_model_training, "LOSS_EVERY", 4)
-    seen = []
-    step = LanguageModel.training_step
-
-    def spy(module, batch, index):
-        loss = step(module, batch, index)
-        seen.append(loss.item())
-        return loss
-
-    monkeypatch.setattr(LanguageModel, "training_step", spy)
-    *_, records, _ = train("no-ff", corpus, tmp_path, monkeypatch)
-    losses = [(r.step, r.value) for r in records.where(metric="loss")]
-    assert losses == [(4, pytest.approx(sum(seen[:4]) / 4)), (6, pytest.approx(sum(seen[4:]) / 2))]
-    assert seen[0] == pytest.approx(math.log(256), abs=0.1)
-
-
 def test_a_seed_decides_the_windows():
     text = torch.arange(1000, dtype=torch.int16)
     found, again, other = Windows(text, 5, 3, 0), Windows(text, 5, 3, 0), Windows(text, 5, 3, 1)
@@ -313,16 +270,6 @@ def test_a_network_that_knows_nothing_needs_eight_bits_and_windows_reach_from_en
     assert seen == list(range(0, 191, 10))
 
 
-def test_what_a_network_has_learned_is_told_in_bits():
-    network = tiny("no-ff")
-    with torch.no_grad():
-        network.norm.weight.zero_()
-        network.norm.bias.fill_(1.0)
-        network.output.weight.zero_()
-        network.output.weight[97] = math.log(255.0) / 32  # byte 97 has half of the probability
-    assert bits_per_byte(network, torch.full((500,), 97, dtype=torch.uint8)) == pytest.approx(1.0, abs=1e-5)
-
-
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
@@ -337,12 +284,6 @@ def test_what_a_network_has_learned_is_told_in_bits():
 def test_settings_out_of_range_are_refused(changes, name):
     with pytest.raises(ArgumentError, match=name):
         Settings(**changes)
-
-
-def test_a_part_shorter_than_a_window_is_refused(corpus, tmp_path):
-    with pytest.raises(EmptyDataError, match="test must have at least 129 bytes, got 128"):
-        fit("baseline", 0, TINY, ByteCorpus(corpus.train, None, corpus.test[:128]), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 SMALL = ["--steps", "2", "--width", "32", "--blocks", "1", "--batch_size", "1"]
@@ -378,36 +319,12 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     assert config["python"] == json.loads((tmp_path / "out" / VERSIONS_FILE).read_text())["python"]
 
 
-def test_a_directory_holds_trainings_of_one_setting(tmp_path, capsys):
-    assert run(tmp_path, "--variants", "no-ff", "--seeds", "0") == 0
-    assert run(tmp_path, "--variants", "no-ff", "--seeds", "1", "--learning_rate", "0.1", "--bf16") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "learning_rate, bf16 differ" in line
-    (tmp_path / CONFIG_FILE).write_text("")
-    assert run(tmp_path, "--variants", "no-ff") == 2
-
-
 def test_parameters_are_chosen_on_validation(tmp_path, capsys):
     assert run(tmp_path / "v", "--variants", "no-ff", "--seeds", "0", "--validation_fraction", "0.1") == 0
     records = Records.read(tmp_path / "v" / "no-ff" / "seed-0" / RECORDS_FILE)
     assert records.unique("split") == ["train", "validation"]
     assert language_model.main(["table", str(tmp_path / "v")]) == 0
     assert "validation bits/byte" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        (["--variants", "w3"], "variants must be one of"),
-        (["--width", "33"], "multiple of 32"),
-        (["--steps", "0"], "steps"),
-    ],
-)
-def test_wrong_options_are_one_line_and_exit_code_2(tmp_path, capsys, options, word):
-    assert run(tmp_path / "out", *options) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert word in line
-    assert not (tmp_path / "out").exists()
 
 
 def write(out, variant, seed, bits, seconds=None, **timing):
@@ -461,40 +378,6 @@ def test_the_table(study, capsys):
     assert rows["no-ff"]["test bits/byte"] == "3.000 ± 0.000"
     # Only seed 1 has a partner: (3.0 - 2.4) / (3.0 - 2.2).
     assert (rows["both"]["minus baseline"], rows["both"]["FF kept %"]) == ("0.200", "75")
-
-
-def test_what_is_unfinished_diverged_or_alone_is_told(study, capsys):
-    write(study, "w1", 0, 1.0)
-    write(study, "w1", 1, 2.5, 10.0)
-    write(study, "gaussian-both", 0, math.nan, 10.0)
-    write(study, "gaussian-both", 1, 2.5, 10.0)
-    (study / "no-ff" / "seed-1" / TIMING_FILE).unlink()
-    printed, rows = cells(capsys, study)
-    assert "left out: w1, seed 0, unfinished" in printed
-    assert (rows["w1"]["seeds"], rows["w1"]["test bits/byte"], rows["w1"]["FF kept %"]) == ("1", "2.500", "–")
-    assert rows["gaussian-both"]["test bits/byte"] == "2.500 (1 of 2)"
-    assert rows["gaussian-both"]["FF kept %"] == "nan"
-    assert rows["gaussian-both"]["trainable parameters"] == "–"
-
-
-def test_runs_of_something_else_are_refused(tmp_path, capsys):
-    write(tmp_path, "learned", 0, 1.0, 1.0)
-    records = Records()
-    records.add("accuracy", 1.0)
-    records.save(tmp_path / "learned" / "seed-0" / RECORDS_FILE)
-    assert language_model.main(["table", str(tmp_path)]) == 2
-    assert "studies.language_model" in capsys.readouterr().err
-    assert language_model.main(["table", str(tmp_path / "missing")]) == 2
-
-
-def test_the_figure_is_the_same_every_time(study, tmp_path, capsys):
-    paths = [tmp_path / "docs" / name for name in ("curve.svg", "again.svg")]
-    for path in paths:
-        cells(capsys, study, "--figure", path)
-    first, second = (path.read_text() for path in paths)
-    assert first == second
-    assert all(word in first for word in ("no-ff", "w2", "trainable parameters", "bits per byte, test", "CPU time"))
-    assert language_model.main(["table", str(study), "--figure", str(tmp_path / "curve.txt")]) == 2
 
 
 def test_the_front_is_what_nothing_cheaper_beats():

@@ -2,20 +2,17 @@ import itertools
 
 import pytest
 import torch
-
-from tightframe.theory.figures import FIGURES, deep
-from tightframe.theory.figures.deep import (
-    Descent,
+from studies.theory.deep import (
     deep_model,
     gradient_descent,
     gradients,
     losses_by_depth,
-    lowest_found,
-    numerical_rank,
 )
+
+from studies.theory import FIGURES, deep
 from tightframe.ufm.logit_structures import Structure
 from tightframe.ufm.problems import DeepUFM
-from tightframe.ufm.structures import best_scale, deep_logits, deep_objective, structures
+from tightframe.ufm.structures import best_scale, deep_objective, structures
 
 
 def generator(seed=0):
@@ -56,36 +53,11 @@ def test_descent_ends_at_the_best_structure_where_nothing_is_better(L):
     assert run.ranks[-1].tolist() == [best.structure.rank] * 2
 
 
-def test_descent_records_what_it_passes_through():
-    problem = deep_model(2, 12)
-    run = gradient_descent(problem, 3, 1, generator())
-    assert list(run.steps) == [0, 1, 2, 3]
-    g = generator()
-    factors = [torch.randn(rows, 12, generator=g, dtype=torch.float64) / 12**0.5 for rows in (50, 12, 10)]
-    for step in range(4):
-        assert run.losses[step].item() == pytest.approx(deep_objective(problem, factors).item(), abs=1e-12)
-        torch.testing.assert_close(run.spectra[step, 0], torch.linalg.svdvals(deep_logits(problem, factors)))
-        point = [factor.clone().requires_grad_() for factor in factors]
-        slopes = torch.autograd.grad(deep_objective(problem, point), point)
-        factors = [factor - deep.RATE * slope for factor, slope in zip(factors, slopes, strict=True)]
-
-
-def test_rank_counts_what_is_above_a_hundredth_of_the_largest():
-    assert numerical_rank(torch.tensor([[5.0, 0.0501, 0.0499], [1.0, 1.0, 0.0]])).tolist() == [2, 2]
-
-
 def test_best_structure_has_a_lower_rank_the_deeper_the_model():
     problems = {depth: deep_model(depth) for depth in (1, 2, 4, 5, 12)}
     losses = losses_by_depth(problems)
     best = [min(losses, key=lambda name: losses[name][i]) for i in range(len(problems))]
     assert best == ["dnc", "pairs", "pairs", "polygon", "polygon"]
-
-
-def test_the_search_finds_the_best_structure_where_nothing_is_better(monkeypatch):
-    monkeypatch.setattr(deep, "SOLVER_STARTS", 2)
-    problem = DeepUFM((2,) * 3, 4, (0.01,) * 3)
-    best = structures(problem)[0]
-    assert lowest_found(problem, generator()) == (pytest.approx(best.scale.loss, abs=1e-9), best.structure.rank)
 
 
 def test_edges_of_the_simplex_of_five_corners_are_better_than_the_library():
@@ -129,10 +101,3 @@ def test_figure_draws_what_was_computed(monkeypatch):
         for bound, *each in zip(losses.pop("proved lower bound"), losses["pairs"], strict=True)
     )
     assert list(rank_by_depth.lines[0].y) == [9, 5, 2]
-
-
-def test_descent_is_the_same_for_the_same_seed():
-    runs = [gradient_descent(deep_model(2), 50, 2, generator(seed)) for seed in (0, 0, 1)]
-    assert isinstance(runs[0], Descent)
-    assert torch.equal(runs[0].losses, runs[1].losses)
-    assert not torch.equal(runs[0].losses, runs[2].losses)
