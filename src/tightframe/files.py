@@ -6,9 +6,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,18 @@ def read_yaml(path: str | os.PathLike[str], *, words: bool = False) -> Any:
         return yaml.load(text, _yaml_loader(yaml, words))
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise DataFileError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+
+
+def html_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return an HTML table, such as notebooks show for an object.
+
+    Example:
+        >>> html_table(["d"], [["<3"]])
+        '<table><tr><th>d</th></tr><tr><td>&lt;3</td></tr></table>'
+    """
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 @cache

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightframe.errors import ArgumentError, DataFileError, require_extra
-from tightframe.files import write_text
+from tightframe.files import html_table, write_text
 
 if TYPE_CHECKING:
     import pandas
@@ -99,6 +99,11 @@ class Records:
 
     def __repr__(self) -> str:
         return f"Records({len(self)} rows, {len(self.unique('metric'))} metrics)"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the newest value of each run, seed, split, place and metric, for notebooks."""
+        newest = {(r.run, r.seed, r.split, r.place, r.metric): f"{r.value:.6g}" for r in self}
+        return html_table(["run", "seed", "split", "layer", "metric", "value"], [(*k, v) for k, v in newest.items()])
 
     def add(
         self,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tightframe.errors import ConfigError
+from tightframe.errors import ConfigError, OutputError
 from tightframe.report.charts import Chart, HeatMap, Line, write_charts
 
 x = np.linspace(1, 10, 5)
@@ -56,5 +56,5 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"\*.png or \*.svg, got .*x.pdf"):
         write_charts(tmp_path / "x.pdf", CHARTS)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         write_charts(tmp_path / "file" / "x.svg", CHARTS[:1])

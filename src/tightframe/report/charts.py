@@ -1,4 +1,4 @@
-"""Charts of lines, points and matrices that theory draws, side by side in one PNG or SVG."""
+"""Charts of lines, points and matrices, side by side in one figure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tightframe.errors import ConfigError, require_extra
-from tightframe.report.figures import DASHES, PALETTE, STYLE, figure_of, heat_map, plain
+from tightframe.files import written_whole
+from tightframe.report.figures import DASHES, PALETTE, STYLE, figure_of, heat_map, plain, save
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,12 @@ class Line:
     """A curve or a row of points.
 
     Args:
-        label: for the legend; "" for none.
-        x: ``(n,)``.
-        y: ``(n,)``; nan breaks the line.
-        group: lines of one group have one colour; None gives a line a colour of its own.
-        points: marked, not joined: what was measured beside what is predicted.
-        dashed: as for a bound or a prediction.
+        label: Label for the legend; "" for none.
+        x: Places ``(n,)``.
+        y: Values ``(n,)``; nan breaks the line.
+        group: Group of lines with one colour; None gives a line a colour of its own.
+        points: Whether points are marked and not joined, for measured values beside predicted ones.
+        dashed: Whether the line is dashed, for a bound or a prediction.
     """
 
     label: str
@@ -41,13 +42,13 @@ class Chart:
     """Axes with lines.
 
     Args:
-        title: above it.
-        x: what is along the horizontal axis.
-        y: what is along the vertical one.
-        lines: drawn in this order.
-        log_x: whether that axis is logarithmic.
-        log_y: whether that axis is logarithmic.
-        marks: places on the horizontal axis with what is there, such as a threshold.
+        title: Title above the axes.
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
+        lines: Lines in the order in which they are drawn.
+        log_x: Whether the horizontal axis is logarithmic.
+        log_y: Whether the vertical axis is logarithmic.
+        marks: Places on the horizontal axis by their label, such as thresholds.
     """
 
     title: str
@@ -64,8 +65,8 @@ class HeatMap:
     """A matrix in colours, symmetric around zero.
 
     Args:
-        title: above it.
-        matrix: ``(n, m)``.
+        title: Title above the matrix.
+        matrix: Matrix ``(n, m)``.
     """
 
     title: str
@@ -76,15 +77,23 @@ def write_charts(path: Path, charts: Sequence[Chart | HeatMap], columns: int = 3
     """Draw charts side by side into a file.
 
     Args:
-        path: ``*.png`` or ``*.svg``; its folder is created.
-        charts: at least one.
-        columns: at most so many in a row.
+        path: Path of the file, ``*.png`` or ``*.svg``.
+        charts: Charts, at least one.
+        columns: Largest number of charts in a row.
 
     Raises:
-        ConfigError: if the file has another ending, or cannot be written.
+        ConfigError: if the file has another ending.
+        OutputError: if the file cannot be written.
     """
     if path.suffix not in (".png", ".svg"):
         raise ConfigError(f"a figure must be written to *.png or *.svg, got {path}")
+    figure = draw_charts(charts, columns)
+    with written_whole(path) as partial:
+        save(figure, partial, path.suffix)
+
+
+def draw_charts(charts: Sequence[Chart | HeatMap], columns: int = 3) -> Any:
+    """Return a figure of charts side by side; for the arguments see :func:`write_charts`."""
     matplotlib = require_extra("matplotlib", "cli")
     columns = min(columns, len(charts))
     rows = math.ceil(len(charts) / columns)
@@ -95,13 +104,7 @@ def write_charts(path: Path, charts: Sequence[Chart | HeatMap], columns: int = 3
             _draw(figure, axis, chart)
         for axis in axes[len(charts) :]:
             axis.set_visible(False)
-        partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(partial, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-            partial.replace(path)
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {error}") from error
+    return figure
 
 
 def _draw(figure: Any, axis: Any, chart: Chart | HeatMap) -> None:

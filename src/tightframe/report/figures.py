@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tightframe.errors import require_extra
+from tightframe.files import written_whole
 from tightframe.report.content import RunGeometry
 from tightframe.report.geometry import Array
 from tightframe.report.history import Panel
@@ -40,29 +41,46 @@ def write_figures(
     """Write ``accuracy``, ``collapse`` and ``class_means``, each as PNG and SVG, where there is material for them.
 
     Args:
-        directory: where to; created if needed.
-        panels: the charts against epochs; only those of the first view are drawn.
-        runs: all runs, in the order of their colours.
-        classes: class geometry of each run; the first six are drawn.
+        directory: Folder of the figures.
+        panels: Charts against epochs; only those of the first view are drawn.
+        runs: Names of all runs, in the order of their colours.
+        classes: Class geometry of each run; the first six are drawn.
     """
     matplotlib = require_extra("matplotlib", "cli")
     main = [panel for panel in panels if panel.main]
-    directory.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
+    drawn = {
+        name: draw_panels(chosen, runs)
         for name, chosen in (
             ("accuracy", [panel for panel in main if panel.key[2] == "accuracy"]),
             ("collapse", [panel for panel in main if panel.key[2] != "accuracy"]),
-        ):
-            if chosen:
-                _save(_curves(chosen, runs), directory / name)
+        )
+        if chosen
+    }
+    with matplotlib.rc_context(STYLE):
         if classes:
-            _save(_class_means(classes[:MAX_ROWS]), directory / "class_means")
+            drawn["class_means"] = _class_means(classes[:MAX_ROWS])
+        for name, figure in drawn.items():
+            for suffix in (".png", ".svg"):
+                with written_whole(directory / f"{name}{suffix}") as partial:
+                    save(figure, partial, suffix)
+                figure.set_layout_engine("none")  # keeps the layout just found, which takes as long as the drawing
 
 
-def _save(figure: Any, stem: Path) -> None:
-    figure.savefig(stem.with_suffix(".png"), dpi=150)
-    figure.set_layout_engine("none")  # keeps the layout just found, which takes as long as the drawing
-    figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+def save(figure: Any, path: Path, suffix: str) -> None:
+    """Write a figure in the format of ``.png`` or ``.svg``; equal figures give equal files."""
+    with require_extra("matplotlib", "cli").rc_context(STYLE):
+        figure.savefig(path, format=suffix[1:], dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
+
+
+def draw_panels(panels: Sequence[Panel], runs: Sequence[str]) -> Any:
+    """Return a figure of charts against epochs.
+
+    Args:
+        panels: Charts, at least one.
+        runs: Names of all runs, in the order of their colours.
+    """
+    with require_extra("matplotlib", "cli").rc_context(STYLE):
+        return _curves(panels, runs)
 
 
 def _curves(panels: Sequence[Panel], runs: Sequence[str]) -> Any:
@@ -128,7 +146,7 @@ def heat_map(axis: Any, matrix: Array, limit: float, title: str = "") -> Any:
 
 
 def figure_of(width: float, height: float) -> Any:
-    """Return an empty figure of so many inches."""
+    """Return an empty figure of a width and height in inches."""
     # A bare Figure leaves pyplot's global state, and any display, alone.
     return require_extra("matplotlib.figure", "cli").Figure(figsize=(width, height), layout="constrained")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tightframe.errors import require_extra
+from tightframe.files import write_text
 from tightframe.hierarchy import Tree
 from tightframe.report.confusion import confusion_data
 from tightframe.report.content import Content, RunGeometry
@@ -29,8 +29,8 @@ def write_html(content: Content, path: Path) -> Path:
     """Write the page, whole or not at all.
 
     Args:
-        content: what to show.
-        path: the file to write.
+        content: Content of the page.
+        path: Path of the file.
     """
     jinja2 = require_extra("jinja2", "cli")
     environment = jinja2.Environment(
@@ -46,9 +46,7 @@ def write_html(content: Content, path: Path) -> Path:
         data=_data(content),
         plotlyjs=require_extra("plotly.offline", "cli").get_plotlyjs(),
     )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, page)
     return path
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tightframe.errors import EmptyDataError, require_extra
+from tightframe.files import written_whole
 from tightframe.functional.registry import Described, describe
 from tightframe.records import Record, Records
 from tightframe.report.history import Estimate, History, Key, estimate
@@ -225,9 +226,9 @@ def render_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], *, conso
     """Print a plain table; the first column is text, the others numbers.
 
     Args:
-        headings: of the columns.
-        rows: their cells.
-        console: a ``rich.console.Console``; ``None`` prints to standard output.
+        headings: Headings of the columns.
+        rows: Cells of each row.
+        console: Console to print on, a ``rich.console.Console``; None prints to standard output.
     """
     console = console or require_extra("rich.console", "cli").Console()
     table = require_extra("rich.table", "cli").Table(box=require_extra("rich.box", "cli").SIMPLE_HEAD, pad_edge=False)
@@ -247,8 +248,8 @@ def print_leaderboard(out: Path | RunDirectory, *, console: Any = None) -> Leade
     """Print the leaderboard of an output directory, and which trainings are missing or unfinished.
 
     Args:
-        out: output directory of a comparison or a training, or what :meth:`RunDirectory.read` made of it.
-        console: a ``rich.console.Console``; ``None`` prints to standard output.
+        out: Output directory of a comparison or a training, as a path or as a :class:`RunDirectory`.
+        console: Console to print on, a ``rich.console.Console``; None prints to standard output.
 
     Raises:
         EmptyDataError: if nothing has been measured below ``out``.
@@ -270,7 +271,7 @@ def write_leaderboard_csv(board: Leaderboard, path: Path) -> Path:
     Shares are in 0..1, not in percent; what is unknown is empty.
     """
     quantities = [f"{column.name}{suffix}" for column in board.columns for suffix in ("", "_ci95", "_n")]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["run", "seeds", "first_last_epoch", "last_epoch", "classifier_parameters", *quantities])
         for row in board.rows:
@@ -282,8 +283,8 @@ def write_leaderboard_csv(board: Leaderboard, path: Path) -> Path:
 
 
 def write_records_csv(records: Records, path: Path) -> Path:
-    """Write all records as one tidy table of the eight columns."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    """Write all records as one tidy table of nine columns."""
+    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Record)])
         writer.writeheader()
         writer.writerows(asdict(record) for record in records)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.report.material import write_comparison
 from tightframe.errors import DataFileError, EmptyDataError
 from tightframe.records import Records
 from tightframe.runs import RunDirectory
@@ -24,6 +25,11 @@ def write_training(
         timing = {"fit_seconds": 1.5, "epochs": epochs, "classifier_parameters": classifier_parameters}
         (directory / "timing.json").write_text(json.dumps(timing))
     return directory
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_comparison(tmp_path_factory.mktemp("comparison") / "digits")
 
 
 def problems(out: Path) -> dict[tuple[str, int], str]:
@@ -134,7 +140,7 @@ def test_other_directories_are_ignored(tmp_path: Path) -> None:
 
 
 def test_nothing_there_at_all(tmp_path: Path) -> None:
-    with pytest.raises(EmptyDataError, match=r"records\.jsonl.*no such directory.*--out"):
+    with pytest.raises(EmptyDataError, match=r"records\.jsonl.*no <run>/seed-<s> in it.*--out"):
         RunDirectory.read(tmp_path)
     (tmp_path / "a" / "seed-3").mkdir(parents=True)
     with pytest.raises(EmptyDataError, match="a, seed 3: missing: no records"):
