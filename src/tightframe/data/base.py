@@ -1,4 +1,4 @@
-"""What a data source hands over, and the two splitting rules that several sources share."""
+"""The data of a source, and the two splitting rules that several sources share."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class HoldOutSource(DataSource):
     """A source that sets a share of its training part aside for validation.
 
     Args:
-        validation_fraction: that share, the same of each class, in [0, 1).
-        seed: of that split, >= 0.
+        validation_fraction: Share of each class for validation, in [0, 1).
+        seed: Seed of that split, >= 0.
 
     Raises:
         ArgumentError: if an argument lies outside its range.
@@ -149,7 +149,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     Args:
         labels: ``(N,)`` integers.
         fraction: share of the second part, in (0, 1).
-        seed: of the shuffle, >= 0; the same seed gives the same split.
+        seed: Seed of the shuffle, >= 0; the same seed gives the same split.
 
     Returns:
         ``(rest, part)``: int64 indices into ``labels``, each in shuffled order.

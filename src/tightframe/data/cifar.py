@@ -25,7 +25,7 @@ class CIFAR10(ImageSet):
     Args:
         root: the folder ``cifar-10-batches-py`` that ``cifar-10-python.tar.gz`` unpacks to.
         validation_fraction: share of the training part that is set aside, the same of each class, in [0, 1).
-        seed: of that split; fixed by default so that all runs of a comparison share it.
+        seed: Seed of that split; fixed by default so that all runs of a comparison share it.
 
     Raises:
         ArgumentError: if an argument lies outside its range, or (from :meth:`load`) a part would miss a class.
@@ -56,7 +56,7 @@ class CIFAR100(ImageSet):
     Args:
         root: the folder ``cifar-100-python`` that ``cifar-100-python.tar.gz`` unpacks to.
         validation_fraction: share of the training part that is set aside, the same of each class, in [0, 1).
-        seed: of that split; fixed by default so that all runs of a comparison share it.
+        seed: Seed of that split; fixed by default so that all runs of a comparison share it.
 
     Raises:
         ArgumentError: if an argument lies outside its range, or (from :meth:`load`) a part would miss a class.

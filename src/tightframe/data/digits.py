@@ -30,8 +30,8 @@ class Digits(DataSource):
         imbalance: smallest over largest training class, in (0, 1].
         validation_fraction: share of the samples beside the test part that is set aside, in [0, 1).
         test_fraction: share of all samples, in (0, 1).
-        flatten: give ``(64,)`` instead of ``(1, 8, 8)``.
-        seed: of the split; fixed by default so that all runs of a comparison share it.
+        flatten: Whether inputs are ``(64,)`` instead of ``(1, 8, 8)``.
+        seed: Seed of the split; fixed by default so that all runs of a comparison share it.
 
     Raises:
         ArgumentError: if an argument lies outside its range, or (from :meth:`load`) a part would miss a class.

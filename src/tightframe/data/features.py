@@ -165,7 +165,7 @@ class FeatureFiles(DataSource):
             if part.num_classes > num_classes:
                 raise LabelError(
                     f"{name} {part} has label {part.num_classes - 1} but labels must lie in 0..{num_classes - 1} "
-                    f"(num_classes={num_classes}); raise num_classes or mend the file"
+                    f"(num_classes={num_classes}); raise num_classes or correct the file"
                 )
         datasets = {name: part.dataset() for name, part in parts.items()}
         return ClassificationData(

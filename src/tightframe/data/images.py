@@ -42,9 +42,9 @@ class ImageSet(HoldOutSource):
     """A published set of images that fits into memory, read from the folder that its archive unpacks to.
 
     Args:
-        root: that folder: the one the files themselves lie in.
+        root: Folder of the files themselves.
         validation_fraction: share of the training part that is set aside, the same of each class, in [0, 1).
-        seed: of that split; fixed by default so that all runs of a comparison share it.
+        seed: Seed of that split; fixed by default so that all runs of a comparison share it.
 
     Raises:
         ArgumentError: if an argument lies outside its range, or (from :meth:`load`) a part would miss a class.
@@ -131,7 +131,7 @@ class STL10(ImageSet):
     Args:
         root: the folder ``stl10_binary`` that ``stl10_binary.tar.gz`` unpacks to.
         validation_fraction: share of the training part that is set aside, the same of each class, in [0, 1).
-        seed: of that split; fixed by default so that all runs of a comparison share it.
+        seed: Seed of that split; fixed by default so that all runs of a comparison share it.
 
     Raises:
         ArgumentError: if an argument lies outside its range, or (from :meth:`load`) a part would miss a class.
@@ -173,7 +173,7 @@ class ImageFolder(HoldOutSource):
         root: the folder that holds ``train/``.
         resize: height and width of the images, in pixels.
         validation_fraction: share of ``train/`` that is set aside, the same of each class, in [0, 1).
-        seed: of that split; fixed by default so that all runs of a comparison share it.
+        seed: Seed of that split; fixed by default so that all runs of a comparison share it.
 
     Raises:
         ArgumentError: if an argument lies outside its range, or (from :meth:`load`) a part would miss a class or there
@@ -273,7 +273,7 @@ def _decoded(path: str, size: int) -> Tensor:
         with image.open(path) as opened:
             square = operations.fit(opened.convert("RGB"), (size, size), image.Resampling.BILINEAR)
     except FileNotFoundError as error:
-        raise DataFileError(f"{path} does not exist; unpack its images again, or mend root") from error
+        raise DataFileError(f"{path} does not exist; unpack its images again, or correct `root`") from error
     except Exception as error:  # Pillow's decoders raise exceptions of many kinds
         raise DataFileError(
             f"{path} cannot be decoded as an image ({type(error).__name__}: {error}); replace or remove it"

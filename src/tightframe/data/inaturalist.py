@@ -38,7 +38,7 @@ class INaturalist(HoldOutSource):
         categories: file with the names and ranks of the categories, which the annotations of 2019 keep back; None is
             ``categories.json`` where there is one, else what ``train`` says.
         validation_fraction: share of the training part that is set aside, the same of each class, in [0, 1).
-        seed: of that split; fixed by default so that all runs of a comparison share it.
+        seed: Seed of that split; fixed by default so that all runs of a comparison share it.
 
     Raises:
         ArgumentError: if an argument lies outside its range, or (from :meth:`load`) a part would miss a class.
@@ -160,7 +160,7 @@ class _AnnotationFile:
 
     def error(self, seen: str) -> DataFileError:
         """Return what to raise about something in the file."""
-        return DataFileError(f"{self.path}: {seen}; mend the file or get the published one again")
+        return DataFileError(f"{self.path}: {seen}; correct the file or get the published one again")
 
     def entries(self, section: str, **kinds: type) -> list[Entry]:
         """Return the entries of a section, each of which must have values of these types."""

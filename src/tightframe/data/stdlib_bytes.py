@@ -21,9 +21,9 @@ class ByteCorpus:
     """The parts of a text, each ``(n,)`` uint8.
 
     Args:
-        train: to learn from.
-        validation: to choose by, or None if nothing was set aside.
-        test: to judge by.
+        train: Text to learn from.
+        validation: Text to choose by, or None if there is none.
+        test: Text to judge by.
     """
 
     train: Tensor
@@ -47,7 +47,7 @@ class StdlibBytes:
     gives 7.92 MB of train and 0.86 MB of test.
 
     Args:
-        validation_fraction: in [0, 1).
+        validation_fraction: Share for validation, in [0, 1).
         root: directory to read in place of the running Python's standard library.
 
     Raises:

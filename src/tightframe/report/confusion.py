@@ -26,7 +26,7 @@ class Groups:
         nodes: ``(G,)`` node of each group.
         of_class: ``(K,)`` group of each class.
         level: depth of the nodes, where not every group is one class.
-        blocks: of each child of the root its name, first group and number of groups; none if each is one group.
+        blocks: Name, first group and number of groups of each child of the root; none if each is one group.
     """
 
     nodes: Ints
@@ -41,7 +41,7 @@ class RunConfusion:
 
     Args:
         run: name of the run.
-        seeds: that have a file.
+        seeds: Seeds that have a file.
         epochs: completed epochs at the earliest and the latest of these evaluations.
         pairs: ``(P, 2)`` label and prediction, no pair twice, in the order of labels and predictions.
         counts: ``(P,)`` samples of each.
@@ -87,12 +87,12 @@ class RunConfusion:
 
 @dataclass(frozen=True)
 class Confusions:
-    """What the page shows of the mistakes.
+    """Mistakes as the page shows them.
 
     Args:
         tree: hierarchy of the classes.
         split: the split evaluated.
-        groups: of the heat map; None if the tree has no level with 2 to 250 of them.
+        groups: Groups of the heat map; None if the tree has no level with 2 to 250 of them.
         runs: one a run that has files.
     """
 

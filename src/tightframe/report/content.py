@@ -82,7 +82,7 @@ def gather(directory: RunDirectory, classes: Sequence[int] | None = None) -> Con
     """Work out everything that figures and page show.
 
     Args:
-        directory: what :meth:`RunDirectory.read` returned.
+        directory: Directory of runs.
         classes: the 2 to 4 classes of the simplex view; ``None`` takes the first ones.
 
     Raises:

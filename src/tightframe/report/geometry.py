@@ -1,4 +1,4 @@
-"""What the pictures of the geometry show: cosines of class vectors, and features seen in the simplex's own space."""
+"""Geometry for the pictures: cosines of class vectors, and features in the simplex's own space."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class SimplexFrame:
         epoch: completed epochs.
         vectors: ``(m, m-1)`` centred class vectors; their root mean square length is 1.
         means: ``(m, m-1)`` class means.
-        points: for each class ``(n, m-1)`` features.
+        points: Features ``(n, m-1)`` of each class.
     """
 
     epoch: int
@@ -76,8 +76,8 @@ class SimplexView:
 
     Args:
         classes: the m classes, at most 4.
-        vertices: ``(m, m-1)`` the regular simplex that stands still.
-        frames: by increasing epoch.
+        vertices: Vertices ``(m, m-1)`` of the regular simplex, the same in every frame.
+        frames: Frames by increasing epoch.
     """
 
     classes: tuple[int, ...]
@@ -92,12 +92,12 @@ def simplex_view(
 
     The basis of each epoch is the orthonormal ``(d, m-1)`` matrix nearest to V^T T, with V the centred class vectors
     and T the fixed simplex: it spans the rows of V and solves the orthogonal Procrustes problem between V and T. So a
-    fixed classifier stands still, and a learned one moves without jumps of the view. Means and features are centred by
+    fixed classifier does not move, and a learned one moves without jumps of the view. Means and features are centred by
     the average of the m class means and divided by these means' root mean square length in all d dimensions: the means
     reach the vertices only if nothing of them lies outside the picture.
 
     Args:
-        snapshots: of one training, by increasing epoch.
+        snapshots: Snapshots of one training, by increasing epoch.
         classes: 2 to 4 classes; ``None`` takes the first ones of which the last snapshot holds mean and features.
         per_class: most features drawn of a class.
 

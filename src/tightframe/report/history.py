@@ -107,10 +107,10 @@ class Panel:
 
     Args:
         key: split, layer and metric.
-        title: what is measured, where.
+        title: Metric and place.
         quantity: the metric's label, meaning and ideal.
-        main: whether it belongs to the first view.
-        log: whether its value axis is logarithmic.
+        main: Whether it belongs to the first view.
+        log: Whether its value axis is logarithmic.
         limits: range of the value axis.
         curves: one a run.
     """

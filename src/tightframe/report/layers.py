@@ -51,7 +51,7 @@ def gather_layers(history: History, records: Records) -> list[RunLayers]:
     """Return one map a run whose records hold layers beside the classifier's input.
 
     Args:
-        history: of the records.
+        history: History of the records.
         records: they tell the order of the layers, which may differ between runs that share names.
     """
     places: dict[tuple[str, str], dict[str, str]] = {}

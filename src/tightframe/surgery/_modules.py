@@ -1,4 +1,4 @@
-"""What every operation asks of a model first: which module a name means, and whether it may be changed where it is."""
+"""Checks that every operation makes first: which module a name means, and whether it may be changed in place."""
 
 from __future__ import annotations
 

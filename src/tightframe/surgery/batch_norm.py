@@ -1,4 +1,4 @@
-"""Batch normalisation has statistics of what used to come in: estimate them anew."""
+"""Re-estimate the running statistics of batch norm after earlier layers changed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def reestimate_batch_norm(model: nn.Module, loader: Iterable[Any]) -> int:
 
     Args:
         model: any module that maps inputs to something.
-        loader: of what the model takes, or of tuples or lists that begin with it; it is moved to the model's device.
+        loader: Loader of inputs, or of tuples or lists that begin with them; it is moved to the model's device.
 
     Raises:
         EmptyDataError: if there is no batch. After any error, those of the model included, the statistics are those

@@ -36,8 +36,8 @@ def lock_beyond(
         min_trainable: first layers that are kept whatever the depth, >= 1.
         keep: names or patterns of layers that are not locked wherever they are, such as a classifier of more than
             d + 1 classes, for which there is no simplex ETF.
-        seed: of the draws, >= 0.
-        optimizer: as in :func:`~tightframe.surgery.lock_to_etf`.
+        seed: Seed of the draws, >= 0.
+        optimizer: Optimizer, as in :func:`~tightframe.surgery.lock_to_etf`.
         options: its further arguments, such as ``kind`` and ``gain``.
 
     Raises:

@@ -21,7 +21,7 @@ def replace_classifier(model: nn.Module, classifier: nn.Module, inputs: Any = No
 
     Args:
         model: any module, changed in place. An optimiser of it knows the old parameters: build it afterwards.
-        classifier: maps features of the same width to logits; the number of classes may be another.
+        classifier: Map from features of the same width to logits; the number of classes may be another.
         inputs: batch of inputs by which :func:`tightframe.find_classifier` finds the place for sure.
 
     Raises:
@@ -66,7 +66,7 @@ def nearest_class_mean_linear(moments: ClassMoments) -> nn.Linear:
     unlike with minus infinity the layer can be trained further.
 
     Args:
-        moments: of the training features ``(N, d)``.
+        moments: Moments of the training features ``(N, d)``.
 
     Returns:
         d to K, in PyTorch's default dtype, on the device of the moments. Where features share a mean much longer than

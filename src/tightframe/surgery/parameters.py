@@ -1,4 +1,4 @@
-"""What a model trains, holds and stores, and what its optimiser does."""
+"""Parameter report: the numbers that a model trains, holds and stores, and those of its optimizer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tightframe.errors import ArgumentError
 
 @dataclass(frozen=True)
 class LayerParameters:
-    """What one module holds itself, without what is inside it.
+    """Parameters of one module itself, without those of the modules inside it.
 
     Args:
-        name: of the module, ``""`` for the model.
+        name: Name of the module, ``""`` for the model.
         kind: name of its class.
         trainable: numbers in parameters that need gradients.
         frozen: numbers in parameters that do not.
@@ -39,7 +39,7 @@ class LayerParameters:
 
 @dataclass(frozen=True)
 class ParameterReport:
-    """What a model holds, layer by layer, and what its optimiser holds.
+    """Parameters of a model, layer by layer, and the state of its optimizer.
 
     Args:
         layers: those that hold anything. What several share is counted in the first of them.

@@ -74,18 +74,18 @@ def etf_transformer_(
     Args:
         model: any module with such blocks, changed in place.
         which: ``"w1"`` (gated: both that enter), ``"w2"`` or ``"both"``.
-        blocks: which of the blocks, counted from 0 in the order of the model; None for all. The draws of one do not
+        blocks: Numbers of the blocks, counted from 0 in the order of the model; None for all. The draws of one do not
             depend on the others.
-        kind: as in :func:`~tightframe.surgery.lock_to_etf`, but not ``"class-rank"``; ``"canonical"`` leaves f - d of
+        kind: Kind as in :func:`~tightframe.surgery.lock_to_etf`, but not ``"class-rank"``; ``"canonical"`` leaves f - d of
             the hidden units with nothing but their bias.
         gain: a number > 0, ``"unit"``, ``"match-init"`` for the Frobenius norm of each present weight, or
             ``"variance-preserving"``. None is that, or the best for each if aligned.
-        activation: of the blocks, for that gain: ``"gelu"``, ``"relu"``, ``"silu"`` or any function of each entry.
-        seed: of all draws, >= 0.
-        pattern: for other models, in place of the above: ``{"w1": regex, "w2": regex}`` for whole names of layers. The
+        activation: Activation of the blocks, for that gain: ``"gelu"``, ``"relu"``, ``"silu"`` or any function of each entry.
+        seed: Seed of all draws, >= 0.
+        pattern: Patterns for other models, in place of the above: ``{"w1": regex, "w2": regex}`` for whole names of layers. The
             groups are what names of one block have in common, as in ``{"w1": r"(.+)\.ffn\.lin1", "w2":
             r"(.+)\.ffn\.lin2"}``; several for ``w1`` in a list if gated.
-        optimizer: as in :func:`~tightframe.surgery.lock_to_etf`.
+        optimizer: Optimizer, as in :func:`~tightframe.surgery.lock_to_etf`.
 
     Returns:
         What was done, layer by layer in the order of the blocks.

@@ -69,9 +69,9 @@ class TruncatedModel(nn.Module):
     """A model up to some representation, and a classifier of it: what :func:`truncate` returns.
 
     Args:
-        trunk: what is left of the model.
-        classifier: maps the representation to logits.
-        stops: whether the trunk has a hook that ends its pass early; else its output is the representation.
+        trunk: Rest of the model.
+        classifier: Map from the representation to logits.
+        stops: Whether the trunk has a hook that ends its pass early; else its output is the representation.
     """
 
     def __init__(self, trunk: nn.Module, classifier: nn.Module, stops: bool) -> None:
@@ -122,7 +122,7 @@ def truncate(
     Args:
         model: any module; it stays what it is and shares nothing with the copy.
         layer: dotted name of a module that runs once.
-        classifier: maps the representation to logits, such as that of
+        classifier: Map from the representation to logits, such as that of
             :func:`~tightframe.surgery.nearest_class_mean_linear`. It gets the representation as it is: for maps or
             tokens begin it with what makes vectors of them, as in ``nn.Sequential(nn.Flatten(), linear)``.
         sample: an input like those to come: a tensor, a tuple of positional or a mapping of keyword arguments. The

@@ -53,16 +53,16 @@ class AdaptiveETF(MeasuringCallback):
         min_trainable: first layers that are never locked, >= 1.
         keep: names or patterns of further ones, such as a classifier of more than d + 1 classes.
         start: lock the layers beyond this one before training, and look no further; None does not.
-        first_stage: train so many epochs, find the depth, go back to the first weights, lock beyond the depth and train
-            again in the epochs that are left; where there is nothing to lock, training goes on. None locks along the
+        first_stage: Number of epochs after which the depth is found, the first weights are restored, the layers beyond the
+            depth are locked and the remaining epochs are trained; without a layer to lock, training continues. None locks along the
             way.
-        kind: of the fixed weights, as in :func:`~tightframe.surgery.lock_to_etf`; also the controls ``"orthogonal"``
+        kind: Kind of the fixed weights, as in :func:`~tightframe.surgery.lock_to_etf`; also the controls ``"orthogonal"``
             and ``"gaussian"``.
-        gain: their gain, as there.
-        activation: for the variance-preserving gain.
-        seed: of drawn weights; each layer has a draw of its own.
-        tap: where the representation of a layer is read, ``"post"`` or ``"pre"``.
-        pooling: how tokens and maps become vectors, see :class:`~tightframe.probing.Probe`: ``"flatten"``, ``"mean"``,
+        gain: Gain of the fixed weights.
+        activation: Activation before the layers, for the variance-preserving gain.
+        seed: Seed of drawn weights; each layer has a draw of its own.
+        tap: Place at which the representation of a layer is read, ``"post"`` or ``"pre"``.
+        pooling: Pooling of tokens and maps to vectors, see :class:`~tightframe.probing.Probe`: ``"flatten"``, ``"mean"``,
             ``"cls"`` or None.
         rewarm: begin the learning-rate schedule again after a lock; for a :class:`ClassifierModule` with a scheduler.
         batch_size: number of samples of a batch in the checks, for loaders of
@@ -196,7 +196,7 @@ class AdaptiveETF(MeasuringCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lock what is to be locked from the start, or remember the weights to come back to."""
         if len(self._records):
-            return  # a training that goes on
+            return  # a training that is resumed
         epoch, last = trainer.current_epoch, trainer.max_epochs
         curves = self._curves(trainer, pl_module, at_a_glance=True)
         self._layers = list(curves.layers)
@@ -231,7 +231,7 @@ class AdaptiveETF(MeasuringCallback):
                 self._window = []
 
     def _second_stage(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
-        """Go back to the first weights with the layers beyond the depth locked, or go on if there are none."""
+        """Restore the first weights with the layers beyond the depth locked, or continue if there are none."""
         depth = self._check(trainer, module, epoch)
         if depth is not None and self._trained_beyond(module, depth):
             module.load_state_dict(self._first_weights)

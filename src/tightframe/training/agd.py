@@ -71,7 +71,7 @@ class AGD(Optimizer):
         """Make one step.
 
         Args:
-            closure: computes the loss and its gradients anew.
+            closure: Function that computes the loss and its gradients again.
 
         Returns:
             What the closure returns, or None.

@@ -18,8 +18,8 @@ class MLP(nn.Sequential):
     Args:
         in_features: size of a flattened input.
         widths: output width of each layer; the last is the feature dimension d.
-        batch_norm: whether to normalise before each ReLU.
-        relu_last: whether the features themselves pass the last ReLU. Without it they may have any sign, which is what
+        batch_norm: Whether to normalise before each ReLU.
+        relu_last: Whether the features themselves pass the last ReLU. Without it they may have any sign, which is what
             a fixed classifier with negative class vectors wants.
     """
 
@@ -42,7 +42,7 @@ class SmallCNN(nn.Sequential):
     """3x3 convolutions with batch norm and ReLU, the resolution halved at each, then global average pooling.
 
     Args:
-        in_channels: of the images ``(B, C, H, W)``.
+        in_channels: Number C of channels of the images ``(B, C, H, W)``.
         widths: channels of each convolution; the last is the feature dimension d.
     """
 
@@ -68,7 +68,7 @@ class TokenMean(nn.Module):
         dim: feature dimension d.
         embedding: width of the embeddings.
         token_dropout: share of tokens left out of the mean while training.
-        dropout: of the normalised mean.
+        dropout: Rate of dropout of the normalised mean.
     """
 
     def __init__(
@@ -102,10 +102,10 @@ class TokenTransformer(nn.Module):
         in_features: T, the length of the inputs.
         vocabulary: number of distinct tokens.
         dim: feature dimension d, the width of all blocks, a multiple of ``heads``.
-        blocks: at least 1.
-        heads: of the attention.
+        blocks: Number of blocks, at least 1.
+        heads: Number of heads of the attention.
         feed_forward: width of the feed-forward layers; 0 leaves them out.
-        dropout: of embeddings, attention and what is added to the stream.
+        dropout: Rate of dropout of embeddings, attention and everything that is added to the stream.
     """
 
     def __init__(

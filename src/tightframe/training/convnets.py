@@ -22,11 +22,11 @@ class ResNet(nn.Sequential):
 
     Args:
         depth: 18 (d = 512) or 50 (d = 2048).
-        in_channels: of the images ``(B, C, H, W)``.
+        in_channels: Number C of channels of the images ``(B, C, H, W)``.
         small_images: begin with a 3x3 convolution at full resolution instead of a 7x7 one and a max-pooling, which
             together divide the resolution by 4.
-        affine: whether batch norm learns factors and offsets; without these every parameter has four dimensions.
-        dim: append a :class:`~tightframe.nn.FeatureTransform` to so many features of any sign, as a fixed frame wants;
+        affine: Whether batch norm learns factors and offsets; without these every parameter has four dimensions.
+        dim: Number of features of any sign that an appended :class:`~tightframe.nn.FeatureTransform` makes, for a fixed frame;
             None for none.
 
     Raises:
@@ -73,8 +73,8 @@ class VGG13(nn.Sequential):
     The features ``(B, 512)`` are non-negative. No convolution has a bias, which batch norm would undo.
 
     Args:
-        in_channels: of the images ``(B, C, H, W)``, at least 32 pixels high and wide.
-        affine: whether batch norm learns factors and offsets; without these every parameter has four dimensions.
+        in_channels: Number C of channels of the images ``(B, C, H, W)``, at least 32 pixels high and wide.
+        affine: Whether batch norm learns factors and offsets; without these every parameter has four dimensions.
 
     Raises:
         ArgumentError: if ``in_channels`` is not a positive integer.

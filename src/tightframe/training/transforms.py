@@ -20,11 +20,11 @@ class ImageTransform(nn.Module):
     do not depend on the device.
 
     Args:
-        mean: of each channel, of images in [0, 1].
-        std: of each channel, > 0.
+        mean: Mean of each channel, for images in [0, 1].
+        std: Standard deviation of each channel, > 0.
         crop: height and width of the result in pixels; None keeps those of the images.
         padding: black pixels added on every side before the crop, >= 0.
-        flip: whether to mirror left and right.
+        flip: Whether to mirror images left and right at random.
 
     Raises:
         ArgumentError: if an argument lies outside its range, or ``mean`` and ``std`` differ in length.

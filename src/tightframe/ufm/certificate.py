@@ -1,4 +1,4 @@
-"""What is proved of one point of a model: how far above the minimum it is at most, and which way down leads from it."""
+"""Certificate: a proof of how far a point of a model is above the minimum, and a direction that leads down."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from tightframe.files import html_table
 from tightframe.ufm.problems import Problem
 
 
@@ -20,10 +21,10 @@ class Witness:
     Where budgets hold the point, f is the Lagrangian and the direction is tangent to them.
 
     Args:
-        dW: ``(K, d)``.
-        dH: of the shape of the features.
-        slope: at most 0; 0 up to rounding where a direction of feature space is unused by W and H.
-        curvature: below 0; :math:`2(\sigma-\tau)` in an unused direction, with :math:`\tau` the operator norm.
+        dW: Direction of W, ``(K, d)``.
+        dH: Direction of the features, of their shape.
+        slope: Slope along the direction, at most 0; 0 up to rounding where a direction of feature space is unused by W and H.
+        curvature: Curvature along it, below 0; :math:`2(\sigma-\tau)` in an unused direction, with :math:`\tau` the operator norm.
     """
 
     dW: Tensor  # noqa: N815
@@ -34,7 +35,7 @@ class Witness:
 
 @dataclass(frozen=True)
 class Certificate:
-    r"""What :func:`~tightframe.ufm.certify.certify` proves of a point.
+    r"""Facts that :func:`~tightframe.ufm.certify.certify` proves of a point.
 
     Features are weighed by the square root of what their squares cost, :math:`\tilde h = \sqrt{c}\, h`, so that every
     number is the same whether the samples of a class are listed one by one or share one row.
@@ -53,7 +54,7 @@ class Certificate:
         balance: :math:`\lVert\lambda_W W^\top W - \lambda_H \tilde H^\top \tilde H\rVert_F`, which is 0 at every
             stationary point; of the diagonal alone with nonnegative features; the largest over neighbouring factors of
             a deep model.
-        violation: how far the point breaks the constraints: a budget's excess as a share of it, the most negative
+        violation: Distance from the constraints: a budget's excess as a share of it, the most negative
             feature that should not be, or the margin's distance from 1.
         witness: a direction of negative curvature, if one was found.
         explanation: the verdict in a few words.
@@ -69,8 +70,23 @@ class Certificate:
     balance: float
     explanation: str
     violation: float = 0.0
-    witness: Witness | None = None
+    witness: Witness | None = field(default=None, repr=False)
     facts: Mapping[str, float] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """Return the verdict and its numbers as a table, for notebooks."""
+        names = (
+            "loss",
+            "lower_bound",
+            "relative_gap",
+            "stationarity",
+            "operator_norm",
+            "sigma",
+            "balance",
+            "violation",
+        )
+        rows = [(name, getattr(self, name)) for name in names]
+        return html_table([self.explanation, ""], [*rows, *self.facts.items()])
 
     @property
     def gap(self) -> float:

@@ -1,4 +1,4 @@
-"""What can be said of a point of a deep model, which has no convex dual: is it stationary, balanced, and stable?"""
+"""Certificate of a point of a deep model, which has no convex dual: is it stationary, balanced, and stable?"""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def separation(point: Point, alpha: Tensor) -> Separation:
     """Return the dual bound of weights ``alpha (R, K)`` >= 0 of the constraints, and how the point fits them.
 
     Args:
-        point: of a margin model.
+        point: Point of a margin model.
         alpha: one row for each of the point's; the entry of the own class must be 0.
     """
     own = point.labels.unsqueeze(1)
@@ -123,5 +123,5 @@ def _refusal(point: Point, margins: Tensor) -> str:
     other = int(point.logits[row].scatter(0, point.labels[row], -torch.inf).argmax())
     return (
         f"refused: no multiple of this point separates the classes, as row {row} of H, of class {label}, has a margin "
-        f"of {margins[row].item():.3g} against class {other}; go on until every sample is classified correctly"
+        f"of {margins[row].item():.3g} against class {other}; train until every sample is classified correctly"
     )

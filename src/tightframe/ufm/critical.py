@@ -33,7 +33,7 @@ class Point:
         H: H̃, features times the square root of their price ``(R, d)``.
         bias: ``(K,)`` or None.
         labels: class of each row ``(R,)``.
-        weights: of each row in the fit ``(R,)``.
+        weights: Weight of each row in the fit ``(R,)``.
         roots: √c ``(R, 1)``.
         logits: ``(R, K)``.
         descent: minus the slope by the logits, A ``(R, K)``.
@@ -128,10 +128,10 @@ def find_witness(point: Point, weight_decay: float, feature_decay: float, *, tan
     critical or not; else both are computed as they are.
 
     Args:
-        point: where.
+        point: Point of the model.
         weight_decay: :math:`\lambda_W`, or a multiplier.
         feature_decay: :math:`\lambda_H`, or a multiplier.
-        tangent: only take a direction that leaves the norms of W and H as they are to first order.
+        tangent: Whether the direction must leave the norms of W and H as they are, to first order.
     """
     if not (weight_decay > 0 and feature_decay > 0):
         return None

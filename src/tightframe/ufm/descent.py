@@ -33,11 +33,11 @@ class MultistartLBFGS:
     d >= K; of :class:`DeepUFM`, its factors.
 
     Args:
-        starts: how many descents.
+        starts: Number of descents.
         max_iterations: steps of each at most.
         tolerance: a descent has converged once no entry of the gradient is larger.
         scale: standard deviation of the logits at a start, about.
-        generator: of the draws, on the CPU; None is one of seed 0.
+        generator: Generator of the draws, on the CPU; None is one of seed 0.
     """
 
     starts: int = 8
@@ -109,7 +109,7 @@ class Descent:
 def lbfgs(
     function: Callable[[Sequence[Tensor]], Tensor], parameters: Sequence[Tensor], max_iterations: int, tolerance: float
 ) -> Descent:
-    """Minimise a function of several tensors; where the line search finds nothing, start anew until that fails too."""
+    """Minimise a function of several tensors; restart where the line search fails, until that fails too."""
     leaves = [part.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for part in parameters]
     iterations = 0
 

@@ -44,9 +44,9 @@ class Trajectory:
             sample is misclassified.
         dual: its lower bound D from the softmax weights, as of :func:`~tightframe.ufm.certify_margin.certify_margin`.
         misalignments: 1 - cos of the point and minus its gradient.
-        drifts: how far :math:`W^\top W - H^\top H` is from its start, relative to :math:`\lVert W\rVert^2 +
+        drifts: Distance of :math:`W^\top W - H^\top H` from its start, relative to :math:`\lVert W\rVert^2 +
             \lVert H\rVert^2` at that time, in Frobenius norm: the integrator's error, for the flow keeps it.
-        steps: of the integrator in all.
+        steps: Number of steps of the integrator.
         reason: why it ended.
     """
 
@@ -79,13 +79,13 @@ class LogTimeFlow:
 
     Args:
         final_time: t > 0 at the end.
-        records: how many times are kept beside 0, equidistant in s.
+        records: Number of times that are kept beside 0, equidistant in s.
         tolerance: error of a step relative to the norm of (W, H).
         start: (W, H) to start from, H ``(K, d)`` or ``(N, d)``; None draws them.
         scale: standard deviation of the draw's entries times √d.
-        per_sample: whether a draw has a feature of its own for every sample, not for every class.
-        generator: of the draw, on the CPU; None is one of seed 0.
-        max_steps: of the integrator at most.
+        per_sample: Whether a draw has a feature of its own for every sample, not for every class.
+        generator: Generator of the draw, on the CPU; None is one of seed 0.
+        max_steps: Largest number of steps of the integrator.
     """
 
     final_time: float = 1e12

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ class Bound:
     """A measured quantity beside its bound.
 
     Args:
-        measured: of the network.
-        bound: at least ``measured``, of cosines at most; infinite (of cosines ``-inf``) where the bound says nothing,
+        measured: Value of the network.
+        bound: Bound of it: at least ``measured``, for cosines at most; infinite (of cosines ``-inf``) where the bound says nothing,
             nan where it does not apply.
         reason: why it says nothing or does not apply; else empty.
     """
@@ -41,7 +41,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class HeadCertificate:
-    r"""What :func:`certify_head` proves of the last linear layers of a network.
+    r"""Facts that :func:`certify_head` proves of the last linear layers of a network.
 
     Args:
         nc1: :math:`\sum_i\lVert z_i-\mu_{y_i}\rVert^2 / \sum_k n_k\lVert\mu_k-\bar\mu\rVert^2` of the last features.
@@ -49,8 +49,8 @@ class HeadCertificate:
         nc2: condition number of the class means ``(d, K)``.
         nc3: smallest cosine of a class mean with its class vector.
         conditioning: condition number of the last matrix.
-        cosines: of each class ``(K,)``.
-        cosine_bounds: of each class ``(K,)``; nan where refused.
+        cosines: Cosine of each class ``(K,)``.
+        cosine_bounds: Bound for each class ``(K,)``; nan where refused.
         training_error: :math:`\varepsilon_1 = \lVert Z_L - Y\rVert_F`, against one-hot targets.
         imbalance: :math:`\varepsilon_2`, the largest :math:`\lVert W_{l+1}^\top W_{l+1} - W_l W_l^\top\rVert_{op}`.
         rank: r of the bound of NC1, the singular values of the last matrix that it counts on.
@@ -61,8 +61,8 @@ class HeadCertificate:
     nc2: Bound
     nc3: Bound
     conditioning: Bound
-    cosines: Tensor
-    cosine_bounds: Tensor
+    cosines: Tensor = field(repr=False)
+    cosine_bounds: Tensor = field(repr=False)
     training_error: float
     imbalance: float
     rank: int
@@ -97,7 +97,7 @@ def certify_head(
     Args:
         matrices: :math:`L_2 \ge 2` weights in the order in which they act, each ``(out, in)`` as in ``nn.Linear``; the
             last is ``(K, d)``.
-        inputs: what enters the first ``(N, d_in)``.
+        inputs: Inputs of the first ``(N, d_in)``.
         labels: ``(N,)`` in 0..K-1, every class at least once.
         biases: one for each matrix, or None for a head without.
 

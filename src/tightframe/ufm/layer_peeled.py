@@ -81,8 +81,8 @@ def minority_collapse_threshold(majority: int, minority: int, weight_budget: flo
     explicit in one unknown, and grow with it.
 
     Args:
-        majority: how many classes of weight R, >= 1.
-        minority: how many classes of weight 1, >= 1; one alone has nobody to share its vector with.
+        majority: Number of classes of weight R, >= 1.
+        minority: Number of classes of weight 1, >= 1; one alone has nobody to share its vector with.
         weight_budget: :math:`E_W > 0`.
         feature_budget: :math:`E_H > 0`; only the product :math:`E_H E_W` counts.
 
@@ -169,7 +169,7 @@ def semidefinite_matrix(solution: Solution) -> Tensor:
     :math:`K E_W`; that beside the diagonal holds the logits of class k in row k.
 
     Args:
-        solution: of a :class:`LayerPeeled` problem.
+        solution: Solution of a :class:`LayerPeeled` problem.
 
     Raises:
         ShapeError: if its features are not one row a class.

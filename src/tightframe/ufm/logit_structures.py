@@ -22,7 +22,7 @@ class Structure:
     """Logits of all classes at unit scale, of a linear model.
 
     Args:
-        name: by which its losses and scales are reported.
+        name: Name by which its losses and scales are reported.
         logits: ``(K, K)`` float64, row k those of class k; the own logit must be the largest in each row.
         spectrum: the singular values > 0 of the logits, ``(r,)``.
 
@@ -92,7 +92,7 @@ class ReLUStructure:
     and an output O with :math:`A O^\top` the logits. The three are ``(K, D)``, ``(D, D)``, ``(K, D)``, for D <= d.
 
     Args:
-        name: by which its losses and scales are reported.
+        name: Name by which its losses and scales are reported.
         features: A.
         middle: M, with A Mᵀ = A.
         output: O.

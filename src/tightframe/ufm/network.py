@@ -31,14 +31,14 @@ from tightframe.ufm.solution import Solution
 
 @dataclass(frozen=True)
 class NetworkCertificate:
-    """What :func:`certify_network` finds of a trained network.
+    """Facts that :func:`certify_network` finds of a trained network.
 
     Args:
-        certificate: of the network's point; its gap is to the better of the point's own bound and that of the predicted
+        certificate: Certificate of the network's point; its gap is to the better of the point's own bound and that of the predicted
             minimum.
         point: features, sorted class by class, and classifier as a point of the model ``point.problem``.
         predicted: the model's minimum, or the best point that was found (``predicted.reason``); None if d is too small.
-        note: where the penalty on features comes from, and why there is no prediction if there is none.
+        note: Origin of the penalty on features, and the reason if there is no prediction.
     """
 
     certificate: Certificate
@@ -98,19 +98,19 @@ def certify_network(
     :class:`~tightframe.ufm.convex.ConvexSolver`.
 
     Args:
-        features: what enters the classifier ``(N, d)``, samples in any order, of any floating point type; ideally of
+        features: Inputs of the classifier ``(N, d)``, samples in any order, of any floating point type; ideally of
             the training set, without augmentation and dropout.
         labels: ``(N,)`` in 0..K-1, every class at least once, any counts.
-        weight: of the classifier ``(K, d)``.
-        bias: of the classifier ``(K,)``, if it has one.
+        weight: Weight of the classifier ``(K, d)``.
+        bias: Bias of the classifier ``(K,)``, if it has one.
         weight_decay: :math:`\lambda_W > 0` as in ``torch.optim.SGD(weight_decay=...)``, for a loss that is a mean over
             samples. Decoupled decay (AdamW) penalises something else.
         feature_decay: :math:`\lambda_H > 0`, if features were penalised.
         bias_decay: :math:`\lambda_b \ge 0`; None if the bias decays as the weight does.
         loss: ``"cross-entropy"``, or ``"mse"`` for half the squared error against one-hot targets, summed over classes.
-        relu: whether features are nonnegative by construction, as behind a ReLU: the model is then
+        relu: Whether features are nonnegative by construction, as behind a ReLU: the model is then
             :class:`ReLUImbalanced`, with a larger minimum. Only with cross-entropy and without bias.
-        sample_weights: of one sample of each class in the loss ``(K,)``; None is 1/N. ``nn.MSELoss()`` averages over
+        sample_weights: Weight of one sample of each class in the loss ``(K,)``; None is 1/N. ``nn.MSELoss()`` averages over
             classes too, which is a weight of 2/(N K).
 
     Raises:

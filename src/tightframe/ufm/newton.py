@@ -30,7 +30,7 @@ _MOST_PRODUCTS = 300  # of conjugate gradients in one step
 
 @dataclass(frozen=True)
 class Penalty:
-    """What stands beside the fit: σ‖Y‖_* and half of ``bias_decay`` times ‖b‖², or no bias if that is None."""
+    """The penalty beside the fit: σ‖Y‖_* and half of ``bias_decay`` times ‖b‖², or no bias if that is None."""
 
     sigma: float
     bias_decay: float | None = None
@@ -81,8 +81,8 @@ def newton(
 
     Args:
         grouped: the fit.
-        penalty: what stands beside it.
-        start: where to begin; its rank may be any.
+        penalty: Penalty beside the fit.
+        start: Start of the iteration, of any rank.
         tolerance: relative.
         max_iterations: steps at most.
         done: asked, once the estimate says so, whether it is true; if not, the tolerance is divided by ten.

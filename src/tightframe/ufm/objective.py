@@ -108,7 +108,7 @@ def factorise(problem: Problem, Z: Tensor) -> tuple[Tensor, Tensor]:
     """Return W ``(K, d)`` and H ``(K, d)`` with H Wᵀ = Z that cost the least: half the squared norms are ‖Y‖_*.
 
     Args:
-        problem: decides d, the prices and how the norm is split.
+        problem: Model, which decides d, the prices and how the norm is split.
         Z: logits without bias ``(K, K)``, row k those of class k; its rank must be at most d.
     """
     root = feature_prices(problem).sqrt().unsqueeze(1)

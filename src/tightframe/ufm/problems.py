@@ -11,7 +11,7 @@ from tightframe.errors import ArgumentError, check_choice, check_positive
 
 @dataclass(frozen=True)
 class Problem:
-    """What all models have in common: free features of ``n_k`` samples of each class, in d dimensions.
+    """Base of all models: free features of ``n_k`` samples of each class, in d dimensions.
 
     Args:
         counts: ``n_k`` of the K >= 2 classes, each at least 1.
@@ -126,7 +126,7 @@ class LayerPeeled(Problem):
         dim: d.
         weight_budget: :math:`E_W > 0`.
         feature_budget: :math:`E_H > 0`.
-        sample_weights: as in :class:`CrossEntropyUFM`; oversampling class k by r is a weight r times as large.
+        sample_weights: Weights as in :class:`CrossEntropyUFM`; oversampling class k by r is a weight r times as large.
     """
 
     weight_budget: float
@@ -175,7 +175,7 @@ class DeepUFM(Problem):
         decays: :math:`\lambda_0` of the features, then :math:`\lambda_1, \ldots, \lambda_L` of the L >= 1 matrices
             towards the output.
         loss: ``"cross-entropy"``, or ``"mse"`` for half the squared error against one-hot targets.
-        relu: whether a ReLU stands before each matrix but the first, :math:`W_L \varphi(\cdots \varphi(W_1 H_1))`.
+        relu: Whether a ReLU stands before each matrix but the first, :math:`W_L \varphi(\cdots \varphi(W_1 H_1))`.
     """
 
     decays: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""What the closed forms and the solvers return: one point of a model, and what is known of it."""
+"""Solution: one point of a model and its facts, from a closed form or a solver."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tightframe import functional as F
+from tightframe.files import html_table
 from tightframe.moments import ClassMoments
 from tightframe.ufm.problems import Problem
 
@@ -38,25 +39,25 @@ class Solution:
     ``H @ W.T``, the transpose of the papers' Z = WH.
 
     Args:
-        problem: that it is a point of.
-        W: class vectors ``(K, d)``; of a deep model, its last matrix.
-        H: features, of a deep model those that its last matrix receives: one for each class, which all its samples
-            share, ``(K, d)``; or of every sample, class by class, ``(N, d)``.
-        bias: ``(K,)``, or None where the model has none.
-        loss: value of the objective.
-        exact: whether it is the global minimum, by proof; ``reason`` says by which, or why not.
-        reason: why this point: the theorem, or what stopped the solver.
-        lower_bound: no point of the model has a smaller objective than this.
-        facts: further numbers by name: thresholds, norms, roots.
-        iterations: of the solver; 0 of a closed form.
-        residual: norm of the gradient, in the solver's own measure; nan if it has none.
-        factors: of a deep model: ``(H_1, W_1, ..., W_L)``.
+        problem: Model of the point.
+        W: Class vectors ``(K, d)``; of a deep model, its last matrix.
+        H: Features; of a deep model, those that its last matrix receives: one for each class, which all its samples
+            share, ``(K, d)``; or one for each sample, class by class, ``(N, d)``.
+        bias: Bias ``(K,)``, or None where the model has none.
+        loss: Value of the objective.
+        exact: Whether the point is the global minimum, by proof; ``reason`` says by which, or why not.
+        reason: Reason for this point: the theorem, or the condition that stopped the solver.
+        lower_bound: Number below which no point of the model has its objective.
+        facts: Further numbers by name: thresholds, norms, roots.
+        iterations: Number of iterations of the solver; 0 for a closed form.
+        residual: Norm of the gradient, in the solver's own measure; nan if it has none.
+        factors: Factors ``(H_1, W_1, ..., W_L)`` of a deep model.
     """
 
     problem: Problem
-    W: Tensor
-    H: Tensor
-    bias: Tensor | None
+    W: Tensor = field(repr=False)
+    H: Tensor = field(repr=False)
+    bias: Tensor | None = field(repr=False)
     loss: float
     exact: bool
     reason: str
@@ -64,7 +65,12 @@ class Solution:
     facts: Mapping[str, float] = field(default_factory=dict)
     iterations: int = 0
     residual: float = math.nan
-    factors: tuple[Tensor, ...] = ()
+    factors: tuple[Tensor, ...] = field(default=(), repr=False)
+
+    def _repr_html_(self) -> str:
+        """Return the facts as a table, for notebooks."""
+        known = {"loss": self.loss, "lower bound": self.lower_bound, "exact": self.exact, **self.facts}
+        return html_table([str(self.problem), ""], [*known.items(), ("reason", self.reason)])
 
     @property
     def labels(self) -> Tensor:

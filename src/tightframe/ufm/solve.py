@@ -43,7 +43,7 @@ def solve(problem: Problem, solver: Solver | None = None, *, generator: torch.Ge
     Args:
         problem: any model but :class:`MaxMargin`, whose closed form holds for all counts.
         solver: an instance; None chooses as above.
-        generator: of the random starts, if the solver chosen here has any; on the CPU, None is one of seed 0.
+        generator: Generator of the random starts, if the solver chosen here has any; on the CPU, None is one of seed 0.
 
     Raises:
         ArgumentError: if the problem is none that the solver solves, or a solver comes with a generator, which it would

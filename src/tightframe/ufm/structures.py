@@ -38,7 +38,7 @@ def best_scale(structure: Structure | ReLUStructure, problem: DeepUFM) -> BestSc
 
     Args:
         structure: S with singular values s; of a :class:`ReLUStructure` the price is its own.
-        problem: with cross-entropy and balanced counts.
+        problem: Model with cross-entropy and balanced counts.
 
     Raises:
         ArgumentError: if the problem has another loss or unequal counts, or the structure another K.
@@ -139,7 +139,7 @@ def deep_form(problem: DeepUFM) -> Solution:
     the library lacks.
 
     Args:
-        problem: with cross-entropy and balanced counts; decays may differ.
+        problem: Model with cross-entropy and balanced counts; decays may differ.
 
     Raises:
         ArgumentError: if the problem has another loss or unequal counts.

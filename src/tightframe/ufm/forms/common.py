@@ -1,4 +1,4 @@
-"""What the closed forms share: the numbers that decide, the point they return, a root finder."""
+"""Shared parts of the closed forms: the numbers that decide, the point they return, a root finder."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def simplex_weights(problem: CrossEntropyUFM) -> tuple[float, ...]:
 
 
 def _class_scales(problem: CrossEntropyUFM) -> Tensor:
-    """Return a_k ``(K,)``, what the slope of class k alone asks for; 0 where it asks for nothing."""
+    """Return a_k ``(K,)``, the value that the slope of class k alone implies; 0 where it implies none."""
     K = problem.num_classes
     return (K * strengths_of(problem) / sigma_of(problem) - K + 1).clamp(min=1.0).log()
 

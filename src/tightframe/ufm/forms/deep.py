@@ -33,7 +33,7 @@ def deep_squared_form(problem: DeepUFM) -> Solution:
     is better is observed, not proved. With more it is not optimal for many classes (Súkeník et al. 2024).
 
     Args:
-        problem: with ``loss="mse"``; d at least the number of classes with :math:`x_k > 0`.
+        problem: Model with ``loss="mse"``; d at least the number of classes with :math:`x_k > 0`.
 
     Returns:
         The solution with its ``factors``; ``facts`` hold ``active_classes``, ``zero_kappa`` (the threshold),
@@ -77,7 +77,7 @@ def relu_bound(problem: DeepUFM) -> float:
     .. math:: (1 - x)\, x^{1/3} = N \Lambda^{1/3} m\, S^{-4/3}.
 
     Args:
-        problem: with ``loss="mse"``, ``relu=True`` and two matrices; not checked.
+        problem: Model with ``loss="mse"``, ``relu=True`` and two matrices; not checked.
 
     Example:
         >>> problem = DeepUFM((5, 5), dim=2, decays=(0.01, 0.01, 0.01), loss="mse", relu=True)
