@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from studies._tables import complete, left_out, markdown, report_runs, seeds_of
-from tightframe.conversion import CONVERSION_FILE
+from tightframe.surgery.convert import CONVERSION_FILE
 from tightframe.report.history import estimate
 from tightframe.report.tables import format_estimate
 from tightframe.runs import RunDirectory, Training

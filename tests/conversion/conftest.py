@@ -1,8 +1,8 @@
 import pytest
 
 from tests.conversion.material import run_of
-from tightframe import conversion
 from tightframe.config import Part
+from tightframe.surgery import convert as conversion
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from torch.utils.data import TensorDataset
 
 from tightframe import config
 from tightframe.config import Method, Part, Recipe, load_run
-from tightframe.conversion import Parts
 from tightframe.data import ClassificationData, DataSource
 from tightframe.runs import open_directory
-from tightframe.training import fit
+from tightframe.surgery.convert import Parts
+from tightframe.training import fit, make_loader
 
 K = 4
 SHAPES = {"vectors": (6,), "images": (1, 8, 8), "tokens": (6,), "bytes": (3, 8, 8)}
@@ -109,7 +109,12 @@ def run_of(factory, name, *args, **kwargs):
 
 def opened(run):
     directory, _, chosen, data = run
-    return load_run(directory, trust=True).network, Parts(data, chosen.batch_size)
+    return load_run(directory, trust=True).network, parts_of(data, chosen.batch_size)
+
+
+def parts_of(data, batch_size):
+    train, test = (make_loader(part, 512) for part in (data.train, data.test))
+    return Parts(data.num_classes, train, test, make_loader(data.train, batch_size, seed=0))
 
 
 def right(network, part):

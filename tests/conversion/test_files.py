@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+import shutil
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -8,22 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conversion.material import K, early_means_err, opened, recipe, same_state, size, trained
+from tests.conversion.material import K, early_means_err, opened, parts_of, recipe, same_state, size, trained
 from tests.training.models import quiet
-from tightframe import conversion
-from tightframe.config import Method, Part, build_data, build_module
-from tightframe.conversion import (
+from tightframe.config import Method, Part, build, load_run
+from tightframe.errors import ConfigError, DataFileError, OutputError
+from tightframe.runs.layout import CHECKPOINT, CONFIG_FILE
+from tightframe.surgery.convert import (
     CONVERSION_FILE,
     MODEL_FILE,
-    Parts,
     load_conversion,
     lock_network,
-    network_of_run,
     truncate_network,
     write_conversion,
 )
-from tightframe.errors import ConfigError, DataFileError
-from tightframe.training.run import CHECKPOINT
 
 pytestmark = quiet
 
@@ -43,13 +41,13 @@ def test_layers_that_training_locked_stay_locked(tmp_path):
     method = Method(Part("LinearClassifier"), adaptive={"kind": "haar", "start": 2})
     directory, module = trained(tmp_path, recipe(method=method))
     chosen = recipe(method=method)
-    data = build_data(chosen)
-    network = network_of_run(directory, chosen, data)
+    data = build(chosen, []).data
+    network = load_run(directory, trust=True).network
     frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
     assert frozen == ["backbone.7.weight", "classifier.weight"]
     assert frozen == [name for name, p in module.named_parameters() if not p.requires_grad]
     before = network.backbone[7].weight.clone()
-    found = lock_network(network, Parts(data, 20), epsilon=0.99)
+    found = lock_network(network, parts_of(data, 20), epsilon=0.99)
     assert found.depth == 1
     assert [lock.name for lock in found.locks] == ["backbone.4"]
     assert torch.equal(network.backbone[7].weight, before)
@@ -59,7 +57,7 @@ def test_layers_that_are_fixed_from_the_start_stay_so(tmp_path):
     method = Method(Part("LinearClassifier"), etf_transformer={"which": "w2"})
     chosen = recipe("tokens", method)
     directory, module = trained(tmp_path, chosen)
-    network = network_of_run(directory, chosen, build_data(chosen))
+    network = load_run(directory, trust=True).network
     frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
     assert frozen == [f"backbone.blocks.{i}.linear2.weight" for i in (0, 1)]
     for name in frozen:
@@ -70,18 +68,18 @@ def test_a_transform_stands_in_front_and_a_validation_part_changes_nothing(tmp_p
     chosen = recipe("bytes", transform=Part("ImageTransform", {"mean": [0.5] * 3, "std": [0.2] * 3, "flip": True}))
     chosen.data.args["validation"] = True
     directory, module = trained(tmp_path, chosen)
-    data = build_data(chosen)
-    network = network_of_run(directory, chosen, data)
+    data = build(chosen, []).data
+    network = load_run(directory, trust=True).network
     inputs = data.test.tensors[0]
     assert inputs.dtype == torch.uint8
     torch.testing.assert_close(network.eval()(inputs), module.eval()(inputs))
-    parts = Parts(data, 20)
+    parts = parts_of(data, 20)
     locked = lock_network(copy.deepcopy(network), parts, epsilon=0.99)
     assert [lock.name for lock in locked.locks] == ["backbone.1.3", "backbone.1.6", "classifier"]
     cut = truncate_network(network, parts, epsilon=0.99)
     assert [stage.name for stage in cut.stages] == ["whole", *(f"{i} backbone.1.{3 * i - 3}" for i in (1, 2, 3))]
     write_conversion(cut, tmp_path / "cut", {})
-    loaded = load_conversion(tmp_path / "cut", network_of_run(directory, chosen, data), parts.sample)
+    loaded = load_conversion(tmp_path / "cut", load_run(directory, trust=True).network, parts.sample)
     assert torch.equal(loaded.eval()(inputs), cut.network.eval()(inputs))
 
 
@@ -90,25 +88,26 @@ def test_a_checkpoint_of_another_device_is_read(mlp, tmp_path, monkeypatch):
     state = torch.load(directory / CHECKPOINT, weights_only=False)
     elsewhere = tmp_path / "learned" / "seed-0"
     (elsewhere / "checkpoints").mkdir(parents=True)
+    shutil.copy(directory.parents[1] / CONFIG_FILE, tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
         torch.save(state, elsewhere / CHECKPOINT)
     with pytest.raises(RuntimeError, match=r"(?i)cuda"):
         torch.load(elsewhere / CHECKPOINT, weights_only=False)
-    assert same_state(network_of_run(elsewhere, chosen, data), network_of_run(directory, chosen, data))
+    assert same_state(load_run(elsewhere, trust=True).network, load_run(directory, trust=True).network)
 
 
 @pytest.mark.parametrize("place", ["nosuch/seed-0", "learned/seed-x", "learned/0", "learned/seed-", "learned/xseed-0"])
 def test_what_is_no_run(mlp, tmp_path, place):
-    _, _, chosen, data = mlp
+    shutil.copy(mlp[0].parents[1] / CONFIG_FILE, tmp_path)
     with pytest.raises(ConfigError, match=r"RUN must be <out>/<method>/seed-<s>"):
-        network_of_run(tmp_path / place, chosen, data)
+        load_run(tmp_path / place, trust=True)
 
 
 def test_a_run_without_a_checkpoint(mlp, tmp_path):
-    _, _, chosen, data = mlp
+    shutil.copy(mlp[0].parents[1] / CONFIG_FILE, tmp_path)
     with pytest.raises(DataFileError, match=r"last.ckpt does not exist: the training of learned with seed 3 has not"):
-        network_of_run(tmp_path / "learned" / "seed-3", chosen, data)
+        load_run(tmp_path / "learned" / "seed-3", trust=True)
 
 
 CHECKPOINTS = {
@@ -127,6 +126,7 @@ def test_a_checkpoint_that_is_something_else(mlp, tmp_path, kind):
     directory, _, chosen, data = mlp
     here = tmp_path / "learned" / "seed-0"
     (here / "checkpoints").mkdir(parents=True)
+    shutil.copy(directory.parents[1] / CONFIG_FILE, tmp_path)
     path = here / CHECKPOINT
     if kind == "garbage":
         path.write_bytes(b"\x00\x80 nothing")
@@ -134,10 +134,10 @@ def test_a_checkpoint_that_is_something_else(mlp, tmp_path, kind):
         whole = (directory / CHECKPOINT).read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
     else:
-        other = build_module(replace(chosen, backbone=Part("MLP", {"widths": [12, 9, 8]})), "learned", data, 0)
+        other = build(replace(chosen, backbone=Part("MLP", {"widths": [12, 9, 8]})), [], data=data).module("learned", 0)
         torch.save(CHECKPOINTS[kind](torch.load(directory / CHECKPOINT, weights_only=False), other), path)
     with pytest.raises(DataFileError, match=r"last\.ckpt cannot be loaded: .") as caught:
-        network_of_run(here, chosen, data)
+        load_run(here, trust=True)
     assert "\n" not in str(caught.value)
 
 
@@ -159,7 +159,7 @@ def test_a_conversion_comes_back_as_it_was(request, tmp_path, run, convert, epsi
     assert facts["note"] == "x"
     assert facts["depth"] == found.depth
     assert facts["truncated"] is found.truncated
-    fresh = build_module(run[2], "learned", run[3], seed=9)
+    fresh = build(run[2], [], data=run[3]).module("learned", 9)
     fresh = nn.Sequential(OrderedDict(backbone=fresh.backbone, classifier=fresh.classifier))
     loaded = load_conversion(tmp_path / "a" / "b", fresh, parts.sample)
     assert same_state(loaded, found.network)
@@ -173,7 +173,7 @@ def test_a_conversion_comes_back_as_it_was(request, tmp_path, run, convert, epsi
 def test_tied_weights_are_written(tmp_path):
     network, data = early_means_err()
     network[2].weight = network[0].weight
-    found = truncate_network(network, Parts(data, 6), epsilon=0.0)
+    found = truncate_network(network, parts_of(data, 6), epsilon=0.0)
     write_conversion(found, tmp_path, {})
     fresh = copy.deepcopy(network)
     nn.init.zeros_(fresh[0].weight)
@@ -234,17 +234,15 @@ def contents(out):
     return {path.name: path.read_bytes() for path in out.iterdir() if not path.name.endswith(".partial")}
 
 
-@pytest.mark.parametrize("at", ["save_file", "write_text"])
-def test_what_was_written_stays_if_writing_fails(mlp, tmp_path, monkeypatch, at):
+def test_what_was_written_stays_if_writing_fails(mlp, tmp_path, monkeypatch):
     found, _ = written(mlp, tmp_path)
     before = contents(tmp_path)
 
     def fails(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    where = (conversion, "save_file") if at == "save_file" else (type(tmp_path), "write_text")
-    monkeypatch.setattr(*where, fails)
-    with pytest.raises(ConfigError, match=r"cannot be written: .*No space left"):
+    monkeypatch.setattr("safetensors.torch.save_file", fails)
+    with pytest.raises(OutputError, match=r"cannot be written: .*No space left"):
         write_conversion(replace(found, depth=3), tmp_path, {})
     assert contents(tmp_path) == before
 
@@ -261,7 +259,7 @@ def test_a_conversion_that_is_half_replaced_is_refused(mlp, tmp_path, monkeypatc
             raise KeyboardInterrupt
         os.rename(source, target)
 
-    monkeypatch.setattr(conversion.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         write_conversion(found, tmp_path, {})
     monkeypatch.undo()
@@ -269,13 +267,3 @@ def test_a_conversion_that_is_half_replaced_is_refused(mlp, tmp_path, monkeypatc
         load_conversion(tmp_path, opened(mlp)[0], parts.sample)
     write_conversion(found, tmp_path, {})
     assert same_state(load_conversion(tmp_path, opened(mlp)[0], parts.sample), found.network)
-
-
-@pytest.mark.parametrize("place", ["file", "file/below", "folders"])
-def test_a_directory_that_cannot_be_written(mlp, tmp_path, place):
-    found, _ = written(mlp, tmp_path / "fine")
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folders" / f"{MODEL_FILE}.partial").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=f"--out .*{place} cannot be written: .") as caught:
-        write_conversion(found, tmp_path / place, {})
-    assert "\n" not in str(caught.value)

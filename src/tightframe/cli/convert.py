@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,10 @@ from tightframe.config import load_run
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
+
+    from tightframe.surgery.convert import Conversion
+
+BATCH = 512
 
 
 def parser(text: str) -> ArgumentParser:
@@ -41,26 +46,33 @@ def run(
     truncate: bool,
     epsilon: float,
     pooling: str | None,
-    layers: Any,
+    layers: Sequence[str] | None,
+    inclusive: bool,
+    keep: Sequence[str],
     trust: bool,
-    **lock: Any,
+    **fix: Any,
 ) -> None:
     """Lock the layers of a trained network beyond its effective depth, or cut it there, and print what that costs."""
     import torch
 
-    from tightframe import conversion
     from tightframe.report.tables import render_rows
+    from tightframe.surgery import Fix, convert
+    from tightframe.training import make_loader
 
+    look: dict[str, Any] = {"epsilon": epsilon, "pooling": pooling, "layers": layers}
+    lock: dict[str, Any] = {} if truncate else {"inclusive": inclusive, "keep": keep}
+    fixed = Fix(**fix)
     loaded = load_run(run, trust=trust)
     if loaded.recipe.num_threads is not None:
         torch.set_num_threads(loaded.recipe.num_threads)
-    parts = conversion.Parts(loaded.data, loaded.recipe.batch_size)
-    look = {"epsilon": epsilon, "pooling": pooling, "layers": layers}
+    data, size = loaded.data, loaded.recipe.batch_size
+    train, test = (make_loader(part, BATCH) for part in (data.train, data.test))
+    parts = convert.Parts(data.num_classes, train, test, make_loader(data.train, size, seed=0))
     if truncate:
-        found = conversion.truncate_network(loaded.network, parts, **look)
+        found = convert.truncate_network(loaded.network, parts, **look)
     else:
-        found = conversion.lock_network(loaded.network, parts, **look, **lock)
-    render_rows(*conversion.cells(found))
+        found = convert.lock_network(loaded.network, parts, fix=fixed, **look, **lock)
+    render_rows(*cells(found))
     depth = f"effective depth {found.depth} of {len(found.layers)}" if found.depth else "no effective depth"
     left = "" if found.changed else "; nothing was converted"
     first = found.stages[0]
@@ -68,6 +80,25 @@ def run(
     print(f"{first.name}: {costs}")  # noqa: T201  # the command's result
     print(f"{depth} (nearest class mean errs on at most {epsilon:g} of the training part){left}")  # noqa: T201
     out = out or run / ("truncated" if truncate else "locked")
-    facts = {"run": str(run.resolve()), "epsilon": epsilon, **({} if truncate else lock)}
-    conversion.write_conversion(found, out, facts)
-    print(f"\nnetwork: {out / conversion.MODEL_FILE}")  # noqa: T201
+    facts = {"run": str(run.resolve()), "epsilon": epsilon, **({} if truncate else {**lock, **fix})}
+    convert.write_conversion(found, out, facts)
+    print(f"\nnetwork: {out / convert.MODEL_FILE}")  # noqa: T201
+
+
+def cells(conversion: Conversion) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of the stages as text; FLOPs and time are in percent of the first one's."""
+    first = conversion.stages[0]
+    headings = ["Network", "Train %", "Test %", "Trainable", "Parameters", "FLOPs %", "Time %"]
+    rows = [
+        [
+            stage.name,
+            f"{100 * stage.train:.2f}",
+            f"{100 * stage.test:.2f}",
+            f"{stage.trainable:,}",
+            f"{stage.parameters:,}",
+            f"{100 * stage.flops / max(first.flops, 1):.0f}",
+            f"{100 * stage.relative:.0f}",
+        ]
+        for stage in conversion.stages
+    ]
+    return headings, rows

@@ -3,18 +3,18 @@
 from tightframe.surgery.batch_norm import reestimate_batch_norm
 from tightframe.surgery.beyond import lock_beyond
 from tightframe.surgery.classifiers import nearest_class_mean_linear, replace_classifier
-from tightframe.surgery.locking import LOCK_KINDS, Lock, check_lock_options, lock_to_etf
+from tightframe.surgery.locking import LOCK_KINDS, Fix, Lock, lock_to_etf
 from tightframe.surgery.parameters import LayerParameters, ParameterReport, parameter_report
 from tightframe.surgery.transformers import etf_transformer_
 from tightframe.surgery.truncation import TruncatedModel, truncate
 
 __all__ = [
     "LOCK_KINDS",
+    "Fix",
     "LayerParameters",
     "Lock",
     "ParameterReport",
     "TruncatedModel",
-    "check_lock_options",
     "etf_transformer_",
     "lock_beyond",
     "lock_to_etf",

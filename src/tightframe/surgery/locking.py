@@ -1,9 +1,9 @@
-"""Lock a layer of a model: overwrite its weight with a fixed simplex, and take that from the optimiser."""
+"""Lock a layer of a model: overwrite its weight with a fixed simplex, and remove that from the optimizer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +26,16 @@ Activation = str | Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Lock:
-    """What locking a layer did.
+    """Record of a layer that was locked.
 
     Args:
-        name: of the layer.
-        kind: of the fixed weight.
-        shape: of the weight as the layer holds it.
-        gain: length of the vertices; for a control, that of the simplex of the same Frobenius norm.
+        name: Name of the layer.
+        kind: Kind of the fixed weight.
+        shape: Shape of the weight as the layer holds it.
+        gain: Length of the vertices; for a control, that of the simplex of the same Frobenius norm.
         distance: Frobenius norm of the change of the weight, relative to that of the weight before; 0 if it was already
             this simplex up to rounding and was left as it is.
-        freed: parameters that were trained before and are not any more.
+        freed: Number of parameters that were trained before and are not any more.
     """
 
     name: str
@@ -51,17 +51,61 @@ class Lock:
         return self.distance > 0 or self.freed > 0
 
 
+@dataclass(frozen=True)
+class Fix:
+    """Values of a fixed weight, the same wherever layers are locked; it checks itself.
+
+    Args:
+        kind: ``"aligned"``, the simplex nearest to the present weight in Frobenius norm
+            (:func:`~tightframe.frames.nearest_simplex_weight`); a drawn one, ``"haar"``, ``"canonical"`` or
+            ``"class-rank"``; or a control, ``"orthogonal"`` or ``"gaussian"``, which is no simplex.
+        gain: Length of the vertices: a number > 0; ``"unit"``; ``"match-init"`` for the Frobenius norm of the present
+            weight; ``"variance-preserving"``, see :func:`~tightframe.nn.variance_preserving_gain`. None is the best for
+            an aligned one, and variance-preserving otherwise.
+        activation: Activation before the layer, for the variance-preserving gain alone: ``"relu"``, ``"gelu"``,
+            ``"silu"`` or any function of each entry.
+        seed: Seed of the draw, >= 0; where several layers are locked, each has a draw of its own.
+        num_classes: Number of classes for ``kind="class-rank"``; a classifier is of that rank anyway.
+
+    Raises:
+        ArgumentError: if an argument is outside its range.
+    """
+
+    kind: str = "aligned"
+    gain: str | float | None = None
+    activation: Activation = "relu"
+    seed: int = 0
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a layer."""
+        check_choice("kind", self.kind, LOCK_KINDS)
+        check_positive("seed", self.seed, 0)
+        if isinstance(self.gain, str):
+            check_choice("gain", self.gain, GAINS)
+        elif self.gain is not None:
+            check_gain(self.gain)
+        if self.gain == "variance-preserving" or (self.gain is None and self.kind != "aligned"):
+            variance_preserving_gain(self.activation)
+
+
+def as_fix(kind: str | Fix, options: Mapping[str, Any]) -> Fix:
+    """Return the :class:`Fix` of a kind and further fields; a Fix is returned as it is, and takes no further ones."""
+    if not isinstance(kind, Fix):
+        return Fix(kind, **options)
+    if options:
+        raise ArgumentError(f"{', '.join(options)} must be fields of the Fix; got them beside one")
+    return kind
+
+
 def lock_to_etf(
     model: nn.Module,
     name: str,
-    kind: str = "aligned",
+    kind: str | Fix = "aligned",
     *,
-    gain: str | float | None = None,
-    activation: Activation = "relu",
-    seed: int = 0,
-    num_classes: int | None = None,
     classifier: bool | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    **options: Any,
 ) -> Lock:
     r"""Overwrite the weight of a layer with a fixed simplex ETF, in place, and train it no more.
 
@@ -79,22 +123,15 @@ def lock_to_etf(
     d >= K - 1 is needed.
 
     Args:
-        model: any module.
-        name: dotted name of an ``nn.Linear``, a :class:`~tightframe.nn.LinearClassifier`, a ``Conv1D`` of Hugging Face,
+        model: Any module.
+        name: Dotted name of an ``nn.Linear``, a :class:`~tightframe.nn.LinearClassifier`, a ``Conv1D`` of Hugging Face,
             or an ungrouped convolution, whose kernel is taken for a matrix ``(out, in * positions)``.
-        kind: ``"aligned"``, the simplex nearest to the present weight in Frobenius norm
-            (:func:`~tightframe.frames.nearest_simplex_weight`); a drawn one, ``"haar"``, ``"canonical"`` or
-            ``"class-rank"``; or a control, ``"orthogonal"`` or ``"gaussian"``, which is no simplex.
-        gain: length of the vertices: a number > 0; ``"unit"``; ``"match-init"`` for the Frobenius norm of the present
-            weight; ``"variance-preserving"``, see :func:`~tightframe.nn.variance_preserving_gain`. None is the best for
-            an aligned one, and variance-preserving otherwise.
-        activation: what stands before the layer, for the variance-preserving gain alone.
-        seed: of the draw, >= 0.
-        num_classes: for ``kind="class-rank"``; a classifier is of that rank anyway.
-        classifier: whether the rows are class vectors; None asks :func:`tightframe.find_classifier`.
-        optimizer: one that trains the layer: the weight leaves its groups, which stay in number, and its state is
-            dropped. A state of the optimiser from before the lock then fits no more, and one from after it fits an
-            optimiser that lost the same.
+        kind: Kind of the fixed weight, see :class:`Fix`, or a :class:`Fix` itself.
+        classifier: Whether the rows are class vectors; None asks :func:`tightframe.find_classifier`.
+        optimizer: Optimizer that trains the layer: the weight leaves its groups, which stay in number, and its state is
+            dropped. A state of the optimizer from before the lock then fits no more, and one from after it fits an
+            optimizer that lost the same.
+        options: Further fields of :class:`Fix`: ``gain``, ``activation``, ``seed``, ``num_classes``.
 
     Raises:
         ArgumentError: if an argument is outside its range, there is no such layer, or its weight is tied, wrapped,
@@ -110,24 +147,21 @@ def lock_to_etf(
         >>> [key for key, p in model.named_parameters() if p.requires_grad]
         ['0.bias', '2.weight', '2.bias']
     """
-    check_lock_options(kind, gain, activation, seed)
+    fix = as_fix(kind, options)
     if optimizer is not None:
         check_optimizer(optimizer)
     if classifier is None:
         classifier = _is_classifier(model, name)
-    matrix = lockable(model, name, kind, gain, classifier)
+    matrix = lockable(model, name, fix, classifier)
     wide = matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()  # MPS has no float64
-    vertices = _num_vertices(name, wide, kind, num_classes, classifier)
-    if kind == "aligned" and gain is None:
+    vertices = _num_vertices(name, wide, fix, classifier)
+    if fix.kind == "aligned" and fix.gain is None:
         fixed = _nearest(wide, None, classifier)
         length = _norm(fixed) / math.sqrt(vertices)
     else:
-        length = _length(gain, activation, wide, vertices)
-        fixed = (
-            _nearest(wide, length, classifier)
-            if kind == "aligned"
-            else length * _unit(wide, kind, vertices, seed, num_classes, classifier)
-        )
+        length = _length(fix, wide, vertices)
+        aligned = fix.kind == "aligned"
+        fixed = _nearest(wide, length, classifier) if aligned else length * _unit(wide, fix, vertices, classifier)
     fixed = fixed.to(matrix.dtype).to(matrix.device)
     norm = _norm(wide)
     distance = _norm(fixed.to(wide) - wide) / norm if norm else math.inf
@@ -138,24 +172,10 @@ def lock_to_etf(
         overwrite(module, fixed)
     weight = module.get_parameter("weight")
     freed = _fix(weight, optimizer)
-    return Lock(name, kind, tuple(weight.shape), length, distance, freed)
+    return Lock(name, fix.kind, tuple(weight.shape), length, distance, freed)
 
 
-def check_lock_options(
-    kind: str = "aligned", gain: str | float | None = None, activation: Activation = "relu", seed: int = 0
-) -> None:
-    """Raise :class:`ArgumentError` where :func:`lock_to_etf` would for these arguments, whatever the layer."""
-    check_choice("kind", kind, LOCK_KINDS)
-    check_positive("seed", seed, 0)
-    if isinstance(gain, str):
-        check_choice("gain", gain, GAINS)
-    elif gain is not None:
-        check_gain(gain)
-    if gain == "variance-preserving" or (gain is None and kind != "aligned"):
-        variance_preserving_gain(activation)
-
-
-def lockable(model: nn.Module, name: str, kind: str, gain: str | float | None, classifier: bool) -> Tensor:
+def lockable(model: nn.Module, name: str, fix: Fix, classifier: bool) -> Tensor:
     """Return the weight of a layer as a matrix ``(out, in)``; errors as in :func:`lock_to_etf`."""
     module = find_module(model, name)
     refuse_wrapped(model, name)
@@ -163,24 +183,24 @@ def lockable(model: nn.Module, name: str, kind: str, gain: str | float | None, c
     refuse_tied(model, name)
     check_finite(matrix, f"weight of layer {name!r}")
     vertices = matrix if classifier or matrix.shape[0] < matrix.shape[1] else matrix.T
-    if kind == "aligned" and gain is None and bool((vertices == vertices[:1]).all()):
+    if fix.kind == "aligned" and fix.gain is None and bool((vertices == vertices[:1]).all()):
         raise ArgumentError(
             f"the weight of layer {name!r} must have vertices that differ, got all of them equal: the nearest simplex "
             "has gain 0; pass gain=1.0 to take any simplex of that gain"
         )
-    if gain == "match-init" and not bool(matrix.any()):
+    if fix.gain == "match-init" and not bool(matrix.any()):
         raise ArgumentError(f"the weight of layer {name!r} must not be zero for gain='match-init'; pass a number")
     return matrix
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise :class:`ArgumentError` unless tensors can leave this optimiser."""
+    """Raise :class:`ArgumentError` unless parameters can be removed from an optimizer."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if any(kind.__name__ in ("LBFGS", "ZeroRedundancyOptimizer") for kind in type(optimizer).__mro__):
         raise ArgumentError(
-            f"no tensor can leave a {type(optimizer).__name__}, which keeps all of them in one; lock first and build "
-            "the optimiser of the parameters that still need gradients"
+            f"cannot remove a parameter from {type(optimizer).__name__}, which keeps all of them in one tensor; lock "
+            "first and build the optimizer of the parameters that still need gradients"
         )
 
 
@@ -191,26 +211,27 @@ def _is_classifier(model: nn.Module, name: str) -> bool:
         return False
 
 
-def _num_vertices(name: str, W: Tensor, kind: str, num_classes: int | None, classifier: bool) -> int:
+def _num_vertices(name: str, W: Tensor, fix: Fix, classifier: bool) -> int:
     out_features, in_features = W.shape
     if not classifier:
-        return num_vertices(*W.shape, kind="haar" if kind == "aligned" else kind, num_classes=num_classes)
+        kind = "haar" if fix.kind == "aligned" else fix.kind
+        return num_vertices(*W.shape, kind=kind, num_classes=fix.num_classes)
     if in_features < out_features - 1:
         raise DimensionError(
             f"classifier {name!r} needs d >= K - 1 for a simplex ETF, got d = {in_features} and K = {out_features}; "
             "widen its input, keep it trainable, or pass classifier=False to make its columns the vertices"
         )
-    if num_classes not in (None, out_features):
-        raise ArgumentError(f"num_classes must be K = {out_features} for classifier {name!r}, got {num_classes!r}")
+    if fix.num_classes not in (None, out_features):
+        raise ArgumentError(f"num_classes must be K = {out_features} for classifier {name!r}, got {fix.num_classes!r}")
     return num_vertices(out_features, in_features, kind="classifier")
 
 
-def _length(gain: str | float | None, activation: Activation, W: Tensor, vertices: int) -> float:
-    if gain is None or gain == "variance-preserving":
-        return variance_preserving_gain(activation)
-    if not isinstance(gain, str):
-        return float(gain)
-    if gain == "unit":
+def _length(fix: Fix, W: Tensor, vertices: int) -> float:
+    if fix.gain is None or fix.gain == "variance-preserving":
+        return variance_preserving_gain(fix.activation)
+    if not isinstance(fix.gain, str):
+        return float(fix.gain)
+    if fix.gain == "unit":
         return 1.0
     return _norm(W) / math.sqrt(vertices)
 
@@ -223,19 +244,19 @@ def _nearest(W: Tensor, length: float | None, classifier: bool) -> Tensor:
     return nearest.frame * ((W * nearest.frame).sum() / W.shape[0] if length is None else length)
 
 
-def _unit(W: Tensor, kind: str, vertices: int, seed: int, num_classes: int | None, classifier: bool) -> Tensor:
+def _unit(W: Tensor, fix: Fix, vertices: int, classifier: bool) -> Tensor:
     """Return a drawn weight of the shape of W whose vertices have length 1, or a control of the same norm."""
     options: dict[str, Any] = {
-        "generator": torch.Generator(device="cpu").manual_seed(seed),
+        "generator": torch.Generator(device="cpu").manual_seed(fix.seed),
         "dtype": torch.float64,
         "device": "cpu",
     }
-    if kind in CONTROL_KINDS:
-        drawn = control_weight(*W.shape, kind=kind, **options)
+    if fix.kind in CONTROL_KINDS:
+        drawn = control_weight(*W.shape, kind=fix.kind, **options)
         return drawn * (math.sqrt(vertices) / _norm(drawn))  # a classifier has more vertices than it has dimensions
     if classifier:
-        return simplex_etf(*W.shape, orientation="canonical" if kind == "canonical" else "haar", **options)
-    return simplex_weight(*W.shape, kind=kind, num_classes=num_classes, **options)
+        return simplex_etf(*W.shape, orientation="canonical" if fix.kind == "canonical" else "haar", **options)
+    return simplex_weight(*W.shape, kind=fix.kind, num_classes=fix.num_classes, **options)
 
 
 def _fix(weight: Tensor, optimizer: torch.optim.Optimizer | None) -> int:

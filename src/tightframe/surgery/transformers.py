@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from tightframe.errors import ArgumentError, ShapeError, check_choice, check_positive
+from tightframe.errors import ArgumentError, ShapeError, check_choice
 from tightframe.surgery._modules import is_conv1d
-from tightframe.surgery.locking import LOCK_KINDS, Activation, Lock, check_optimizer, lock_to_etf, lockable
+from tightframe.surgery.locking import LOCK_KINDS, Fix, Lock, as_fix, check_optimizer, lock_to_etf, lockable
 
 KINDS = tuple(kind for kind in LOCK_KINDS if kind != "class-rank")
 
@@ -43,12 +44,10 @@ def etf_transformer_(
     which: str = "both",
     *,
     blocks: Iterable[int] | None = None,
-    kind: str = "haar",
-    gain: str | float | None = None,
-    activation: Activation = "gelu",
-    seed: int = 0,
+    kind: str | Fix = "haar",
     pattern: Pattern | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    **options: Any,
 ) -> list[Lock]:
     r"""Lock the feed-forward layers of a transformer to simplexes, each with a draw of its own.
 
@@ -72,23 +71,20 @@ def etf_transformer_(
     output.dense``; ``mlp.c_fc, mlp.c_proj``; and the triple ``gate_proj, up_proj, down_proj``, from d to f and back.
 
     Args:
-        model: any module with such blocks, changed in place.
+        model: Any module with such blocks, changed in place.
         which: ``"w1"`` (gated: both that enter), ``"w2"`` or ``"both"``.
         blocks: Numbers of the blocks, counted from 0 in the order of the model; None for all. The draws of one do not
             depend on the others.
-        kind: Kind as in :func:`~tightframe.surgery.lock_to_etf`, but not ``"class-rank"``; ``"canonical"`` leaves f - d of
-            the hidden units with nothing but their bias.
-        gain: a number > 0, ``"unit"``, ``"match-init"`` for the Frobenius norm of each present weight, or
-            ``"variance-preserving"``. None is that, or the best for each if aligned.
-        activation: Activation of the blocks, for that gain: ``"gelu"``, ``"relu"``, ``"silu"`` or any function of each entry.
-        seed: Seed of all draws, >= 0.
-        pattern: Patterns for other models, in place of the above: ``{"w1": regex, "w2": regex}`` for whole names of layers. The
-            groups are what names of one block have in common, as in ``{"w1": r"(.+)\.ffn\.lin1", "w2":
-            r"(.+)\.ffn\.lin2"}``; several for ``w1`` in a list if gated.
+        kind: Kind of the fixed weights or a :class:`~tightframe.surgery.Fix`, but not ``"class-rank"``;
+            ``"canonical"`` leaves f - d of the hidden units with nothing but their bias.
+        pattern: Patterns for other models: ``{"w1": regex, "w2": regex}`` for whole names of layers. Their groups are
+            the common parts of the names of one block, as in ``{"w1": r"(.+)\.ffn\.lin1", "w2": r"(.+)\.ffn\.lin2"}``;
+            a list of several for ``w1`` if gated.
         optimizer: Optimizer, as in :func:`~tightframe.surgery.lock_to_etf`.
+        options: Further fields of :class:`~tightframe.surgery.Fix`; its activation is ``"gelu"`` unless given.
 
     Returns:
-        What was done, layer by layer in the order of the blocks.
+        The locks, layer by layer in the order of the blocks.
 
     Raises:
         ArgumentError: if an argument is outside its range, if nothing matches, if a block has a layer too few or too
@@ -104,8 +100,8 @@ def etf_transformer_(
         layers.1.linear2 (8, 16) 1.7
     """
     check_choice("which", which, ("w1", "w2", "both"))
-    check_choice("kind", kind, KINDS)
-    check_positive("seed", seed, 0)
+    fix = as_fix(kind, options if isinstance(kind, Fix) else {"activation": "gelu", **options})
+    check_choice("kind", fix.kind, KINDS)
     if optimizer is not None:
         check_optimizer(optimizer)
     found = _find_blocks(model, _PATTERNS if pattern is None else (_checked(pattern),))
@@ -116,15 +112,14 @@ def etf_transformer_(
         names = [block.prefix for block in found]
         raise ArgumentError(f"blocks must be some of 0..{len(found) - 1}, got {list(chosen)}; they are {names}")
     wanted = [
-        (name, _seed(seed, index, place))
+        (name, replace(fix, seed=_seed(fix.seed, index, place)))
         for index in chosen
         for place, name in enumerate(found[index].w1 + found[index].w2)
         if which == "both" or name in getattr(found[index], which)
     ]
-    for name, _ in wanted:
-        lockable(model, name, kind, gain, classifier=False)
-    options: dict[str, Any] = {"gain": gain, "activation": activation, "classifier": False, "optimizer": optimizer}
-    return [lock_to_etf(model, name, kind, seed=own, **options) for name, own in wanted]
+    for name, own in wanted:
+        lockable(model, name, own, classifier=False)
+    return [lock_to_etf(model, name, own, classifier=False, optimizer=optimizer) for name, own in wanted]
 
 
 def _seed(seed: int, block: int, place: int) -> int:

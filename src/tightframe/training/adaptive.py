@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +18,9 @@ from tightframe.probing.batches import split_batch
 from tightframe.probing.names import match_layers, trains_matrix
 from tightframe.probing.split import together
 from tightframe.records import Record, Records
-from tightframe.surgery import Lock, check_lock_options, lock_beyond, lock_to_etf, reestimate_batch_norm
+from tightframe.surgery import Fix, Lock, lock_beyond, lock_to_etf, reestimate_batch_norm
 from tightframe.surgery.batch_norm import batch_norms
-from tightframe.surgery.locking import check_optimizer
+from tightframe.surgery.locking import as_fix, check_optimizer
 from tightframe.training.collapse import MeasuringCallback
 from tightframe.training.module import ClassifierModule
 
@@ -43,31 +44,29 @@ class AdaptiveETF(MeasuringCallback):
     every layer which the rule may come to can be locked. A training from scratch forgets what this callback saw before.
 
     Args:
-        layers: dotted names or patterns of the layers, see :func:`~tightframe.probing.probe_layers`; None for all
+        layers: Dotted names or patterns of the layers, see :func:`~tightframe.probing.probe_layers`; None for all
             linear maps that run.
-        epsilon: ε in [0, 1). 0.1 is vacuous on easy data, whose inputs pass.
-        patience: checks in a row that must agree, >= 1.
-        every_n_epochs: epochs between checks.
-        warmup: epochs before the first check, >= 0.
-        inclusive: lock layer d too. The default leaves it trainable: it makes what the later layers only keep.
-        min_trainable: first layers that are never locked, >= 1.
-        keep: names or patterns of further ones, such as a classifier of more than d + 1 classes.
-        start: lock the layers beyond this one before training, and look no further; None does not.
-        first_stage: Number of epochs after which the depth is found, the first weights are restored, the layers beyond the
-            depth are locked and the remaining epochs are trained; without a layer to lock, training continues. None locks along the
-            way.
-        kind: Kind of the fixed weights, as in :func:`~tightframe.surgery.lock_to_etf`; also the controls ``"orthogonal"``
-            and ``"gaussian"``.
-        gain: Gain of the fixed weights.
-        activation: Activation before the layers, for the variance-preserving gain.
-        seed: Seed of drawn weights; each layer has a draw of its own.
+        epsilon: Error ε in [0, 1). 0.1 is vacuous on easy data, whose inputs pass.
+        patience: Number of checks in a row that must agree, >= 1.
+        every_n_epochs: Number of epochs between checks.
+        warmup: Number of epochs before the first check, >= 0.
+        inclusive: Whether to lock layer d too. The default leaves it trainable: it makes what the later layers keep.
+        min_trainable: Number of first layers that are never locked, >= 1.
+        keep: Names or patterns of further ones, such as a classifier of more than d + 1 classes.
+        start: Layer beyond which all are locked before training, without further checks; None for none.
+        first_stage: Number of epochs after which the depth is found, the first weights are restored, the layers beyond
+            the depth are locked and the remaining epochs are trained; without a layer to lock, training continues. None
+            locks along the way.
+        kind: Kind of the fixed weights or a :class:`~tightframe.surgery.Fix`.
         tap: Place at which the representation of a layer is read, ``"post"`` or ``"pre"``.
-        pooling: Pooling of tokens and maps to vectors, see :class:`~tightframe.probing.Probe`: ``"flatten"``, ``"mean"``,
-            ``"cls"`` or None.
-        rewarm: begin the learning-rate schedule again after a lock; for a :class:`ClassifierModule` with a scheduler.
-        batch_size: number of samples of a batch in the checks, for loaders of
+        pooling: Pooling of tokens and maps to vectors, see :class:`~tightframe.probing.Probe`: ``"flatten"``,
+            ``"mean"``, ``"cls"`` or None.
+        rewarm: Whether to begin the learning-rate schedule again after a lock; for a :class:`ClassifierModule` with a
+            scheduler.
+        batch_size: Number of samples of a batch in the checks, for loaders of
             :func:`~tightframe.training.make_loader`; others keep theirs.
-        forward: function of the module and the inputs of a batch, in place of a plain call.
+        forward: Function of the module and the inputs of a batch, in place of a plain call.
+        options: Further fields of :class:`~tightframe.surgery.Fix`.
 
     Raises:
         ArgumentError: if an argument is outside its range; in training, if the strategy shards the model, if there are
@@ -88,15 +87,13 @@ class AdaptiveETF(MeasuringCallback):
         keep: Sequence[str] = (),
         start: int | None = None,
         first_stage: int | None = None,
-        kind: str = "aligned",
-        gain: str | float | None = None,
-        activation: str | Callable[[Tensor], Tensor] = "relu",
-        seed: int = 0,
+        kind: str | Fix = "aligned",
         tap: str = "post",
         pooling: str | None = None,
         rewarm: bool = True,
         batch_size: int = 512,
         forward: Callable[[nn.Module, Any], Any] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(batch_size, forward)
         check_range("epsilon", epsilon, isinstance(epsilon, int | float) and 0 <= epsilon < 1, "in [0, 1)")
@@ -116,8 +113,7 @@ class AdaptiveETF(MeasuringCallback):
             raise ArgumentError(f"start and first_stage exclude each other, got {start} and {first_stage}")
         if layers is not None and (isinstance(layers, str) or not layers):
             raise ArgumentError(f"layers must be a list of names or patterns, got {layers!r}; None is all linear maps")
-        lock_options: dict[str, Any] = {"kind": kind, "gain": gain, "activation": activation, "seed": seed}
-        check_lock_options(**lock_options)
+        self.fix = as_fix(kind, options)
         self.layers = layers
         self.epsilon = epsilon
         self.patience = patience
@@ -129,7 +125,6 @@ class AdaptiveETF(MeasuringCallback):
         self.start = start
         self.first_stage = first_stage
         self.rewarm = rewarm
-        self._lock_options = lock_options
         self._probe_options: dict[str, Any] = {"tap": tap, "pooling": pooling}
         self._forget()
 
@@ -180,7 +175,7 @@ class AdaptiveETF(MeasuringCallback):
                 "with devices=1 or strategy='ddp'"
             )
         if len(trainer.optimizers) != 1:
-            raise ArgumentError(f"AdaptiveETF locks what one optimiser trains, got {len(trainer.optimizers)} of them")
+            raise ArgumentError(f"AdaptiveETF needs exactly one optimizer, got {len(trainer.optimizers)}")
         check_optimizer(trainer.optimizers[0])
         later = self.start is None  # what is locked from the start has its schedule from there
         if self.rewarm and later and trainer.lr_scheduler_configs and not isinstance(pl_module, ClassifierModule):
@@ -266,14 +261,14 @@ class AdaptiveETF(MeasuringCallback):
         """Raise now what locking would raise when much has been trained already."""
         if self.start is not None and self.start >= len(self._layers):
             raise ArgumentError(f"start must be below the number of layers, {len(self._layers)}, got {self.start}")
-        options = {**self._options(), "gain": 1.0}
-        if options["kind"] == "aligned":
-            options["kind"] = "canonical"  # of the same sizes, cheaper, and there is one whatever the weight is
+        fix = replace(self._own_fix, gain=1.0)
+        if fix.kind == "aligned":
+            fix = replace(fix, kind="canonical")  # of the same sizes, cheaper, and there is one whatever the weight is
         for name in self._trained_beyond(module, self.start or 1):
             layer = module.get_submodule(name)
             weight: Any = copy.deepcopy(layer._parameters.get("weight"))
             try:
-                lock_to_etf(module, name, **options)
+                lock_to_etf(module, name, fix)
             except TightframeError as error:
                 raise type(error)(f"{error}; or pass keep=[{name!r}]") from error
             layer.load_state_dict({"weight": weight}, strict=False)
@@ -305,8 +300,7 @@ class AdaptiveETF(MeasuringCallback):
 
     def _lock(self, trainer: Trainer, module: LightningModule, boundary: int) -> list[Lock]:
         (optimizer,) = trainer.optimizers
-        options = self._options()
-        locks = lock_beyond(module, self._layers, boundary, keep=self.keep, optimizer=optimizer, **options)
+        locks = lock_beyond(module, self._layers, boundary, self._own_fix, keep=self.keep, optimizer=optimizer)
         if locks and isinstance(trainer.strategy, DDPStrategy):
             # It waits for a gradient of every parameter that was trained when it wrapped the model.
             trainer.strategy.model = module
@@ -325,11 +319,10 @@ class AdaptiveETF(MeasuringCallback):
                 statistic = norm.get_buffer(name)
                 statistic.copy_(trainer.strategy.reduce(statistic, reduce_op="mean"))
 
-    def _options(self) -> dict[str, Any]:
-        """Return how to lock the layers of a module."""
-        if self._lock_options["kind"] != "class-rank":
-            return dict(self._lock_options)
-        return {**self._lock_options, "num_classes": self._num_classes}
+    @property
+    def _own_fix(self) -> Fix:
+        """The fix, with the number of classes that the training data have."""
+        return replace(self.fix, num_classes=self._num_classes) if self.fix.kind == "class-rank" else self.fix
 
     def _begin_schedule(self, trainer: Trainer, module: LightningModule) -> None:
         """Put a new scheduler, for the steps that were left when it began, in place of the old one."""

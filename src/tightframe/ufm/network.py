@@ -34,8 +34,8 @@ class NetworkCertificate:
     """Facts that :func:`certify_network` finds of a trained network.
 
     Args:
-        certificate: Certificate of the network's point; its gap is to the better of the point's own bound and that of the predicted
-            minimum.
+        certificate: Certificate of the network's point; its gap is to the better of the point's own bound and
+            that of the predicted minimum.
         point: features, sorted class by class, and classifier as a point of the model ``point.problem``.
         predicted: the model's minimum, or the best point that was found (``predicted.reason``); None if d is too small.
         note: Origin of the penalty on features, and the reason if there is no prediction.
@@ -110,8 +110,8 @@ def certify_network(
         loss: ``"cross-entropy"``, or ``"mse"`` for half the squared error against one-hot targets, summed over classes.
         relu: Whether features are nonnegative by construction, as behind a ReLU: the model is then
             :class:`ReLUImbalanced`, with a larger minimum. Only with cross-entropy and without bias.
-        sample_weights: Weight of one sample of each class in the loss ``(K,)``; None is 1/N. ``nn.MSELoss()`` averages over
-            classes too, which is a weight of 2/(N K).
+        sample_weights: Weight of one sample of each class in the loss ``(K,)``; None is 1/N. ``nn.MSELoss()``
+            averages over classes too, which is a weight of 2/(N K).
 
     Raises:
         ArgumentError: if a decay is not positive, the point is zero, or ``relu`` does not fit.

@@ -1,61 +1,54 @@
-"""Training-free conversion: take a trained network, find its effective depth, and lock its layers there or cut it."""
+"""Training-free conversion: find the effective depth of a trained network, and lock its layers there or cut it."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from tightframe.data import ClassificationData
-from tightframe.errors import ConfigError, DataFileError, check_range
+from tightframe.errors import DataFileError, check_range
+from tightframe.files import read_tensors, write_tensors, written_whole
 from tightframe.probing import LayerCurves, effective_depth, measure, probe_layers
 from tightframe.probing.names import match_layers, takes_channels_first
 from tightframe.probing.passes import evaluating, restored_modes
 from tightframe.probing.pooling import pool
-from tightframe.surgery import (
-    Lock,
-    TruncatedModel,
-    check_lock_options,
-    lock_beyond,
-    nearest_class_mean_linear,
-    parameter_report,
-    reestimate_batch_norm,
-    truncate,
-)
-from tightframe.training import make_loader
+from tightframe.surgery.batch_norm import reestimate_batch_norm
+from tightframe.surgery.beyond import lock_beyond
+from tightframe.surgery.classifiers import nearest_class_mean_linear
+from tightframe.surgery.locking import Fix, Lock
+from tightframe.surgery.parameters import parameter_report
+from tightframe.surgery.truncation import TruncatedModel, truncate
 
 MODEL_FILE = "model.safetensors"
 CONVERSION_FILE = "conversion.json"
-BATCH = 512
 ROUNDS = 15
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A network on its way: what it gets right and what it costs.
+    """Accuracy and cost of a network at one stage of its conversion.
 
     Args:
-        name: what was done last.
-        train: accuracy on the training part, in eval mode.
-        test: on the test part.
-        trainable: numbers that training would change.
-        parameters: numbers in its parameters.
-        flops: floating-point operations of one sample's forward pass, in matrix products, attention and convolutions.
-        seconds: median of a forward pass over a batch of the test part, on one thread.
-        relative: median of its ratio to that of the first network, in turns, so that other work on the machine slows
-            both.
+        name: Name of the stage.
+        train: Accuracy on the training part, in eval mode.
+        test: Accuracy on the test part.
+        trainable: Number of values that training would change.
+        parameters: Number of values in its parameters.
+        flops: Floating-point operations of one sample's forward pass, in matrix products, attention and convolutions.
+        seconds: Median time of a forward pass over a batch of the test part, on one thread.
+        relative: Median ratio of that time to that of the first network; the two take turns, so that other work on the
+            machine slows both.
     """
 
     name: str
@@ -70,17 +63,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What converting a network did.
+    """Result of a conversion.
 
     Args:
-        network: the converted one; for a truncation that finds no depth, or the last layer, the given one.
-        depth: its effective depth, counted from 1, or None if it has none.
-        layers: names of the layers 1..L.
-        ncc_error: nearest-class-centre error of each on the training part.
-        stages: of a lock, the network before, after, and after its batch norms were mended; of a truncation, the whole
-            network and the one cut after each layer but the last.
-        pooling: how tokens and maps became vectors.
-        locks: what was locked.
+        network: Converted network; the given one for a truncation that finds no depth, or the last layer.
+        depth: Effective depth, counted from 1, or None if there is none.
+        layers: Names of the layers 1..L.
+        ncc_error: Nearest-class-centre error of each layer on the training part.
+        stages: Stages of the network: for a lock, before, after, and after batch norm was re-estimated; for a
+            truncation, whole, and cut after each layer but the last.
+        pooling: Pooling of tokens and maps to vectors.
+        locks: Locks of the layers.
     """
 
     network: nn.Module
@@ -106,9 +99,9 @@ class PooledClassifier(nn.Module):
     """A linear classifier of maps or tokens, made vectors as :func:`tightframe.probing.probe_layers` does.
 
     Args:
-        linear: of the pooled features ``(B, d)``.
-        pooling: ``"flatten"``, ``"mean"``, ``"cls"`` or None.
-        channels_first: as in :func:`tightframe.probing.pooling.pool`.
+        linear: Classifier of the pooled features ``(B, d)``.
+        pooling: Pooling: ``"flatten"``, ``"mean"``, ``"cls"`` or None.
+        channels_first: Layout of the features, as in :func:`tightframe.probing.pooling.pool`.
     """
 
     def __init__(self, linear: nn.Linear, pooling: str | None, channels_first: bool | None) -> None:
@@ -126,20 +119,27 @@ class PooledClassifier(nn.Module):
         return f"pooling={self.pooling!r}"
 
 
+@dataclass(frozen=True)
 class Parts:
-    """The parts of the data as a conversion looks at them.
+    """Data of a conversion.
 
     Args:
-        data: what the network was trained on.
-        batch_size: of a training step, for the statistics of batch norm.
+        num_classes: Number K of classes.
+        train: Loader of the training part, in any order.
+        test: Loader of the test part.
+        shuffled: Loader of the training part as in training, for the statistics of batch norm.
     """
 
-    def __init__(self, data: ClassificationData, batch_size: int) -> None:
-        self.num_classes = data.num_classes
-        self.train: DataLoader[Any] = make_loader(data.train, BATCH)
-        self.test: DataLoader[Any] = make_loader(data.test, BATCH)
-        self.shuffled: DataLoader[Any] = make_loader(data.train, batch_size, seed=0)
-        self.sample: Tensor = next(iter(self.test))[0]
+    num_classes: int
+    train: DataLoader[Any]
+    test: DataLoader[Any]
+    shuffled: DataLoader[Any]
+
+    @cached_property
+    def sample(self) -> Tensor:
+        """First batch of inputs of the test part."""
+        inputs: Tensor = next(iter(self.test))[0]
+        return inputs
 
     def stage(self, name: str, network: nn.Module) -> Stage:
         """Measure a network, all but its time."""
@@ -183,40 +183,38 @@ def lock_network(
     network: nn.Module,
     parts: Parts,
     *,
+    fix: Fix = Fix(),  # noqa: B008  # frozen
     epsilon: float = 0.01,
     inclusive: bool = False,
     pooling: str | None = None,
     layers: Sequence[str] | None = None,
     keep: Sequence[str] = (),
-    **options: Any,
 ) -> Conversion:
-    """Lock the layers of a trained network beyond its effective depth, in place, and mend its batch norms.
+    """Lock the layers of a trained network beyond its effective depth, in place, and re-estimate its batch norm.
 
     Args:
-        network: as trained.
-        parts: of the data.
-        epsilon: of the depth.
-        inclusive: lock the layer at the depth too.
-        pooling: how tokens and maps become vectors.
-        layers: names or patterns of the layers 1..L, as in :func:`~tightframe.probing.match_layers`; None for all
+        network: Trained network.
+        parts: Data.
+        fix: Values of the fixed weights.
+        epsilon: Error of the nearest class mean at the depth.
+        inclusive: Whether to lock the layer at the depth too.
+        pooling: Pooling of tokens and maps to vectors.
+        layers: Names or patterns of the layers 1..L, as in :func:`~tightframe.probing.names.match_layers`; None for all
             linear maps.
-        keep: names or patterns of those that are not locked wherever they are.
-        options: ``kind``, ``gain``, ``activation`` and ``seed`` of :func:`~tightframe.surgery.lock_to_etf`; they are
-            checked also where nothing is to be locked.
+        keep: Names or patterns of layers that are not locked wherever they are.
     """
-    check_lock_options(**options)
     kept = match_layers(network, keep, "keep")
-    if options.get("kind") == "class-rank":
-        options["num_classes"] = parts.num_classes
+    if fix.kind == "class-rank":
+        fix = replace(fix, num_classes=parts.num_classes)
     curves, depth = find_depth(network, parts, epsilon, pooling, layers)
     stages = [parts.stage("trained", network)]
     locks: list[Lock] = []
     if depth is not None:
-        locks = lock_beyond(network, curves.layers, depth, inclusive=inclusive, keep=kept, **options)
+        locks = lock_beyond(network, curves.layers, depth, fix, inclusive=inclusive, keep=kept)
     if locks:
         stages.append(parts.stage(f"{len(locks)} locked", network))
         if reestimate_batch_norm(network, parts.shuffled):
-            stages.append(parts.stage("batch norm anew", network))
+            stages.append(parts.stage("batch norm re-estimated", network))
     timed = parts.timed(stages, [network] * len(stages))  # locking changes no operation
     return Conversion(network, depth, curves.layers, curves.ncc_error, timed, pooling, tuple(locks))
 
@@ -232,11 +230,11 @@ def truncate_network(
     """Cut a trained network after every layer in turn, and finish with the nearest class mean as a linear map.
 
     Args:
-        network: as trained; it is left as it is.
-        parts: of the data.
-        epsilon: of the depth at which the returned network is cut.
-        pooling: how tokens and maps become vectors.
-        layers: names or patterns of the layers 1..L, such as blocks and the classifier; None for all linear maps.
+        network: Trained network; it is not changed.
+        parts: Data.
+        epsilon: Error of the nearest class mean at the depth at which the returned network is cut.
+        pooling: Pooling of tokens and maps to vectors.
+        layers: Names or patterns of the layers 1..L, such as blocks and the classifier; None for all linear maps.
     """
     curves, depth = find_depth(network, parts, epsilon, pooling, layers)
     stages, networks = [parts.stage("whole", network)], [network]
@@ -259,35 +257,16 @@ def cut_after(
     return truncate(network, layers[depth - 1], classifier, sample, layers=layers)
 
 
-def cells(conversion: Conversion) -> tuple[list[str], list[list[str]]]:
-    """Write headings and rows of the stages, as text; FLOPs and time are in percent of the first one's."""
-    first = conversion.stages[0]
-    headings = ["Network", "Train %", "Test %", "Trainable", "Parameters", "FLOPs %", "Time %"]
-    rows = [
-        [
-            stage.name,
-            f"{100 * stage.train:.2f}",
-            f"{100 * stage.test:.2f}",
-            f"{stage.trainable:,}",
-            f"{stage.parameters:,}",
-            f"{100 * stage.flops / max(first.flops, 1):.0f}",
-            f"{100 * stage.relative:.0f}",
-        ]
-        for stage in conversion.stages
-    ]
-    return headings, rows
-
-
 def write_conversion(conversion: Conversion, out: Path, facts: Mapping[str, Any]) -> None:
-    """Write the state of the converted network, and what is known of it, into a directory: both files or none.
+    """Write the state of the converted network and the facts of its conversion into a directory.
 
     Args:
-        conversion: to write.
-        out: the directory; it is created.
-        facts: further ones, for JSON.
+        conversion: Conversion to write.
+        out: Directory; it is created.
+        facts: Further facts, for JSON.
 
     Raises:
-        ConfigError: if it cannot be written.
+        OutputError: if a file cannot be written.
     """
     network = conversion.network
     described = {
@@ -301,37 +280,30 @@ def write_conversion(conversion: Conversion, out: Path, facts: Mapping[str, Any]
         "locks": [asdict(lock) for lock in conversion.locks],
         "frozen": [name for name, parameter in network.named_parameters() if not parameter.requires_grad],
     }
-    # Copies, as safetensors refuses tensors that share memory.
-    state = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in network.state_dict().items()
-    }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        model, text = (out / f"{name}.partial" for name in (MODEL_FILE, CONVERSION_FILE))
-        save_file(state, model)
-        text.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        (out / CONVERSION_FILE).unlink(missing_ok=True)  # lest it describes another network if this stops here
-        os.replace(model, out / MODEL_FILE)
-        os.replace(text, out / CONVERSION_FILE)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"--out {out} cannot be written: {_one_line(error)}") from error
+    text = json.dumps(described, indent=2) + "\n"
+    with written_whole(out / CONVERSION_FILE) as partial:
+        partial.write_text(text, encoding="utf-8")
+        write_tensors(out / MODEL_FILE, network.state_dict(), {"conversion": sha256(text.encode()).hexdigest()})
 
 
 def load_conversion(out: Path, network: nn.Module, sample: Tensor) -> nn.Module:
     """Return the converted network of a directory that :func:`write_conversion` wrote.
 
     Args:
-        out: the directory.
-        network: of the architecture that was converted. If it was cut, a copy is; else its own weights are replaced.
-        sample: a batch of its inputs.
+        out: Directory.
+        network: Network of the architecture that was converted. If it was cut, a copy is cut; else its own weights are
+            replaced.
+        sample: Batch of its inputs.
 
     Raises:
         DataFileError: if a file is missing or something else, or of another network.
     """
     try:
-        facts = json.loads((out / CONVERSION_FILE).read_text(encoding="utf-8"))
-        state = load_file(out / MODEL_FILE)
+        text = (out / CONVERSION_FILE).read_bytes()
+        state, metadata = read_tensors(out / MODEL_FILE)
+        if metadata["conversion"] != sha256(text).hexdigest():
+            raise DataFileError(f"{MODEL_FILE} and {CONVERSION_FILE} are of two conversions")
+        facts = json.loads(text)
         if facts["truncated"]:
             num_classes, dim = state["classifier.linear.weight"].shape
             linear = nn.Linear(dim, num_classes)
@@ -340,9 +312,7 @@ def load_conversion(out: Path, network: nn.Module, sample: Tensor) -> nn.Module:
         for name in facts["frozen"]:
             network.get_parameter(name).requires_grad_(False)
     except Exception as error:  # whatever JSON, safetensors and torch say of files that are something else
-        raise DataFileError(f"{out} holds no conversion of this network: {_one_line(error)}") from error
+        raise DataFileError(
+            f"{out} holds no conversion of this network: {' '.join(str(error).split())[:300]}"
+        ) from error
     return network
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
