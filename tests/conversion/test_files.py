@@ -84,7 +84,7 @@ def test_a_transform_stands_in_front_and_a_validation_part_changes_nothing(tmp_p
 
 
 def test_a_checkpoint_of_another_device_is_read(mlp, tmp_path, monkeypatch):
-    directory, _, chosen, data = mlp
+    directory, *_ = mlp
     state = torch.load(directory / CHECKPOINT, weights_only=False)
     elsewhere = tmp_path / "learned" / "seed-0"
     (elsewhere / "checkpoints").mkdir(parents=True)
@@ -261,7 +261,7 @@ def test_a_conversion_that_is_half_replaced_is_refused(mlp, tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_conversion(found, tmp_path, {})
+        write_conversion(found, tmp_path, {"note": "new"})
     monkeypatch.undo()
     with pytest.raises(DataFileError, match="holds no conversion"):
         load_conversion(tmp_path, opened(mlp)[0], parts.sample)
