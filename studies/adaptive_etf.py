@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from studies._tables import complete, left_out, markdown, report_runs, seeds_of
-from tightframe.surgery.convert import CONVERSION_FILE
 from tightframe.report.history import estimate
 from tightframe.report.tables import format_estimate
 from tightframe.runs import RunDirectory, Training
+from tightframe.surgery.convert import CONVERSION_FILE
 
 
 def values_of(training: Training, metric: str, split: str) -> list[float]:

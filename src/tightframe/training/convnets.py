@@ -26,8 +26,8 @@ class ResNet(nn.Sequential):
         small_images: begin with a 3x3 convolution at full resolution instead of a 7x7 one and a max-pooling, which
             together divide the resolution by 4.
         affine: Whether batch norm learns factors and offsets; without these every parameter has four dimensions.
-        dim: Number of features of any sign that an appended :class:`~tightframe.nn.FeatureTransform` makes, for a fixed frame;
-            None for none.
+        dim: Number of features of any sign that an appended :class:`~tightframe.nn.FeatureTransform` makes, for a fixed
+            frame; None for none.
 
     Raises:
         ArgumentError: if ``depth`` is another, or ``in_channels`` or ``dim`` not a positive integer.

@@ -23,8 +23,10 @@ class Witness:
     Args:
         dW: Direction of W, ``(K, d)``.
         dH: Direction of the features, of their shape.
-        slope: Slope along the direction, at most 0; 0 up to rounding where a direction of feature space is unused by W and H.
-        curvature: Curvature along it, below 0; :math:`2(\sigma-\tau)` in an unused direction, with :math:`\tau` the operator norm.
+        slope: Slope along the direction, at most 0; 0 up to rounding where a direction of feature space is unused by W
+            and H.
+        curvature: Curvature along it, below 0; :math:`2(\sigma-\tau)` in an unused direction, with :math:`\tau` the
+            operator norm.
     """
 
     dW: Tensor  # noqa: N815

@@ -85,7 +85,7 @@ class ConvexSolver:
         tolerance: float,
         done: Callable[[Iterate], bool] | None = None,
     ) -> Outcome:
-        """Run Newton's method; where it finds no step, or is slow to find the rank, continue by L-BFGS in the factors."""
+        """Run Newton's method; where it finds no step, or finds the rank slowly, continue by L-BFGS in the factors."""
         outcome = newton(grouped, penalty, start, tolerance, min(self.max_iterations, _PATIENCE), done)
         for _ in range(_RESCUES):
             left = self.max_iterations - outcome.iterations

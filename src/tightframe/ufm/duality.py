@@ -66,7 +66,7 @@ def dual_bound(problem: Problem, W: Tensor, H: Tensor, bias: Tensor | None = Non
 
 
 def duality_gap(problem: Problem, W: Tensor, H: Tensor, bias: Tensor | None = None) -> float:
-    """Return objective minus :func:`dual_bound`: the point is at most that far above the minimum; for the arguments see there.
+    """Return objective minus :func:`dual_bound`: the point is at most that far above the minimum.
 
     Under budgets that the point does not keep, the objective is no value of the model and the gap may be negative.
     """

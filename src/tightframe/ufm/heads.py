@@ -29,8 +29,8 @@ class Bound:
 
     Args:
         measured: Value of the network.
-        bound: Bound of it: at least ``measured``, for cosines at most; infinite (of cosines ``-inf``) where the bound says nothing,
-            nan where it does not apply.
+        bound: Bound of it: at least ``measured``, for cosines at most; infinite (of cosines ``-inf``) where the bound
+            says nothing, nan where it does not apply.
         reason: why it says nothing or does not apply; else empty.
     """
 
