@@ -73,7 +73,7 @@ def test_gram_over_many_sizes(num_classes, dim, orientation):
 
 
 def test_gram_is_exact_to_the_last_bit():
-    gram = SimplexETF(3, 2, orientation="haar", dtype=torch.float64).gram()
+    gram = SimplexETF(3, 2, orientation="haar", dtype=torch.float64).gram
     assert gram.tolist() == [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
 
 

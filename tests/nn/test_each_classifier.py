@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tightframe.errors import ArgumentError, DimensionError, DtypeError, ShapeError
-from tightframe.frames import MatrixFrame, SimplexETF, is_simplex_etf, is_unit_norm, simplex_etf
+from tightframe.frames import MatrixFrame, SimplexETF, hierarchy_aware_frame, is_simplex_etf, is_unit_norm, simplex_etf
 from tightframe.nn import (
     FrameClassifier,
     LinearClassifier,
@@ -105,6 +105,18 @@ class TestFrameClassifier:
     def test_lengths_of_the_rows_are_kept(self):
         classifier = FrameClassifier(2 * torch.eye(3))
         assert classifier(torch.tensor([5.0, 0.0, 0.0])).tolist() == [2.0, 0.0, 0.0]
+
+    def test_has_the_default_dtype_or_the_one_given_whatever_the_frame_has(self):
+        frame = hierarchy_aware_frame(1 - torch.eye(K, dtype=torch.float64), D, dtype=torch.float64)
+        for given in (frame, frame.frame, SimplexETF(K, D, orientation="canonical", dtype=torch.float64)):
+            classifier = FrameClassifier(given)
+            assert classifier.weight.dtype == torch.float32
+            assert classifier(features(2, D)).dtype == torch.float32
+            assert FrameClassifier(given, dtype=torch.bfloat16).weight.dtype == torch.bfloat16
+        assert torch.equal(FrameClassifier(frame, dtype=torch.float64).weight, frame.frame)
+        assert FrameClassifier(frame, device="meta").weight.device.type == "meta"
+        with torch.device("meta"):
+            assert FrameClassifier(frame).weight.device.type == "cpu"
 
     def test_a_haar_frame_becomes_a_buffer_and_a_canonical_one_nothing(self):
         assert list(FrameClassifier(SimplexETF(K, D)).state_dict()) == ["class_matrix"]

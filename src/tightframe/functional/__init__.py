@@ -1,4 +1,4 @@
-"""Pure functions on tensors: class moments, collapse metrics and losses."""
+"""Pure functions on tensors: collapse metrics, severity metrics and decision rules."""
 
 from tightframe.functional.collapse import (
     between_class_rank,
