@@ -95,7 +95,7 @@ def test_a_right_decision_makes_tree_order_ideal(seed):
 
 @pytest.mark.parametrize("rule", [F.conditional_risk, F.tree_order])
 def test_bad_input(rule):
-    with pytest.raises(ShapeError, match=r"logits must have shape \(B, K = 4\), got \(2, 5\)"):
+    with pytest.raises(ShapeError, match="logits must have width d = 4, got 5"):
         rule(torch.ones(2, 5), D)
     with pytest.raises(ShapeError, match=r"logits must have shape"):
         rule(torch.ones(4), D)

@@ -117,9 +117,8 @@ def test_a_sample_by_hand():
 def test_severity_and_shares_by_hand():
     scores = torch.eye(4)[[0, 0, 1, 2, 3, 3]]
     labels = torch.tensor([0, 1, 1, 0, 2, 0])
-    levels, shares = F.mistake_shares(scores, labels, D)
-    assert levels.tolist() == [1, 2]
-    assert shares.tolist() == [2 / 6, 2 / 6]
+    values = F.severity_metrics(scores, labels, D)
+    assert values["near_mistakes"].mean() == values["far_mistakes"].mean() == 2 / 6
     assert F.top1_error(scores, labels).tolist() == [0, 1, 0, 1, 1, 1]
     assert F.mistake_severity(scores, labels, D).item() == 1.5
     assert math.isnan(F.mistake_severity(torch.eye(4), torch.arange(4), D).item())
@@ -166,8 +165,6 @@ def test_distance_at_one_is_severity_times_error(seed, ties):
         assert first == 0
     else:
         assert first.item() == pytest.approx((severity * error).item(), rel=1e-13)
-    _, shares = F.mistake_shares(scores, labels, distances)
-    assert shares.sum().item() == pytest.approx(error.item(), rel=1e-13)
 
 
 @law
@@ -287,7 +284,6 @@ def test_no_sample():
     for value in F.severity_metrics(scores, labels, D, (1, 4)).values():
         assert value.shape == (0,)
     assert math.isnan(F.mistake_severity(scores, labels, D).item())
-    assert F.mistake_shares(scores, labels, D)[1].isnan().all()
 
 
 def test_one_class():
@@ -337,7 +333,6 @@ def test_floors_of_a_balanced_tree_of_a_hundred_classes():
 
 CALLS = {
     "mistake_severity": F.mistake_severity,
-    "mistake_shares": F.mistake_shares,
     "hierarchical_distance": F.hierarchical_distance,
     "best_of_k": F.best_of_k,
     "hierarchical_precision": F.hierarchical_precision,
@@ -368,7 +363,7 @@ def test_bad_samples(name):
         with pytest.raises(NonFiniteError, match="scores must be finite"):
             call(z.index_fill(0, torch.tensor([1]), value), y, D)
     if name != "top1_error":
-        with pytest.raises(ShapeError, match=r"scores must have shape \(B, K = 4\), got \(3, 5\)"):
+        with pytest.raises(ShapeError, match="scores must have width d = 4, got 5"):
             call(torch.randn(3, 5), y, D)
         with pytest.raises(ArgumentError, match="distances"):
             call(z, y, torch.zeros(4, 4))

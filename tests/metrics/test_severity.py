@@ -7,6 +7,7 @@ from tests.functional import severity_literal as literal
 from tightframe import functional as F
 from tightframe.errors import ArgumentError, DtypeError, LabelError, NonFiniteError, ShapeError
 from tightframe.metrics import FrameCollapse, HierarchicalDistance, HierarchicalMetrics, MistakeSeverity
+from tightframe.moments import ClassMoments
 
 G = torch.Generator().manual_seed(0)
 D = literal.random_tree(G, 25).distances()
@@ -157,7 +158,7 @@ def test_frame_collapse_is_its_function():
         metric = FrameCollapse(frame, scatter=scatter, ignore_index=-1)
         for h, y in zip(features.split(7), labels.split(7), strict=True):
             metric.update(torch.cat([h, h]), torch.cat([y, torch.full_like(y, -1)]))
-        wanted = F.frame_metrics(F.ClassMoments.from_samples(features, labels, 3, scatter=scatter), frame)
+        wanted = F.frame_metrics(ClassMoments.from_samples(features, labels, 3, scatter=scatter), frame)
         assert_same(metric.compute(), wanted)
 
 
