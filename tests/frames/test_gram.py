@@ -167,7 +167,7 @@ def test_barz_denzler_cosines_are_one_minus_the_relative_height():
         barz_denzler_frame(torch.zeros(3, 3))
     with pytest.raises(DtypeError, match="heights must be a floating-point tensor"):
         barz_denzler_frame(heights.long())
-    with pytest.raises(ShapeError, match="heights must have shape .* with K >= 2"):
+    with pytest.raises(ShapeError, match=r"heights must have shape .* with K >= 2"):
         barz_denzler_frame(torch.zeros(1, 1))
     crooked = torch.tensor([[0.0, 1.0, 9.0], [1.0, 0.0, 1.0], [9.0, 1.0, 0.0]])
     with pytest.raises(ArgumentError, match="λ_min"):

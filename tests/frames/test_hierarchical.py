@@ -154,17 +154,6 @@ def test_laws_of_maximum_separation(seed, gamma, mode):
     assert all(a > b for a, b in itertools.pairwise(means))
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10**6))
-def test_order_of_classes_only_orders_rows(seed):
-    D = random_tree(seed, most=20).distances()
-    order = torch.randperm(len(D), generator=torch.Generator().manual_seed(seed))
-    found, permuted = double(D), double(D[order][:, order])
-    assert permuted.asymptote == pytest.approx(found.asymptote, rel=1e-12)
-    torch.testing.assert_close(permuted.gram, found.gram[order][:, order], rtol=0, atol=1e-12)
-    torch.testing.assert_close(permuted.frame @ permuted.frame.T, permuted.gram, rtol=0, atol=1e-12)
-
-
 class TestHierarchyAwareFrame(FrameTestCase):
     def make_frame(self):
         return double(PAIRS.distances(), 6, gamma=2.0)

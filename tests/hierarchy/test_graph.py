@@ -31,7 +31,11 @@ def test_edges_in_any_order_with_repetition() -> None:
     ("edges", "classes", "message"),
     [
         ([], None, "must have nodes, got none"),
-        ([("r", "a"), ("s", "b")], None, "one root, got 2: 'r', 's'; put them under one more node, leave some out, or swap"),
+        (
+            [("r", "a"), ("s", "b")],
+            None,
+            "one root, got 2: 'r', 's'; put them under one more node, leave some out, or swap",
+        ),
         ([("r", "a"), ("a", "b"), ("b", "c"), ("c", "a"), ("c", "d")], None, "got 'a' -> 'b' -> 'c' -> 'a'; leave"),
         ([("a", "b"), ("b", "a")], None, "no cycle"),
         ([("r", "a"), ("a", "a")], None, "got 'a' as its own parent"),

@@ -62,13 +62,6 @@ def test_batches_do_not_matter(size):
     assert values["hops"] < values["hops.crm"]
 
 
-def test_distance_at_one_is_severity_times_error():
-    values = fed(HierarchicalMetrics(D)).compute()
-    for suffix in RULES:
-        product = values[f"mistake_severity{suffix}"] * values[f"error{suffix}"]
-        assert values[f"hierarchical_distance@1{suffix}"].item() == pytest.approx(product.item(), rel=1e-13)
-
-
 def test_decisions_can_be_chosen():
     metric = fed(HierarchicalMetrics(D, TOP_K, decisions=("tree-order",)))
     assert_same(metric.compute(), {name: v for name, v in expected().items() if name.endswith(".tree-order")})

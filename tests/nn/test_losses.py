@@ -122,7 +122,9 @@ def test_lengths_scale_the_targets_in_every_form(form, balancing):
     # Three classes of six samples, (6/3) / n_c, or (12/4) / n_c: the length is that of the class vector.
     counts = [6, 4, 1, 1] if balancing == "global" else None
     r = {"batch": [2 / 3, 1, 1, 2], "global": [1 / 2, 3 / 4, 3, 3]}[balancing]
-    longer = FrameClassifier(torch.tensor(r, dtype=torch.float64).sqrt()[:, None] * classifier().weight, dtype=torch.float64)
+    longer = FrameClassifier(
+        torch.tensor(r, dtype=torch.float64).sqrt()[:, None] * classifier().weight, dtype=torch.float64
+    )
     loss = DotRegressionLoss(form=form, balancing=balancing, class_counts=counts, normalize=False)
     wanted = DotRegressionLoss(form=form, normalize=False)(features(), LABELS, longer)
     torch.testing.assert_close(loss(features(), LABELS, classifier()), wanted, rtol=1e-13, atol=0)
@@ -211,8 +213,8 @@ def test_bad_inputs(change, error, message):
 
 
 def test_repr():
-    assert "form='published', balancing='none', normalize=True, reg=0" in repr(DotRegressionLoss())
-    assert "num_classes=2, tau=1.5" in repr(LogitAdjustedCrossEntropy([1, 2], tau=1.5))
+    assert "form='published', balancing='none', normalize=True, reg=0.0" in repr(DotRegressionLoss())
+    assert "(tau=1.5)" in repr(LogitAdjustedCrossEntropy([1, 2], tau=1.5))
 
 
 # z = (0, ln 2) and prior (3/4, 1/4) give scores e^z π^τ of 3/4 and 2/4, then 9/16 and 2/16, then 1 and 2.

@@ -106,7 +106,9 @@ def nearest_simplex_etf(
     _check_means("class_means", class_means)
     check_range("proximal", proximal, proximal >= 0, ">= 0")
     if proximal and previous is None:
-        raise ArgumentError(f"proximal = {proximal} needs previous, the frame of the step before, got None; pass it, or 0")
+        raise ArgumentError(
+            f"proximal = {proximal} needs previous, the frame of the step before, got None; pass it, or 0"
+        )
     means = at_least_float32(class_means if gradient == "exact" else class_means.detach())
     num_classes, dim = means.shape[-2:]
     tolerance = max(num_classes - 1, dim) * torch.finfo(means.dtype).eps

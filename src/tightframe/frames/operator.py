@@ -141,7 +141,7 @@ class MatrixFrame(Frame):
         self._set(matrix)
 
     def _set(self, matrix: Tensor) -> None:
-        super().__init__(*matrix.shape[-2:], matrix.dtype, matrix.device)
+        super().__init__(matrix.shape[-2], matrix.shape[-1], matrix.dtype, matrix.device)
         self._matrix = matrix
 
     def _logits(self, features: Tensor) -> Tensor:

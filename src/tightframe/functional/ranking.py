@@ -22,7 +22,7 @@ from tightframe.errors import (
 
 @final
 class Ranking:
-    """Distances and ranks of a batch that the severity metrics need; :mod:`tightframe.functional.severity` defines them.
+    """Distances and ranks of a batch for the severity metrics, which :mod:`tightframe.functional.severity` defines.
 
     Of equal scores the lower class index ranks first.
 
@@ -83,7 +83,7 @@ class Ranking:
         values, order = self.distances.sort(dim=1)
         return values, order
 
-    # ------------------------------------------------------------------ one number a sample, or (B, n) for n values of k
+    # ---------------------------------------------------------------- one number a sample, or (B, n) for n values of k
 
     def error(self) -> Tensor:
         """1 for a mistake, 0 else."""

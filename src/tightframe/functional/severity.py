@@ -2,8 +2,8 @@
 
 Conventions of every function here:
 
-- *scores* ``(B, K)`` are logits, probabilities or the result of a decision rule, finite; higher is more likely; of equal
-  scores the lower class index ranks first;
+- *scores* ``(B, K)`` are logits, probabilities or the result of a decision rule, finite; higher is more likely; of
+  equal scores the lower class index ranks first;
 - *distances* ``(K, K)`` are symmetric, zero on the diagonal alone, for example ``Tree.distances()`` in any mode;
 - it returns one float64 number a sample, so that means over batches can be added up: ``(B,)``, or ``(B, n)`` if
   ``top_k`` is a sequence of n numbers, at the cost of one sort;

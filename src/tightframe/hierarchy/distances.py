@@ -34,13 +34,28 @@ def check_distances(distances: Tensor, at_least: int = 1, name: str = "distances
         raise DtypeError(f"{name} must be a floating-point tensor, got {seen}; use torch.as_tensor(…).double()")
     if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or len(distances) < at_least:
         raise ShapeError(f"{name} must have shape (K, K) with K >= {at_least}, got {tuple(distances.shape)}")
-    _refuse(~torch.isfinite(distances), distances, f"{name} must be finite", "classes without a common ancestor have no distance")
-    _refuse(distances < 0, distances, f"{name} must not be negative", "negate similarities or subtract them from their maximum")
+    _refuse(
+        ~torch.isfinite(distances),
+        distances,
+        f"{name} must be finite",
+        "classes without a common ancestor have no distance",
+    )
+    _refuse(
+        distances < 0,
+        distances,
+        f"{name} must not be negative",
+        "negate similarities or subtract them from their maximum",
+    )
     diagonal = torch.diag_embed(distances.diagonal() != 0)
     _refuse(diagonal, distances, f"{name} must be exactly zero on the diagonal", f"use {name}.fill_diagonal_(0)")
     zero = distances == 0
     zero.fill_diagonal_(False)
-    _refuse(zero, distances, f"{name} must be positive between different classes", "merge the two, or make their distance positive")
+    _refuse(
+        zero,
+        distances,
+        f"{name} must be positive between different classes",
+        "merge the two, or make their distance positive",
+    )
     _refuse(distances != distances.T, distances, f"{name} must be symmetric", f"use ({name} + {name}.T) / 2")
 
 

@@ -69,7 +69,9 @@ class Graph:
             return list(TopologicalSorter(dict(enumerate(self.above))).static_order())
         except CycleError as error:
             cycle = " -> ".join(repr(self.names[node]) for node in error.args[1])
-            raise ArgumentError(f"the hierarchy must have no cycle, got {cycle}; leave one of these edges out") from None
+            raise ArgumentError(
+                f"the hierarchy must have no cycle, got {cycle}; leave one of these edges out"
+            ) from None
 
     def below(self) -> list[list[int]]:
         """Return the children of each node in the order of their numbers."""

@@ -34,6 +34,8 @@ class TreeIndex(nn.Module):
         leaves: ``(K,)`` number in the tree of each class's leaf.
         depth: ``(K,)`` its depth.
         sizes: Number of nodes at each of the H + 1 depths.
+        num_nodes: Number of nodes N, with the root.
+        num_classes: Number of classes K.
         fingerprint: Number that trees of other nodes or classes do not have.
 
     Raises:
@@ -77,19 +79,10 @@ class TreeIndex(nn.Module):
         arrays |= {"families": np.unique(parents[1:], return_inverse=True)[1], "depth": depth}
         for name, values in arrays.items():
             self.register_buffer(name, torch.as_tensor(values.astype(np.int64), device=device), persistent=False)
+        self.num_nodes, self.num_classes = len(order), tree.num_classes
         self.sizes = tuple(np.bincount(tree.depth).tolist())
         numbers = np.concatenate([tree.parents, tree.classes]).astype("<i8").tobytes()
         self.fingerprint = int.from_bytes(hashlib.sha256(numbers).digest()[:7], "big")
-
-    @property
-    def num_nodes(self) -> int:
-        """N, with the root."""
-        return self.order.shape[0]
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.depth.shape[0]
 
     def get_extra_state(self) -> Tensor:
         """Return the fingerprint, for the state."""
@@ -110,8 +103,8 @@ def edge_log_probabilities(logits: Tensor, index: TreeIndex) -> Tensor:
 
     The probability of a node is the sum of :math:`\mathrm{softmax}(z)` over the leaves below it, or over it and all
     nodes below. The sums go up level by level, O(B N). Two numbers are kept of a node: the largest logit below it, and
-    the logarithm of the sum of all relative to it. Only logits are subtracted from each other, so the result is as exact
-    at logits of 10,000 as it is at 1.
+    the logarithm of the sum of all relative to it. Only logits are subtracted from each other, so the result is as
+    exact at logits of 10,000 as it is at 1.
 
     Args:
         logits: Logits ``(B, K)`` of the classes, or ``(B, N)`` of all nodes by their number in the tree.

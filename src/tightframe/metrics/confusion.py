@@ -45,7 +45,7 @@ class ConfusedPairs(StreamedMetric):
         """Add scores ``(B, K)``, higher for likelier classes, and labels ``(B,)``; B may be 0.
 
         Raises:
-            DtypeError, ShapeError: if the scores are not floating point ``(B, K)``, or the labels not integers ``(B,)``.
+            DtypeError, ShapeError: if scores are not floating point ``(B, K)``, or labels not integers ``(B,)``.
             DeviceError: if they lie on different devices.
             LabelError: if a label is out of range.
             NonFiniteError: if a score is NaN or infinite.

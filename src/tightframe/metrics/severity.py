@@ -129,8 +129,8 @@ class HierarchicalMetrics(_SeverityMetric):
     Args:
         distances: Distances ``(K, K)``, for example ``Tree.distances()``.
         top_k: Values of k; those above K are left out.
-        decisions: Names of rules: ``"argmax"``, ``"crm"`` (:func:`tightframe.functional.conditional_risk`) and ``"tree-order"``
-            (:func:`tightframe.functional.tree_order`).
+        decisions: Names of rules: ``"argmax"``, ``"crm"`` (:func:`tightframe.functional.conditional_risk`) and
+            ``"tree-order"`` (:func:`tightframe.functional.tree_order`).
         kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:

@@ -53,9 +53,15 @@ class Classifier(nn.Module, ABC):
         """
         return self.frame.rows(labels)
 
-    @abstractmethod
     def export(self) -> nn.Linear:
-        """Return an ``nn.Linear`` with the same argmax on every feature of unit length; its parameters are copies."""
+        """Return an ``nn.Linear`` with the same argmax on every feature of unit length; its parameters are copies.
+
+        Raises:
+            ArgumentError: if no ``nn.Linear`` has it.
+        """
+        raise ArgumentError(
+            f"{type(self).__name__} cannot be exported: no nn.Linear has the same argmax; use the classifier itself"
+        )
 
     def project_(self) -> None:
         """Bring the parameters back to their constraint, if they have one; call it after each step of the optimiser."""
@@ -280,7 +286,9 @@ def _unit(vectors: Tensor) -> Tensor:
 
 def _check_linear(linear: nn.Linear) -> None:
     if not isinstance(linear, nn.Linear):
-        raise ArgumentError(f"linear must be an nn.Linear, got {type(linear).__name__}; call the constructor with its sizes")
+        raise ArgumentError(
+            f"linear must be an nn.Linear, got {type(linear).__name__}; call the constructor with its sizes"
+        )
 
 
 def like_linear(linear: nn.Linear) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NoReturn, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe.errors import ArgumentError, DimensionError, check_last_dimension, check_positive
+from tightframe.errors import DimensionError, check_last_dimension, check_positive
 from tightframe.hierarchy import Tree
 from tightframe.hierarchy.index import TreeIndex, below_root, path_sums, sibling_log_softmax
 from tightframe.linalg import at_least_float32, haar_orthonormal, outside_autocast
@@ -139,10 +139,6 @@ class ConditionalSoftmaxClassifier(_LinearOnNodes):
         flat = path_sums(sibling_log_softmax(logits.reshape(-1, logits.shape[-1]), self.tree), self.tree)
         return flat.reshape(*features.shape[:-1], self.out_features)
 
-    def export(self) -> NoReturn:
-        """Raise :class:`ArgumentError`: no linear map has the same argmax."""
-        raise ArgumentError("a conditional softmax cannot be exported: no nn.Linear has the same argmax; use the classifier itself")
-
     def _along_paths(self, values: Tensor) -> Tensor:
         return path_sums(F.pad(below_root(values, self.tree), (1, 0)), self.tree)
 
@@ -232,7 +228,3 @@ class HierCOSClassifier(Classifier):
         zero = sums == 0  # where the root has no derivative; it is taken as 0
         scores = torch.where(zero, 0.0, torch.where(zero, 1.0, sums).sqrt())
         return scores.reshape(*features.shape[:-1], self.out_features).to(features.dtype)
-
-    def export(self) -> NoReturn:
-        """Raise :class:`ArgumentError`: no linear map has the same argmax."""
-        raise ArgumentError("Hier-COS cannot be exported: no nn.Linear has the same argmax; use the classifier itself")

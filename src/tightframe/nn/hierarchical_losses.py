@@ -7,7 +7,7 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tightframe.errors import ArgumentError, check_choice, check_positive, check_range
 from tightframe.hierarchy import Tree, check_distances
@@ -15,13 +15,13 @@ from tightframe.hierarchy.index import TreeIndex, below_root, edge_log_probabili
 from tightframe.linalg import at_least_float32, outside_autocast, reciprocal_norm
 from tightframe.nn.classifiers import Classifier
 from tightframe.nn.hierarchical_classifiers import HierCOSClassifier, NodeClassifier
-from tightframe.nn.losses import FeatureLoss, check_batch
+from tightframe.nn.losses import FeatureLoss, Loss, check_batch
 
 SCHEDULES = ("constant", "falling", "rising")
 
 
 @final
-class SoftLabelLoss(nn.Module):
+class SoftLabelLoss(Loss):
     r"""Divergence from label distributions that forgive near mistakes (Bertinetto et al., CVPR 2020, arXiv 1912.09393).
 
     Mean over the samples of :math:`\mathrm{KL}(q_y \Vert \mathrm{softmax}(z))` with
@@ -68,13 +68,9 @@ class SoftLabelLoss(nn.Module):
         targets = F.log_softmax(-self._rate * self.distances[labels.long()].to(wide.dtype), dim=1)
         return F.kl_div(F.log_softmax(wide, dim=1), targets, reduction="batchmean", log_target=True)
 
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"num_classes={len(self.distances)}, beta={self.beta:g}"
-
 
 @final
-class HXELoss(nn.Module):
+class HXELoss(Loss):
     r"""Mean hierarchical cross-entropy (Bertinetto et al., CVPR 2020, arXiv 1912.09393).
 
     .. math:: -\sum_{v \in \mathrm{path}(y),\, v \neq \mathrm{root}} \lambda_v \log\frac{p(v)}{p(\mathrm{parent}(v))},
@@ -121,10 +117,6 @@ class HXELoss(nn.Module):
         with outside_autocast(edges.device):
             return -(edges @ edges.new_tensor([share / total for share in decay[1:]])).mean()
 
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"alpha={self.alpha:g}"
-
 
 @final
 class HACELoss(FeatureLoss):
@@ -136,8 +128,8 @@ class HACELoss(FeatureLoss):
     :math:`d (1 - d)^i`, and the root takes the remainder. There is no floor under P(v): the floor of the released code
     removes the gradient of a confident mistake.
 
-    With a :class:`~tightframe.nn.NodeClassifier` all nodes take part, with any other classifier the leaves alone. On the
-    leaves it is an unnormalised :class:`HXELoss` whose edges weigh :math:`1 - (1 - d)^{i+1}`; with d = 1 that is
+    With a :class:`~tightframe.nn.NodeClassifier` all nodes take part, with any other classifier the leaves alone. On
+    the leaves it is an unnormalised :class:`HXELoss` whose edges weigh :math:`1 - (1 - d)^{i+1}`; with d = 1 that is
     cross-entropy.
 
     Args:
@@ -176,10 +168,6 @@ class HACELoss(FeatureLoss):
         # Below its leaf a path has edges of value 0 and height 0.
         weight = 1 - (1 - self.d_il) ** height.clamp_min(0).to(edges.dtype)
         return -(weight * edges).sum(dim=1).mean()
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"d_il={self.d_il:g}"
 
 
 @final
@@ -246,10 +234,6 @@ class HierCOSLoss(FeatureLoss):
         outside = torch.where(reached, 0.0, outside).sum(dim=0) / rest.clamp_min(1)
         return (inside + outside).sum()
 
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"alpha={self.alpha:g}"
-
 
 @final
 class CosineGramLoss(FeatureLoss):
@@ -257,9 +241,9 @@ class CosineGramLoss(FeatureLoss):
 
     .. math:: \mathrm{aux} = \frac{1}{B} \sum_i \sum_c (\cos(w_c, x_i) - \cos(w_c, w_{y_i}))^2
 
-    with the classifier's own class vectors, whichever classifier that is, as one matrix product. It is 0 exactly if each
-    feature points along its class vector. Without it cross-entropy turns features away from the vectors of any frame but
-    a simplex ETF. A zero feature has cosine 0 to every class, and no gradient from the second term.
+    with the classifier's own class vectors, whichever classifier that is, as one matrix product. It is 0 exactly if
+    each feature points along its class vector. Without it cross-entropy turns features away from the vectors of any
+    frame but a simplex ETF. A zero feature has cosine 0 to every class, and no gradient from the second term.
 
     By ``"constant"`` alpha stays, and beta is 1 - alpha up to alpha = 1, and 1 above it. By ``"rising"`` alpha is t/T
     after t of T epochs, at most 1; by ``"falling"`` it is 1 - t/T; beta is 1 - alpha. Tell it the epoch by
@@ -320,11 +304,7 @@ class CosineGramLoss(FeatureLoss):
             # cos(w_c, x) - cos(w_c, w_y) is one inner product with w_c.
             angles = ((unit - rows[labels.long()]) @ rows.T).square().sum(dim=1).mean()
         beta, alpha = self.weights
-        return beta * _cross_entropy(features, labels, classifier) + alpha * angles
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"schedule={self.schedule!r}, alpha={self.alpha}, epochs={self.epochs}"
+        return beta * _cross_entropy(features, labels, classifier) + alpha * angles if beta else alpha * angles
 
 
 @final
@@ -362,10 +342,6 @@ class CorrelationLoss(FeatureLoss):
         if self.ce_weight:
             loss = loss + self.ce_weight * _cross_entropy(features, labels, classifier)
         return loss
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"ce_weight={self.ce_weight:g}"
 
 
 def _cross_entropy(features: Tensor, labels: Tensor, classifier: Classifier) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import final
@@ -30,7 +31,16 @@ BALANCING = ("none", "batch", "global")
 NORM_FLOOR = 1e-8
 
 
-class FeatureLoss(nn.Module, ABC):
+class Loss(nn.Module):
+    """A module that shows its options."""
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``: the arguments that are numbers or words."""
+        options = {name: getattr(self, name, None) for name in inspect.signature(type(self)).parameters}
+        return ", ".join(f"{name}={value!r}" for name, value in options.items() if isinstance(value, int | float | str))
+
+
+class FeatureLoss(Loss, ABC):
     """A loss of features and class vectors; any other loss is an ordinary module of ``(logits, labels)``."""
 
     @abstractmethod
@@ -161,19 +171,15 @@ class DotRegressionLoss(FeatureLoss):
         norm = torch.linalg.vector_norm(features.detach(), dim=1).clamp_min(NORM_FLOOR)
         return ((dot - length * norm).square() / norm).mean() / 2
 
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"form={self.form!r}, balancing={self.balancing!r}, normalize={self.normalize}, reg={self.reg:g}"
-
 
 @final
-class LogitAdjustedCrossEntropy(nn.Module):
+class LogitAdjustedCrossEntropy(Loss):
     r"""Mean cross-entropy of ``logits + tau * log(prior)`` (Menon et al., ICLR 2021, arXiv 2007.07314).
 
     The prior :math:`\pi_c = n_c / N` is added in training only: predict from the logits themselves.
 
     Args:
-        class_counts: K counts >= 1 of the training set; not part of the state. An absent class has no finite adjustment.
+        class_counts: K counts >= 1 of the training set; not part of the state. For 0 no finite adjustment exists.
         tau: Strength, finite and >= 0; 0 is plain cross-entropy.
 
     Raises:
@@ -208,10 +214,6 @@ class LogitAdjustedCrossEntropy(nn.Module):
         wide = at_least_float32(logits)
         count = self.class_counts.to(wide.dtype)
         return F.cross_entropy(wide + self.tau * (count / count.sum()).log(), labels)
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"num_classes={self.class_counts.numel()}, tau={self.tau:g}"
 
 
 def check_batch(

@@ -178,7 +178,8 @@ class NearestETFClassifier(Classifier):
         weight = nearest.frame.to(self.weight.dtype)
         bias = -(nearest.frame @ global_mean).to(self.weight.dtype)
         moved = torch.linalg.vector_norm(weight.detach() - self.weight) / torch.linalg.vector_norm(self.weight)
-        self._diagnostics = dict(zip(_DIAGNOSTICS, (moved, nearest.alignment, nearest.smallest_singular_value, nearest.rank), strict=True))
+        found = (moved, nearest.alignment, nearest.smallest_singular_value, nearest.rank)
+        self._diagnostics = dict(zip(_DIAGNOSTICS, found, strict=True))
         # New tensors rather than new values: a graph may still need the old ones.
         self.weight, self.bias = weight.detach(), bias.detach()
         return weight, bias

@@ -44,9 +44,9 @@ class ClassMeanTracker(nn.Module):
     r"""Means of the classes, each less the global mean of its batch, and of all samples, averaged over batches.
 
     A batch that has class k moves it by :math:`m_k \leftarrow m_k + \alpha_k (\bar h_k - \bar h - m_k)`; a batch
-    without class k leaves it. The global mean moves likewise. By default :math:`\alpha = 2 / (t + 2)`, at least 1e-4, after
-    t batches with that class: a weighted mean over all of them, late ones counting more (Markou, Ajanthan & Gould,
-    NeurIPS 2024, section 3.2). With ``momentum`` :math:`\beta`, :math:`\alpha = 1 - \beta` after the first.
+    without class k leaves it. The global mean moves likewise. By default :math:`\alpha = 2 / (t + 2)`, at least 1e-4,
+    after t batches with that class: a weighted mean over all of them, in which late ones count more (Markou, Ajanthan &
+    Gould, NeurIPS 2024, section 3.2). With ``momentum`` :math:`\beta`, :math:`\alpha = 1 - \beta` after the first.
 
     Across ``torch.distributed`` ranks sums and counts are reduced, so each rank holds the means of the joint batch, and
     gradients flow back to all of them. The state is float64, whatever dtype the model is cast to.
