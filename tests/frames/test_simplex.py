@@ -103,7 +103,7 @@ def test_canonical_tight_is_the_recursive_simplex(num_classes):
 
 def test_canonical_keeps_no_matrix():
     frame = SimplexETF(50_000, 60_000, orientation="canonical", dtype=torch.float64)
-    assert frame.stored_matrix() is None
+    assert not frame.stored
     h = torch.arange(60_000, dtype=torch.float64)
     logits = frame.logits(h)
     mean = 49_999 / 2

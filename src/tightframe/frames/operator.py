@@ -33,7 +33,12 @@ class Frame(ABC):
         dim: Feature dimension d.
         dtype: Type of what :meth:`as_matrix`, :meth:`rows` and :attr:`gram` return.
         device: Device of these.
+
+    Attributes:
+        stored: Whether the frame keeps W, so that :meth:`as_matrix` returns the tensor itself.
     """
+
+    stored = False
 
     def __init__(self, num_classes: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.num_classes = num_classes
@@ -102,11 +107,7 @@ class Frame(ABC):
 
     @abstractmethod
     def as_matrix(self) -> Tensor:
-        """Return W ``(K, d)``; a frame that stores W returns it without a copy."""
-
-    @abstractmethod
-    def stored_matrix(self) -> Tensor | None:
-        """Return the tensor W that the frame keeps, or None if it computes its rows."""
+        """Return W ``(K, d)``."""
 
     @abstractmethod
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Frame:
@@ -131,6 +132,8 @@ class MatrixFrame(Frame):
         >>> frame.logits(torch.tensor([3.0, 5.0])).tolist()
         [3.0, 10.0, 8.0]
     """
+
+    stored = True
 
     def __init__(self, matrix: Tensor) -> None:
         if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
@@ -161,10 +164,6 @@ class MatrixFrame(Frame):
         return self.logits(self._matrix)
 
     def as_matrix(self) -> Tensor:
-        """Return W ``(K, d)`` itself."""
-        return self._matrix
-
-    def stored_matrix(self) -> Tensor:
         """Return W ``(K, d)`` itself."""
         return self._matrix
 

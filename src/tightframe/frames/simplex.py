@@ -75,6 +75,7 @@ class SimplexETF(Frame):
         device = torch.get_default_device() if device is None else torch.device(device)
         super().__init__(num_classes, dim, dtype, device)
         self.orientation = orientation
+        self.stored = orientation == "haar"
         self._radius = math.sqrt(num_classes / (num_classes - 1))
         self._dense: MatrixFrame | None = None
         if orientation == "haar":
@@ -115,10 +116,6 @@ class SimplexETF(Frame):
         if self._dense is not None:
             return self._dense.as_matrix()
         return self._rows(torch.arange(self.num_classes, device=self.device))
-
-    def stored_matrix(self) -> Tensor | None:
-        """Return W ``(K, d)`` of a Haar frame, None of a canonical one."""
-        return None if self._dense is None else self._dense.as_matrix()
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> SimplexETF:
         """Return the same frame in another dtype or on another device."""

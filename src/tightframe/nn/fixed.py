@@ -23,9 +23,8 @@ class FixedClassifier(ScaledClassifier):
         # Without a parameter or buffer the module would not know its device and dtype.
         anchor = torch.empty(0, dtype=frame.dtype, device=frame.device)
         super().__init__(frame.dim, frame.num_classes, scale, learn_scale, normalize, anchor)
-        matrix = frame.stored_matrix()
-        self._implicit = frame if matrix is None else None
-        self.register_buffer("class_matrix", None if matrix is None else matrix.detach().clone())
+        self._implicit = None if frame.stored else frame
+        self.register_buffer("class_matrix", frame.as_matrix().detach().clone() if frame.stored else None)
         self.register_buffer("_anchor", anchor, persistent=False)
 
     @property
