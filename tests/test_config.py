@@ -137,7 +137,7 @@ def test_what_cannot_be_bound(part, text):
 
 
 def test_a_value_out_of_range_is_the_classes_own_error():
-    with pytest.raises(ArgumentError, match="scale must be a finite number > 0"):
+    with pytest.raises(ArgumentError, match="scale must be finite and > 0"):
         classifier("SimplexETFClassifier", scale=-1.0)
 
 

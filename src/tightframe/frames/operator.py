@@ -31,7 +31,7 @@ class Frame(ABC):
     Args:
         num_classes: Number of classes K.
         dim: Feature dimension d.
-        dtype: Type of what :meth:`as_matrix`, :meth:`rows` and :attr:`gram` return.
+        dtype: Type of the results of :meth:`as_matrix`, :meth:`rows` and :attr:`gram`.
         device: Device of these.
 
     Attributes:
@@ -47,7 +47,7 @@ class Frame(ABC):
         self.device = device
 
     def _facts(self) -> dict[str, Any]:
-        """Return what ``repr`` and notebooks show, by name."""
+        """Return the facts that ``repr`` and notebooks show, by name."""
         return {"num_classes": self.num_classes, "dim": self.dim, "dtype": self.dtype}
 
     def __repr__(self) -> str:
@@ -118,7 +118,7 @@ Same = TypeVar("Same", bound="MatrixFrame")
 
 
 class MatrixFrame(Frame):
-    """Class vectors given as a matrix. A subclass adds what is known of them, as attributes.
+    """Class vectors given as a matrix. A subclass adds facts about them, as attributes.
 
     Args:
         matrix: Class vectors W ``(K, d)``, floating point; used as it is, not copied, and gradients flow into it.

@@ -94,7 +94,7 @@ class Graph:
         return depth
 
     def find(self, classes: Sequence[str]) -> list[int]:
-        """Return the node of each class by name: the leaf of that name, or else the one inner node."""
+        """Return the node of each class by name: the leaf of that name, otherwise the one inner node."""
         if isinstance(classes, str):
             raise ArgumentError(f"classes must be a sequence of names, got the string {classes!r}")
         leaves = set(self.leaves())
@@ -184,7 +184,7 @@ def graph_distances(
         prune: Whether to leave out nodes that have no class below them, instead of refusing leaves that are no class.
 
     Raises:
-        ArgumentError: if there is not one root, or a cycle, a leaf that is no class, or a class twice.
+        ArgumentError: if there is not one root, or a cycle, a leaf that is not a class, or a class twice.
 
     Example:
         >>> edges = [("pet", "cat"), ("life", "pet"), ("life", "cattle"), ("pet", "dog"), ("cattle", "cow")]

@@ -149,7 +149,7 @@ def read_nested(path: Path) -> Any:
 
 
 def _with_none(content: Any) -> Any:
-    """Return the content of a YAML file with None in place of each value of a key that stands for nothing."""
+    """Return the content of a YAML file with None for each value that means that nothing is below its key."""
     if isinstance(content, dict):
         return {key: None if below in ("", "~", "null") else _with_none(below) for key, below in content.items()}
     return [_with_none(item) for item in content] if isinstance(content, list) else content

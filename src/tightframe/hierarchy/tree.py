@@ -141,8 +141,8 @@ class Tree:
                 parent: the ``"first"``, the ``"shallowest"`` or the ``"deepest"``, by the longest way from the root,
                 and the first of equals. A node that loses all its children in this way is left out, unless it is a
                 class. For distances in the whole graph see :func:`graph_distances`.
-            prune: Whether to leave out nodes that have no class below them, instead of refusing leaves that are no
-                class. It is done before all else.
+            prune: Whether to leave out nodes that have no class below them, instead of refusing leaves that are not
+                classes. It is done before all else.
 
         Raises:
             ArgumentError: if an edge is not a pair of names, a node has several parents, a class is not a node, or
