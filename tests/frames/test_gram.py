@@ -163,13 +163,19 @@ def test_barz_denzler_cosines_are_one_minus_the_relative_height():
     assert math.isnan(found.gamma)
     assert "gamma" not in repr(found)
     assert barz_denzler_frame(heights.float()).frame.dtype == torch.float32
-    with pytest.raises(ArgumentError, match="heights must be positive"):
-        barz_denzler_frame(torch.zeros(3, 3))
-    with pytest.raises(DtypeError, match="heights must be a floating-point tensor"):
-        barz_denzler_frame(heights.long())
-    with pytest.raises(ShapeError, match=r"heights must have shape .* with K >= 2"):
-        barz_denzler_frame(torch.zeros(1, 1))
     crooked = torch.tensor([[0.0, 1.0, 9.0], [1.0, 0.0, 1.0], [9.0, 1.0, 0.0]])
-    with pytest.raises(ArgumentError, match="λ_min"):
-        barz_denzler_frame(crooked)
     assert barz_denzler_frame(crooked, repair="shrink").frame.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("heights", "error", "message"),
+    [
+        (torch.zeros(3, 3), ArgumentError, "heights must be positive"),
+        (torch.zeros(3, 3).long(), DtypeError, "heights must be a floating-point tensor"),
+        (torch.zeros(1, 1), ShapeError, r"heights must have shape .* with K >= 2"),
+        (torch.tensor([[0.0, 1.0, 9.0], [1.0, 0.0, 1.0], [9.0, 1.0, 0.0]]), ArgumentError, "λ_min"),
+    ],
+)
+def test_wrong_heights(heights, error, message):
+    with pytest.raises(error, match=message):
+        barz_denzler_frame(heights)

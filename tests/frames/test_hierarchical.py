@@ -301,23 +301,22 @@ def test_wrong_asymptote(asymptote):
         hierarchy_aware_frame(PAIRS.distances(), asymptote=asymptote)
 
 
-def test_wrong_arguments():
-    D = PAIRS.distances()
-    with pytest.raises(ArgumentError, match="repair must be one of"):
-        hierarchy_aware_frame(D, repair="mend")
-    with pytest.raises(ArgumentError, match="dim must be an integer >= 1"):
-        hierarchy_aware_frame(D, 0)
-    with pytest.raises(ArgumentError, match="mode must be one of"):
-        tree_max_separation(PAIRS, mode="width")
-    with pytest.raises(ArgumentError, match="must be symmetric"):
-        hierarchy_aware_frame(D + torch.triu(D))
-    with pytest.raises(DtypeError):
-        hierarchy_aware_frame(D.long())
-    for call in (suggest_gamma, hierarchy_aware_frame):
-        with pytest.raises(ShapeError, match=r"K >= 2"):
-            call(torch.zeros(1, 1))
-    with pytest.raises(ArgumentError, match="at least 2 classes"):
-        tree_max_separation(Tree([-1, 0]))
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda D: hierarchy_aware_frame(D, repair="mend"), ArgumentError, "repair must be one of"),
+        (lambda D: hierarchy_aware_frame(D, 0), ArgumentError, "dim must be an integer >= 1"),
+        (lambda D: tree_max_separation(PAIRS, mode="width"), ArgumentError, "mode must be one of"),
+        (lambda D: hierarchy_aware_frame(D + torch.triu(D)), ArgumentError, "must be symmetric"),
+        (lambda D: hierarchy_aware_frame(D.long()), DtypeError, "distances"),
+        (lambda D: suggest_gamma(torch.zeros(1, 1)), ShapeError, "K >= 2"),
+        (lambda D: hierarchy_aware_frame(torch.zeros(1, 1)), ShapeError, "K >= 2"),
+        (lambda D: tree_max_separation(Tree([-1, 0])), ArgumentError, "at least 2 classes"),
+    ],
+)
+def test_wrong_arguments(call, error, message):
+    with pytest.raises(error, match=message):
+        call(PAIRS.distances())
 
 
 @pytest.mark.gpu

@@ -72,17 +72,19 @@ def test_tree_order_is_its_rule(seed, levels):
     assert torch.equal(F.top1_error(found, labels), F.top1_error(logits, labels))
 
 
-@pytest.mark.parametrize("rule", [F.conditional_risk, F.tree_order])
-def test_bad_input(rule):
-    with pytest.raises(ShapeError, match="logits must have width d = 4, got 5"):
-        rule(torch.ones(2, 5), D)
-    with pytest.raises(ShapeError, match=r"logits must have shape"):
-        rule(torch.ones(4), D)
-    with pytest.raises(DtypeError, match="logits must be a floating-point tensor"):
-        rule(torch.ones(2, 4).long(), D)
-    for value in (torch.nan, -torch.inf):
-        with pytest.raises(NonFiniteError, match="logits must be finite"):
-            rule(torch.full((2, 4), value), D)
-    with pytest.raises(ArgumentError, match="distances"):
-        rule(torch.ones(2, 4), D + 1)
-    assert rule(torch.ones(0, 4), D).shape == (0, 4)
+@pytest.mark.parametrize(
+    ("logits", "distances", "error", "message"),
+    [
+        (torch.ones(2, 5), D, ShapeError, "logits must have width d = 4, got 5"),
+        (torch.ones(4), D, ShapeError, "logits must have shape"),
+        (torch.ones(2, 4).long(), D, DtypeError, "logits must be a floating-point tensor"),
+        (torch.full((2, 4), torch.nan), D, NonFiniteError, "logits must be finite"),
+        (torch.full((2, 4), -torch.inf), D, NonFiniteError, "logits must be finite"),
+        (torch.ones(2, 4), D + 1, ArgumentError, "distances"),
+    ],
+)
+def test_bad_input(logits, distances, error, message):
+    for rule in (F.conditional_risk, F.tree_order):
+        with pytest.raises(error, match=message):
+            rule(logits, distances)
+        assert rule(torch.ones(0, 4), D).shape == (0, 4)

@@ -215,6 +215,7 @@ def test_bad_inputs(change, error, message):
 def test_repr():
     assert "form='published', balancing='none', normalize=True, reg=0.0" in repr(DotRegressionLoss())
     assert "(tau=1.5)" in repr(LogitAdjustedCrossEntropy([1, 2], tau=1.5))
+    assert LogitAdjustedCrossEntropy([1, 2]).tau == 1.0
 
 
 # z = (0, ln 2) and prior (3/4, 1/4) give scores e^z π^τ of 3/4 and 2/4, then 9/16 and 2/16, then 1 and 2.
