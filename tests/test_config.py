@@ -145,7 +145,7 @@ def test_an_argument_that_is_a_frame_names_a_class_or_a_function():
 
 
 def test_a_value_out_of_range_is_the_classes_own_error():
-    with pytest.raises(ArgumentError, match="scale must be a finite number > 0"):
+    with pytest.raises(ArgumentError, match="scale must be finite and > 0"):
         classifier("SimplexETFClassifier", scale=-1.0)
 
 

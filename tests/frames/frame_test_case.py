@@ -38,7 +38,7 @@ class FrameTestCase(ABC):
         frame = self.make_frame()
         W = frame.as_matrix()
         torch.testing.assert_close(W @ W.T, self.expected_gram(), rtol=0, atol=1e-12)
-        torch.testing.assert_close(frame.gram(), self.expected_gram(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(frame.gram, self.expected_gram(), rtol=0, atol=1e-12)
 
     def test_unit_norm_is_what_the_diagonal_of_the_gram_says(self):
         wanted = bool((self.expected_gram().diagonal() - 1).abs().max() <= 1e-12)
@@ -74,7 +74,7 @@ class FrameTestCase(ABC):
     def test_cast_rounds_the_same_geometry(self, dtype):
         frame = self.make_frame()
         narrow = frame.to(dtype=dtype)
-        assert narrow.as_matrix().dtype == narrow.rows(torch.tensor([0])).dtype == narrow.gram().dtype == dtype
+        assert narrow.as_matrix().dtype == narrow.rows(torch.tensor([0])).dtype == narrow.gram.dtype == dtype
         eps = 4 * torch.finfo(dtype).eps
         torch.testing.assert_close(narrow.as_matrix().double(), frame.as_matrix(), rtol=eps, atol=1e-3 * eps)
         assert frame.as_matrix().dtype == torch.float64
@@ -89,13 +89,13 @@ class FrameTestCase(ABC):
         frame = self.make_frame().to(dtype=torch.float32)
         h = draw(4, frame.dim, dtype=torch.float32)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            inside = frame.logits(h), frame.gram()
+            inside = frame.logits(h), frame.gram
         assert torch.equal(inside[0], frame.logits(h))
-        assert torch.equal(inside[1], frame.gram())
+        assert torch.equal(inside[1], frame.gram)
 
     def test_other_device(self):
         frame = self.make_frame().to(device="meta")
-        assert frame.device.type == frame.as_matrix().device.type == frame.gram().device.type == "meta"
+        assert frame.device.type == frame.as_matrix().device.type == frame.gram.device.type == "meta"
         assert frame.logits(torch.empty(2, frame.dim, device="meta")).shape == (2, frame.num_classes)
         assert frame.rows(torch.zeros(2, dtype=torch.int64, device="meta")).shape == (2, frame.dim)
 
@@ -118,8 +118,7 @@ class FrameTestCase(ABC):
 
     def test_a_stored_matrix_is_the_matrix(self):
         frame = self.make_frame()
-        stored = frame.stored_matrix()
-        assert stored is None or stored is frame.as_matrix()
+        assert frame.stored == (frame.as_matrix() is frame.as_matrix())
 
     def test_repr_names_the_sizes(self):
         frame = self.make_frame()

@@ -66,28 +66,6 @@ def by_svd(means: Tensor, previous: Tensor | None = None, delta: float = 0.0) ->
     return math.sqrt(K / (K - 1)) * zero_sum(K) @ P @ R
 
 
-def node_vjp(means: Tensor, grad: Tensor, previous: Tensor | None = None, delta: float = 0.0) -> Tensor:
-    """∂L/∂means for ∂L/∂W = grad, by the declarative node: dense Hessian, constraint Jacobian, two dense solves."""
-    K, d = means.shape
-    n, B, c = K - 1, zero_sum(K), 2 / math.sqrt(K - 1)
-    means = means.clone().requires_grad_()
-    H = normalized(means).T @ B
-    with torch.no_grad():
-        U = math.sqrt(n / K) * by_svd(means, previous, delta).T @ B
-        U_0 = U if previous is None else math.sqrt(n / K) * previous.T @ B
-        slope = -c * (H - U / math.sqrt(n)) + delta * (U - U_0)
-        multipliers = 0.5 * (slope.T @ U + U.T @ slope)
-        eye = torch.eye(d, dtype=torch.float64)
-        curvature = torch.kron(eye, (2 / n + delta) * torch.eye(n, dtype=torch.float64) - multipliers)
-        upper = torch.triu_indices(n, n)
-        A = torch.autograd.functional.jacobian(lambda X: (X.T @ X)[upper[0], upper[1]], U).reshape(-1, d * n)
-        w = -torch.linalg.solve(curvature, (math.sqrt(K / n) * grad.T @ B).reshape(-1))
-        T = torch.linalg.solve(curvature, A.T)
-        q = -torch.linalg.solve(A @ T, A @ w)
-        grad_H = -c * (w + T @ q).reshape(d, n)
-    return torch.autograd.grad(H, means, grad_H)[0]
-
-
 def exactly(x: Tensor) -> mp.matrix:
     return mp.matrix(x.tolist())
 

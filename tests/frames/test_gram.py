@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tightframe.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError
-from tightframe.frames import frame_of_gram, is_unit_norm
+from tightframe.frames import barz_denzler_frame, frame_of_gram, is_unit_norm
 from tightframe.frames.gram import _violations
+from tightframe.hierarchy import Tree
 
 
 def double(gram, dim=None, **options):
@@ -146,3 +147,35 @@ def test_wrong_options():
         frame_of_gram(torch.eye(3), repair="mend")
     with pytest.raises(ArgumentError, match="dim must be an integer"):
         frame_of_gram(torch.eye(3), 1.5)
+
+
+def test_barz_denzler_cosines_are_one_minus_the_relative_height():
+    # Unequal depth, the published tiered-ImageNet case: by height A and B are at 1/3 of the largest distance, not 2/3.
+    tree = Tree.from_nested({"R": {"E": ["A", "B"], "X": {"Y": {"Z": ["C", "D"]}}}})
+    heights = tree.distances("height")
+    for dim in (None, 3, 9):
+        found = barz_denzler_frame(heights, dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        if dim != 3:
+            torch.testing.assert_close(found.frame @ found.frame.T, 1 - heights / 4, rtol=0, atol=1e-14)
+    assert found.gram[0, 1].item() == 0.75
+    wanted = frame_of_gram(1 - heights / 4, 9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    assert torch.equal(found.frame, wanted.frame)
+    assert math.isnan(found.gamma)
+    assert "gamma" not in repr(found)
+    assert barz_denzler_frame(heights.float()).frame.dtype == torch.float32
+    crooked = torch.tensor([[0.0, 1.0, 9.0], [1.0, 0.0, 1.0], [9.0, 1.0, 0.0]])
+    assert barz_denzler_frame(crooked, repair="shrink").frame.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("heights", "error", "message"),
+    [
+        (torch.zeros(3, 3), ArgumentError, "heights must be positive"),
+        (torch.zeros(3, 3).long(), DtypeError, "heights must be a floating-point tensor"),
+        (torch.zeros(1, 1), ShapeError, r"heights must have shape .* with K >= 2"),
+        (torch.tensor([[0.0, 1.0, 9.0], [1.0, 0.0, 1.0], [9.0, 1.0, 0.0]]), ArgumentError, "λ_min"),
+    ],
+)
+def test_wrong_heights(heights, error, message):
+    with pytest.raises(error, match=message):
+        barz_denzler_frame(heights)

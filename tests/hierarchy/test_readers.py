@@ -103,7 +103,7 @@ def test_classes_of_nested_mappings_by_name() -> None:
         ({"E": ["A", "A"]}, "got 'A' twice under 'E'"),
         ([{"E": ["A"]}, {"E": ["B"]}], "got 'E' twice under 'root'"),
         ({"E": [["A"]]}, "got ['A'] of type list"),
-        ({"E": ["A", False]}, "got False of type bool; quote"),
+        ({"E": ["A", False]}, "got False of type bool; quote it"),
         ({"E": {1.5: None}}, "got 1.5 of type float"),
         ({"E": ["A", None]}, "got None of type NoneType"),
         ({"E": ["A", ""]}, "got '' of type str"),
@@ -112,6 +112,27 @@ def test_classes_of_nested_mappings_by_name() -> None:
 def test_wrong_nested(nested: object, message: str) -> None:
     with pytest.raises(ArgumentError, match=re.escape(message)):
         Tree.from_nested(nested)  # type: ignore[arg-type]
+
+
+def test_names_stay_as_they_are_written_in_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "tree.yaml"
+    path.write_text("yes: [010, 1e5, no, null, 1_000, 2001-01-01]\n1.50:\n  0x1F: ~\n  0o7:\n", encoding="utf-8")
+    tree = Tree.read(path)
+    assert tree.class_names == ("010", "1e5", "no", "null", "1_000", "2001-01-01", "0x1F", "0o7")
+    assert tree.names[1] == "yes"
+    assert "1.50" in tree.names
+
+
+def test_nested_of_any_depth_but_not_within_itself() -> None:
+    nested: dict[str, object] = {"a": None, "b": None}
+    for level in range(5000):
+        nested = {f"level {level}": nested, f"leaf {level}": None}
+    assert Tree.from_nested(nested).depth.max() == 5001
+    twice = {"x": None, "y": None}
+    assert Tree.from_nested({"E": twice, "F": twice}).num_classes == 4
+    twice["x"] = [{"z": twice}]  # type: ignore[assignment]
+    with pytest.raises(ArgumentError, match=re.escape("nested must not hold itself, got 'z'")):
+        Tree.from_nested({"E": twice})
 
 
 class Synset:
@@ -249,16 +270,17 @@ def test_several_parents_in_a_file(tmp_path: Path) -> None:
         ("tree.json", JSON[:-3], " cannot be read as JSON: "),
         ("tree.json", "", " cannot be read as JSON: "),
         ("tree.json", "[" * 100_000, " cannot be read as JSON: "),
+        ("tree.yaml", "[" * 100_000, " cannot be read as YAML: "),
         ("tree.json", "{}", ": nested must be a mapping or list with something in it"),
         ("tree.json", "3", ": nested must be a mapping or list"),
         ("tree.json", '{"E": ["A"], "E": ["B"]}', "the key 'E' comes twice"),
         ("tree.json", '{"E": ["A", "A"]}', ": nested must hold a name once under each node, got 'A' twice under 'E'"),
         ("tree.yaml", "E: [A, B\nF: [C]\n", " cannot be read as YAML: "),
-        ("tree.yaml", "E: [A]\nE: [B]\n", "the key 'E' comes twice"),
-        ("tree.yaml", "E: [yes, no]\n", "got True of type bool; quote names in YAML"),
-        ("tree.yaml", "E: &e\n  F: *e\n", "must not hold itself"),
+        ("tree.yaml", "E: [A]\nE: [B]\n", "the key 'E' must be a word that comes once"),
+        ("tree.yaml", "E: [A, '']\n", "got '' of type str"),
+        ("tree.yaml", "E: &e\n  F: *e\n", " cannot be read as YAML: "),
         ("tree.yaml", "? [A, B]\n: C\n", "tree.yaml"),
-        ("tree.yaml", "!!python/object/apply:os.getcwd []", " cannot be read as YAML: "),
+        ("tree.yaml", "!!python/object/apply:os.getcwd []", ": nested must be a mapping"),
         ("tree.pickle", "", " must end in .tsv, .txt, .json, .yaml or .yml"),
     ],
 )

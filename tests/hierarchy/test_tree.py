@@ -78,7 +78,7 @@ def test_lca_ancestors_and_distances_agree_with_walking(tree: Tree) -> None:
 @given(trees(), st.sampled_from(["depth", "height"]))
 def test_distances_are_ultrametric(tree: Tree, mode: str) -> None:
     distances = tree.distances(mode)
-    check_distances(distances, tree.num_classes)
+    check_distances(distances)
     through = torch.maximum(distances[:, :, None], distances[None, :, :]).amin(dim=1)  # over the class between
     assert bool((distances <= through).all())
 
@@ -136,6 +136,10 @@ def test_drawing() -> None:
         "        └── e",
     ]
     assert str(Tree([-1])) == "0"
+    html = Tree([-1] + [0] * 50, ["<r>", *map(str, range(50))])._repr_html_()
+    assert "Tree(num_classes=50" in html
+    assert "&lt;r&gt;\n├── 0\n" in html
+    assert html.endswith("├── 38\n…</pre>")
 
 
 def test_class_that_is_an_inner_node_gets_a_leaf_under_its_node() -> None:

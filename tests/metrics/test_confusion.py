@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torchmetrics import MetricCollection
 
 from tightframe.errors import ArgumentError, DeviceError, DtypeError, LabelError, NonFiniteError, ShapeError
-from tightframe.metrics import ConfusedPairs, HierarchicalMetrics
+from tightframe.metrics import ConfusedPairs
 
 G = torch.Generator().manual_seed(0)
 K, N = 13, 400
@@ -47,13 +47,6 @@ def test_of_equal_scores_the_lower_class():
     metric = ConfusedPairs(3)
     metric.update(torch.tensor([[1.0, 1.0, 1.0], [0.0, 2.0, 2.0]]), torch.tensor([2, 2]))
     assert metric.compute().tolist() == [[2, 0, 1], [2, 1, 1]]
-
-
-def test_mistakes_are_those_of_the_severity_metrics():
-    scores = SCORES.round()  # with ties
-    found = fed(ConfusedPairs(K), scores=scores).compute()
-    error = fed(HierarchicalMetrics(1 - torch.eye(K, dtype=torch.float64)), scores=scores).compute()["error"]
-    assert found[found[:, 0] != found[:, 1], 2].sum() == round(N * error.item())
 
 
 def test_many_classes_take_memory_of_the_samples_alone():

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from tightframe.errors import ArgumentError, DimensionError, DtypeError, ShapeError
-from tightframe.frames import MatrixFrame, SimplexETF, is_simplex_etf, is_unit_norm, simplex_etf
+from tightframe.errors import ArgumentError
+from tightframe.frames import MatrixFrame, SimplexETF, hierarchy_aware_frame, is_unit_norm, simplex_etf
 from tightframe.nn import (
     FrameClassifier,
     LinearClassifier,
@@ -27,16 +26,6 @@ class TestSimplexETFClassifier:
         assert torch.equal(
             SimplexETFClassifier(D, K, orientation="canonical").weight, simplex_etf(K, D, orientation="canonical")
         )
-
-    def test_construction_leaves_the_global_generator_alone(self):
-        state = torch.get_rng_state()
-        SimplexETFClassifier(D, K)
-        assert torch.equal(torch.get_rng_state(), state)
-
-    def test_frame_in_full_precision(self):
-        classifier = SimplexETFClassifier(D, K, dtype=torch.float64)
-        assert is_simplex_etf(classifier.frame, tol=1e-12)
-        assert is_simplex_etf(SimplexETFClassifier(D, K, orientation="canonical").double().frame, tol=1e-12)
 
     def test_state_restores_the_haar_frame_bit_for_bit(self):
         one, other = SimplexETFClassifier(D, K, seed=1), SimplexETFClassifier(D, K, seed=2)
@@ -75,15 +64,9 @@ class TestSimplexETFClassifier:
         assert SimplexETFClassifier.from_linear(nn.Linear(D, K, device="meta")).weight.device.type == "meta"
 
     def test_bad_arguments(self):
-        with pytest.raises(DimensionError, match="K = 5 needs dim >= K - 1 = 4, got dim = 3"):
-            SimplexETFClassifier(3, 5)
-        with pytest.raises(ArgumentError, match="orientation"):
-            SimplexETFClassifier(D, K, orientation="random")
         for seed in (-1, 1.0, None):
             with pytest.raises(ArgumentError, match="seed must be an integer >= 0"):
                 SimplexETFClassifier(D, K, seed=seed)
-        with pytest.raises(ArgumentError, match="num_classes"):
-            SimplexETFClassifier(D, 1)
         with pytest.raises(ArgumentError, match=r"linear must be an nn\.Linear, got Conv1d"):
             SimplexETFClassifier.from_linear(nn.Conv1d(2, 2, 1))
 
@@ -106,15 +89,21 @@ class TestFrameClassifier:
         classifier = FrameClassifier(2 * torch.eye(3))
         assert classifier(torch.tensor([5.0, 0.0, 0.0])).tolist() == [2.0, 0.0, 0.0]
 
+    def test_has_the_default_dtype_or_the_one_given_whatever_the_frame_has(self):
+        frame = hierarchy_aware_frame(1 - torch.eye(K, dtype=torch.float64), D, dtype=torch.float64)
+        for given in (frame, frame.frame, SimplexETF(K, D, orientation="canonical", dtype=torch.float64)):
+            classifier = FrameClassifier(given)
+            assert classifier.weight.dtype == torch.float32
+            assert classifier(features(2, D)).dtype == torch.float32
+            assert FrameClassifier(given, dtype=torch.bfloat16).weight.dtype == torch.bfloat16
+        assert torch.equal(FrameClassifier(frame, dtype=torch.float64).weight, frame.frame)
+        assert FrameClassifier(frame, device="meta").weight.device.type == "meta"
+        with torch.device("meta"):
+            assert FrameClassifier(frame).weight.device.type == "cpu"
+
     def test_a_haar_frame_becomes_a_buffer_and_a_canonical_one_nothing(self):
         assert list(FrameClassifier(SimplexETF(K, D)).state_dict()) == ["class_matrix"]
         assert list(FrameClassifier(SimplexETF(K, D, orientation="canonical")).state_dict()) == []
-
-    def test_bad_matrix(self):
-        with pytest.raises(ShapeError, match="matrix must have shape"):
-            FrameClassifier(torch.zeros(3))
-        with pytest.raises(DtypeError, match="matrix"):
-            FrameClassifier(torch.zeros(3, 3, dtype=torch.int64))
 
 
 class TestNormalizedLinear:
@@ -157,12 +146,6 @@ class TestNormalizedLinear:
         assert classifier.vectors.dtype == torch.float64
         assert classifier.vectors is not linear.weight
 
-    def test_bad_sizes(self):
-        with pytest.raises(ArgumentError, match="dim"):
-            NormalizedLinear(0, K)
-        with pytest.raises(ArgumentError, match="num_classes"):
-            NormalizedLinear(D, 0)
-
 
 class TestNearestETFClassifier:
     """Of the laws of every classifier those that hold with a bias and labels: its own are in test_nearest.py."""
@@ -198,16 +181,6 @@ class TestNearestETFClassifier:
     def test_compiles_to_one_graph_without_labels(self, backend):
         laws.test_compiles_to_one_graph(self.made, backend)
 
-    def test_trains_under_ddp_without_parameters(self):
-        classifier = self.made()
-        weight = classifier.weight.clone()
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        try:
-            assert laws.step_under_ddp(classifier).abs().max() > 0
-        finally:
-            dist.destroy_process_group()
-        assert torch.equal(classifier.weight, weight)
-
 
 class TestLinearClassifier:
     @pytest.mark.parametrize("bias", [True, False])
@@ -232,10 +205,11 @@ class TestLinearClassifier:
         assert torch.equal(classifier(h), wanted)
         assert torch.equal(exported(h), wanted)
 
-    def test_bad_arguments(self):
-        with pytest.raises(ArgumentError, match="dim"):
-            LinearClassifier(0, K)
-        with pytest.raises(ArgumentError, match="num_classes"):
-            LinearClassifier(D, 0)
+    @pytest.mark.parametrize("kind", [LinearClassifier, NormalizedLinear])
+    def test_bad_arguments_of_learned_classifiers(self, kind):
+        with pytest.raises(ArgumentError, match="dim must be an integer >= 1"):
+            kind(0, K)
+        with pytest.raises(ArgumentError, match="num_classes must be an integer >= 1"):
+            kind(D, 0)
         with pytest.raises(ArgumentError, match="linear must be"):
-            LinearClassifier.from_linear(nn.Identity())
+            kind.from_linear(nn.Identity())

@@ -1,25 +1,14 @@
 from __future__ import annotations
 
-import copy
 import io
-import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from tests.hierarchy.tree_literal import TEST_TREE
-from tightframe.errors import ArgumentError, DimensionError, DtypeError, LabelError, ShapeError
-from tightframe.frames import frame_of_gram, hierarchy_aware_frame, is_simplex_etf, suggest_gamma
+from tightframe.errors import ArgumentError, DimensionError, LabelError
 from tightframe.hierarchy.index import sibling_log_softmax
-from tightframe.nn import (
-    BarzDenzlerClassifier,
-    ConditionalSoftmaxClassifier,
-    HierarchyAwareClassifier,
-    HierCOSClassifier,
-    NodeClassifier,
-)
+from tightframe.nn import ConditionalSoftmaxClassifier, HierCOSClassifier, NodeClassifier
 
 from . import test_classifiers as laws
 from .hierarchical_material import DISTANCES, OTHER, RELABELLED, TREE, D, K, by_number, material
@@ -29,29 +18,13 @@ TREE_MAKERS = {
     "conditional": lambda tree=TREE, **options: ConditionalSoftmaxClassifier(D, tree, **options),
     "hier-cos": lambda tree=TREE, **options: HierCOSClassifier(D, tree, **options),
 }
-FRAME_MAKERS = {
-    "haframe": lambda **options: HierarchyAwareClassifier(D, DISTANCES, **{"normalize": True, **options}),
-    "barz-denzler": lambda **options: BarzDenzlerClassifier(D, DISTANCES, **options),
-}
 of_trees = pytest.mark.parametrize("make", TREE_MAKERS.values(), ids=TREE_MAKERS)
-of_frames = pytest.mark.parametrize("make", FRAME_MAKERS.values(), ids=FRAME_MAKERS)
 GENERAL_LAWS = [
     laws.test_interface,
     laws.test_class_vectors_are_rows_of_the_weight,
     laws.test_copies_pickles_and_saves,
     laws.test_module_casts_and_moves,
     laws.test_wrong_features,
-]
-FRAME_LAWS = [
-    *GENERAL_LAWS,
-    laws.test_prepared_features_are_what_the_class_vectors_meet,
-    laws.test_features_are_taken_as_they_are_on_request,
-    laws.test_export_gives_the_same_logits_on_unit_features_and_the_same_argmax,
-    laws.test_zero_features_have_zero_logits_and_zero_gradient,
-    laws.test_gradient,
-    laws.test_half_norms_do_not_overflow,
-    laws.test_autocast_lowers_nothing,
-    laws.test_fixed_classifiers_have_no_trainable_parameter,
 ]
 
 
@@ -61,21 +34,9 @@ def test_tree_classifiers_keep_the_laws(make, law):
     law(make)
 
 
-@pytest.mark.parametrize("law", FRAME_LAWS, ids=lambda law: law.__name__)
-@of_frames
-def test_frame_classifiers_keep_the_laws(make, law):
-    law(make)
-
-
-@pytest.mark.parametrize("make", [*TREE_MAKERS.values(), *FRAME_MAKERS.values()], ids=[*TREE_MAKERS, *FRAME_MAKERS])
+@of_trees
 def test_compiles_to_one_graph(make):
     laws.test_compiles_to_one_graph(make, "eager")
-
-
-@of_frames
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_features_are_computed_in_float32(make, dtype):
-    laws.test_half_features_are_computed_in_float32(make, dtype)
 
 
 @of_trees
@@ -182,8 +143,8 @@ class TestConditionalSoftmaxClassifier:
             nodes, found = classifier.nodes(h), classifier(h)
         assert found.dtype == torch.float32
         assert nodes.dtype == torch.bfloat16
-        edges = sibling_log_softmax(nodes.float(), classifier.tree.index)
-        leaf = classifier.tree.index.paths[:, 0]
+        edges = sibling_log_softmax(nodes.float(), classifier.tree)
+        leaf = classifier.tree.paths[:, 0]
         torch.testing.assert_close(edges[:, leaf][:, 3], found.exp()[:, 3:].sum(dim=1).log(), rtol=1e-5, atol=1e-6)
 
     def test_cannot_be_exported(self):
@@ -248,94 +209,6 @@ class TestHierCOSClassifier:
     def test_cannot_be_exported(self):
         with pytest.raises(ArgumentError, match="cannot be exported"):
             HierCOSClassifier(D, TREE).export()
-
-
-class TestHierarchyAwareClassifier:
-    def test_is_the_frame_of_the_seed(self):
-        options = {"gamma": 2.0, "asymptote": -0.1}
-        found = HierarchyAwareClassifier(D, DISTANCES, seed=3, **options, dtype=torch.float64)
-        wanted = hierarchy_aware_frame(
-            DISTANCES, D, generator=torch.Generator().manual_seed(3), **options, dtype=torch.float64
-        )
-        assert torch.equal(found.weight, wanted.frame)
-        assert torch.equal(found.gram, wanted.gram)
-        for name in ("asymptote", "gamma", "error", "violations"):
-            assert getattr(found, name).item() == getattr(wanted, name)
-
-    def test_features_are_not_normalised_and_not_scaled(self):
-        classifier = HierarchyAwareClassifier(D, DISTANCES, dtype=torch.float64)
-        h, _ = material()
-        torch.testing.assert_close(classifier(h), h @ classifier.weight.T)
-        assert classifier.bias is None
-        assert list(classifier.parameters()) == []
-
-    def test_flat_distances_give_the_simplex(self):
-        flat = torch.ones(K, K, dtype=torch.float64) - torch.eye(K, dtype=torch.float64)
-        classifier = HierarchyAwareClassifier(K - 1, flat, gamma=3.0, dtype=torch.float64)
-        assert is_simplex_etf(classifier.frame, tol=1e-12)
-
-    def test_gamma_may_be_suggested(self):
-        classifier = HierarchyAwareClassifier(D, DISTANCES, gamma=None)
-        assert classifier.gamma.item() == suggest_gamma(DISTANCES)
-
-    def test_low_dimension_reports_its_error(self):
-        classifier = HierarchyAwareClassifier(2, DISTANCES, dtype=torch.float64)
-        gap = (classifier.weight @ classifier.weight.T - classifier.gram).abs().max()
-        assert classifier.error.item() == pytest.approx(gap.item(), rel=1e-12)
-        assert classifier.error > 0.01
-
-    def test_state_restores_everything_bit_for_bit(self):
-        one = HierarchyAwareClassifier(D, DISTANCES, gamma=2.0, seed=1)
-        other = HierarchyAwareClassifier(D, DISTANCES, asymptote=-0.05)
-        names = ["asymptote", "class_matrix", "error", "gamma", "gram", "violations"]
-        assert sorted(one.state_dict()) == names
-        other.load_state_dict(one.state_dict())
-        for copied in (other, copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
-            for name in names:
-                assert torch.equal(getattr(copied, name), getattr(one, name))
-
-    def test_bad_arguments(self):
-        with pytest.raises(ShapeError, match="distances"):
-            HierarchyAwareClassifier(D, DISTANCES[:3])
-        with pytest.raises(ArgumentError, match="gamma"):
-            HierarchyAwareClassifier(D, DISTANCES, gamma=0.0)
-        with pytest.raises(ArgumentError, match="dim must be an integer >= 1"):
-            HierarchyAwareClassifier(0, DISTANCES)
-        with pytest.raises(ArgumentError, match="seed"):
-            HierarchyAwareClassifier(D, DISTANCES, seed=-1)
-        with pytest.raises(ArgumentError, match="asymptote"):
-            HierarchyAwareClassifier(D, DISTANCES, asymptote="lowest")
-        crooked = torch.tensor([[0, 1, 9], [1, 0, 1], [9, 1, 0]], dtype=torch.float64)
-        with pytest.raises(ArgumentError, match="λ_min"):
-            HierarchyAwareClassifier(D, crooked, asymptote=-0.9)
-        assert HierarchyAwareClassifier(D, crooked, asymptote=-0.9, repair="shrink").weight.isfinite().all()
-
-
-class TestBarzDenzlerClassifier:
-    def test_cosines_are_one_minus_the_relative_distance(self):
-        classifier = BarzDenzlerClassifier(D, DISTANCES, seed=2, dtype=torch.float64)
-        wanted = 1 - DISTANCES / 3
-        torch.testing.assert_close(classifier.weight @ classifier.weight.T, wanted)
-        torch.testing.assert_close(classifier.gram, wanted)
-        generator = torch.Generator().manual_seed(2)
-        assert torch.equal(classifier.weight, frame_of_gram(wanted, D, generator=generator, dtype=torch.float64).frame)
-
-    def test_state_and_logits(self):
-        classifier = BarzDenzlerClassifier(D, DISTANCES, scale=3.0)
-        h = material(dtype=torch.float32)[0]
-        torch.testing.assert_close(classifier(h), 3 * F.normalize(h) @ classifier.weight.T)
-        other = BarzDenzlerClassifier(D, DISTANCES, scale=3.0, seed=1)
-        other.load_state_dict(classifier.state_dict())
-        assert torch.equal(other(h), classifier(h))
-        assert isinstance(classifier.export(), nn.Linear)
-
-    def test_bad_arguments(self):
-        with pytest.raises(ArgumentError, match="distances must be positive"):
-            BarzDenzlerClassifier(D, torch.zeros(3, 3))
-        with pytest.raises(DtypeError, match="distances"):
-            BarzDenzlerClassifier(D, DISTANCES.long())
-        with pytest.raises(ArgumentError, match="dim"):
-            BarzDenzlerClassifier(-1, DISTANCES)
 
 
 def test_labels_of_class_vectors_are_checked():

@@ -28,7 +28,9 @@ def test_frame_and_gradient_are_those_of_the_cpu(weakest):
         means = (draw(3, K, d) * scale).to(device).requires_grad_()
         nearest = nearest_simplex_etf(means, previous=simplex_etf(K, d, device=device), proximal=0.1)
         nearest.frame.backward(draw(3, K, d, seed=1).to(device))
-        results.append([x.detach().cpu() for x in (*nearest, means.grad)])
+        results.append(
+            [x.detach().cpu() for x in (nearest.frame, nearest.alignment, nearest.smallest_singular_value, means.grad)]
+        )
     for cpu, cuda in zip(*results, strict=True):
         torch.testing.assert_close(cpu, cuda, rtol=1e-5, atol=1e-7 * cpu.abs().max().item())
 

@@ -9,13 +9,9 @@ import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import nn
 
-from tightframe.errors import (
-    LabelError,
-)
 from tightframe.frames import nearest_simplex_etf
 from tightframe.nn import NearestETFClassifier
 
@@ -115,19 +111,6 @@ def test_a_batch_that_is_not_taken_in_moves_nothing(how):
     assert made.batches == 2
 
 
-def test_labels_are_not_looked_at_where_nothing_is_learned():
-    made = classifier(0).eval()
-    close(made(batch(1)[0], torch.tensor([99])), made(batch(1)[0]), atol=0)
-
-
-def test_an_answer_does_not_depend_on_the_rest_of_its_batch():
-    made = classifier(0, 1).eval()
-    features, labels = batch(2)
-    others = features.clone()
-    others[1:] = draw(9, d, seed=50)
-    assert torch.equal(made(features, labels)[0], made(others, labels.flip(0))[0])
-
-
 def test_leading_dimensions_without_labels():
     made = classifier(0, 1)
     features = draw(2, 3, 4, d)
@@ -154,23 +137,6 @@ def test_diagnostics_by_hand():
     # The second batch has share 2/3, so the mean points along (1, 2) in these axes: cos = 1/√5 from where it was.
     made(across, torch.arange(2))
     assert made.diagnostics()["etf.drift"].item() == pytest.approx(math.sqrt(2 - 2 / math.sqrt(5)))
-
-
-def test_diagnostics_of_three_classes():
-    features, labels = batch(0)
-    made = classifier(0)
-    means = tracked((features, labels))[0]
-    means = means - means.mean(dim=0)
-    found = made.diagnostics()
-    assert found["etf.alignment"].item() == pytest.approx(
-        F.cosine_similarity(means.flatten(), made.weight.flatten(), dim=0).item()
-    )
-    values = torch.linalg.svdvals(means)[: K - 1] * math.sqrt(K - 1) / means.norm()
-    assert found["etf.smallest_singular_value"].item() == pytest.approx(values[-1].item())
-    assert found["etf.rank"].item() == K - 1
-    missing = classifier()
-    missing(*batch(0, counts=(3, 0, 2, 2)))
-    assert missing.diagnostics()["etf.rank"].item() == K - 2
 
 
 @pytest.mark.parametrize("options", [{"update_every": 3}, {"freeze_after": 1}])
@@ -235,15 +201,6 @@ def test_export_gives_the_same_logits_on_unit_features():
         linear.bias.zero_()
     assert made.weight.norm() > 1
     assert made.bias.norm() > 0.1
-
-
-def test_class_vectors_are_rows_of_the_weight_without_gradient():
-    made = classifier(0, gradient="exact")
-    labels = torch.tensor([3, 0, 3])
-    assert torch.equal(made.class_vectors(labels), made.weight[labels])
-    assert not made.class_vectors(labels).requires_grad
-    with pytest.raises(LabelError):
-        made.class_vectors(torch.tensor([K]))
 
 
 @pytest.mark.parametrize("options", [{}, {"freeze_after": 2}])

@@ -41,13 +41,17 @@ def test_a_block_whose_branch_is_zero_is_the_identity():
     torch.testing.assert_close(block(h), h)
 
 
-def test_bad_input():
-    for sizes in ((0, 4), (7, 0), (7, 2.0)):
-        with pytest.raises(ArgumentError, match="must be an integer >= 1"):
-            FeatureTransform(*sizes)
-    with pytest.raises(ArgumentError, match="dim"):
-        ResidualBlock(0)
-    with pytest.raises(ShapeError, match="d = 7"):
-        FeatureTransform(7, 4)(torch.zeros(2, 6))
-    with pytest.raises(DtypeError, match="int64"):
-        FeatureTransform(7, 4)(torch.zeros(2, 7, dtype=torch.int64))
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: FeatureTransform(0, 4), ArgumentError, "in_features must be an integer >= 1"),
+        (lambda: FeatureTransform(7, 0), ArgumentError, "dim must be an integer >= 1"),
+        (lambda: FeatureTransform(7, 2.0), ArgumentError, "dim must be an integer >= 1"),
+        (lambda: ResidualBlock(0), ArgumentError, "dim must be an integer >= 1"),
+        (lambda: FeatureTransform(7, 4)(torch.zeros(2, 6)), ShapeError, "d = 7"),
+        (lambda: FeatureTransform(7, 4)(torch.zeros(2, 7, dtype=torch.int64)), DtypeError, "int64"),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.problems import draw
 from tightframe import nn as tn
+from tightframe.frames import barz_denzler_frame, hierarchy_aware_frame
 from tightframe.hierarchy import Tree
 
 K, D, N, BATCH = 4, 6, 46, 10
@@ -246,8 +247,16 @@ OURS = {
     "SimplexETFClassifier": (lambda: tn.SimplexETFClassifier(D, K), lambda m, h: unit(h), True),
     "FrameClassifier": (lambda: tn.FrameClassifier(draw(K, D), normalize=False, scale=3.0), None, True),
     "NearestETFClassifier": (nearest_etf, lambda m, h: 5 * unit(h), True),
-    "HierarchyAwareClassifier": (lambda: tn.HierarchyAwareClassifier(D, TREE.distances()), None, True),
-    "BarzDenzlerClassifier": (lambda: tn.BarzDenzlerClassifier(D, TREE.distances()), lambda m, h: unit(h), True),
+    "FrameClassifier of a hierarchy": (
+        lambda: tn.FrameClassifier(hierarchy_aware_frame(TREE.distances(), D), normalize=False),
+        None,
+        True,
+    ),
+    "FrameClassifier of unit features": (
+        lambda: tn.FrameClassifier(barz_denzler_frame(TREE.distances("height"), D)),
+        lambda m, h: unit(h),
+        True,
+    ),
     "NodeClassifier": (lambda: tn.NodeClassifier(D, TREE), None, True),
     "ConditionalSoftmaxClassifier": (lambda: tn.ConditionalSoftmaxClassifier(D, TREE), None, False),
     "HierCOSClassifier": (lambda: tn.HierCOSClassifier(D, TREE), lambda m, h: (h @ m.rotation.T).abs(), False),

@@ -266,7 +266,7 @@ def test_a_recipe_binds_it():
         ({"gradient": 3}, ConfigError, r"here\.args: .*gradient"),
         ({"momentum": 1.0}, ArgumentError, "momentum must be None or a number in"),
         ({"momentum": "big"}, ConfigError, r"here\.args: .*momentum"),
-        ({"proximal": -1}, ArgumentError, "proximal must be a finite number >= 0"),
+        ({"proximal": -1}, ArgumentError, "proximal must be finite and >= 0"),
         ({"update_every": 1.5}, ConfigError, r"here\.args: .*update_every"),
         ({"freeze_after": 0}, ArgumentError, "freeze_after must be an integer >= 1"),
         ({"normalize": False}, ConfigError, "NearestETFClassifier takes no 'normalize'"),

@@ -1,8 +1,7 @@
 """Geometry that needs no data: frames of class vectors."""
 
-from tightframe.frames.gram import GramFrame, frame_of_gram
+from tightframe.frames.gram import GramFrame, barz_denzler_frame, frame_of_gram
 from tightframe.frames.hierarchical import (
-    HierarchyAwareFrame,
     hierarchy_aware_frame,
     max_separation_asymptote,
     suggest_gamma,
@@ -25,10 +24,10 @@ from tightframe.frames.simplex import SimplexETF, simplex_etf
 __all__ = [
     "Frame",
     "GramFrame",
-    "HierarchyAwareFrame",
     "MatrixFrame",
     "NearestETF",
     "SimplexETF",
+    "barz_denzler_frame",
     "coherence",
     "control_weight",
     "frame_of_gram",

@@ -1,40 +1,72 @@
-"""Frames with a given Gram matrix: exact where the dimension allows it, else near it, and how near."""
+"""Frames with a given Gram matrix: exact if the dimension allows it, otherwise near it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tightframe.errors import ArgumentError, DtypeError, ShapeError, check_choice, check_finite, check_positive
+from tightframe.frames.operator import MatrixFrame
+from tightframe.hierarchy import check_distances
 from tightframe.linalg import haar_orthonormal
 
 REPAIRS = ("raise", "shrink", "clip", "nearest")
 
-SLACK = 1e-6  # an eigenvalue of cosines down to -SLACK counts as rounded, as in the published code
-_RESOLUTION = 1e-9  # cosines closer than this are not meant to be told apart
-_COUNTED, _DRAWN = 256, 2**22  # classes up to which every order relation is looked at, and how many above
+SLACK = 1e-6  # an eigenvalue of cosines down to -SLACK counts as a rounded zero, as in the published code
+_RESOLUTION = 1e-9  # cosines closer than this count as equal
+_COUNTED, _DRAWN = 256, 2**22  # largest K for which every order relation is counted; relations drawn for a larger K
 _STEPS = 200  # of L-BFGS, and of alternating projections
 
 
-class GramFrame(NamedTuple):
-    """A frame and how it fits the Gram matrix asked for.
+@final
+class GramFrame(MatrixFrame):
+    """A frame made for a given Gram matrix, and how it fits; the functions of this file and ``hierarchical`` make it.
 
     Attributes:
         frame: W ``(K, d)``.
-        gram: ``(K, K)`` what W aims at: the Gram matrix asked for, or its repair.
-        error: largest difference between a cosine of two rows of W and the one asked for, repair included.
-        violations: share of the order relations broken, in [0, 1]. A relation is a triple of classes i, j, k whose
-            cosines asked for say that j is nearer to i than k is, by more than 1e-9; it is broken unless the cosines of
-            W say so too. All are counted for K <= 256, else those of a fixed draw of 2^22 triples.
+        gram: ``(K, K)`` inner products that W aims at: those asked for, or their repair.
+        error: Largest difference between a cosine of two rows of W and the one asked for, repair included.
+        violations: Share of the order relations that W breaks, in [0, 1]. A relation is a triple of classes i, j, k
+            whose cosines asked for say that j is nearer to i than k is, by more than 1e-9; W breaks it if its own
+            cosines do not say so. All are counted for K <= 256, otherwise those of a fixed draw of 2^22 triples.
+        asymptote: Limit s of the cosines of a hierarchy-aware frame at a large distance; nan for other frames.
+        gamma: Rate γ of these cosines; nan for other frames.
     """
 
-    frame: Tensor
-    gram: Tensor
-    error: float
-    violations: float
+    def __init__(
+        self,
+        frame: Tensor,
+        gram: Tensor,
+        error: float,
+        violations: float,
+        asymptote: float = math.nan,
+        gamma: float = math.nan,
+    ) -> None:
+        self._set(frame)
+        self._gram = gram
+        self.error = error
+        self.violations = violations
+        self.asymptote = asymptote
+        self.gamma = gamma
+
+    @property
+    def gram(self) -> Tensor:
+        """The inner products ``(K, K)`` that W aims at."""
+        return self._gram
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> GramFrame:
+        """Return the same frame in another dtype or on another device."""
+        frame = super().to(dtype=dtype, device=device)
+        frame._gram = self._gram.to(dtype=dtype, device=device)
+        return frame
+
+    def _facts(self) -> dict[str, Any]:
+        names = ("error", "violations", "asymptote", "gamma")
+        return super()._facts() | {name: f"{value:.6g}" for name in names if (value := getattr(self, name)) == value}
 
 
 def frame_of_gram(
@@ -50,29 +82,28 @@ def frame_of_gram(
 
     For :math:`d \ge \operatorname{rank} G` these are :math:`W = R\,Q^\top` with a factor :math:`R R^\top = G` and
     random orthonormal columns Q, and :math:`W W^\top = G` to rounding. For smaller d no vectors have these products.
-    Then the rows of R are projected on d random dimensions, and the directions found by L-BFGS in at most 200 steps
-    whose cosines minimise :math:`\sum_{i \ne j} (\cos_{ij} - G_{ij} / \sqrt{G_{ii} G_{jj}})^4`, a smooth stand-in for
-    the largest error; lengths are kept. ``error`` and ``violations`` tell what came of it: nothing forces the order of
-    the cosines to survive.
+    Then the rows of R are projected on d random dimensions, and L-BFGS turns their directions, in at most 200 steps, to
+    minimise :math:`\sum_{i \ne j} (\cos_{ij} - G_{ij} / \sqrt{G_{ii} G_{jj}})^4`, a smooth stand-in for the largest
+    error; lengths are kept. ``error`` and ``violations`` of the result tell how near it is. The order of the cosines
+    may change.
 
-    A Gram matrix has no negative eigenvalue. If the smallest eigenvalue :math:`\lambda` of the cosines is one,
-    ``repair`` may put others in their place (down to -1e-6 it is taken for rounding): ``"shrink"`` moves them towards
-    zero by :math:`1/(1 - \lambda)`, which keeps their order; ``"clip"`` sets negative eigenvalues to zero and rescales
-    the diagonal to 1; ``"nearest"`` takes the nearest correlation matrix in Frobenius norm, by alternating projections
-    (Higham, IMA J. Numer. Anal. 22, 2002).
+    A Gram matrix has no negative eigenvalue. If the smallest eigenvalue :math:`\lambda` of the cosines is below -1e-6,
+    ``repair`` may replace the cosines: ``"shrink"`` moves them towards zero by :math:`1/(1 - \lambda)`, which keeps
+    their order; ``"clip"`` sets negative eigenvalues to zero and rescales the diagonal to 1; ``"nearest"`` takes the
+    nearest correlation matrix in Frobenius norm, by alternating projections (Higham, IMA J. Numer. Anal. 22, 2002).
 
     Args:
-        gram: ``(K, K)`` floating point, symmetric, finite, with a positive diagonal, K >= 2.
-        dim: d >= 1; None is K, which is always enough.
-        repair: ``"raise"``, ``"shrink"``, ``"clip"`` or ``"nearest"``.
-        generator: source of the random dimensions, on the CPU; None is a fresh one with seed 0.
-        dtype: floating-point type of frame and gram, which are computed in float64; None is PyTorch's default.
-        device: where to put them; None is that of ``gram``.
+        gram: Inner products ``(K, K)``, floating point, symmetric, finite, with a positive diagonal, K >= 2.
+        dim: Feature dimension d >= 1; None is K, which is always enough.
+        repair: Word ``"raise"``, ``"shrink"``, ``"clip"`` or ``"nearest"``.
+        generator: Source of the random dimensions, on the CPU; None is a new one with seed 0.
+        dtype: Floating-point type of frame and gram, which are computed in float64; None is PyTorch's default.
+        device: Device of the result; None is that of ``gram``.
 
     Raises:
         DtypeError, ShapeError, NonFiniteError: if ``gram`` is not as above.
-        ArgumentError: if it is not symmetric, its diagonal not positive, an eigenvalue negative under
-            ``repair="raise"``, or another argument outside its range.
+        ArgumentError: if it is not symmetric, its diagonal is not positive, an eigenvalue is negative with
+            ``repair="raise"``, or another argument is outside its range.
         DeviceError: if the generator is not on the CPU.
 
     Example:
@@ -90,11 +121,51 @@ def frame_of_gram(
     found = in_dimension(cosines, *factor(cosines, repair, "gram", "correct it"), dim, generator)
     frame = found.frame * lengths.unsqueeze(1)
     aim = found.gram * lengths * lengths.unsqueeze(1)
-    return in_dtype(found._replace(frame=frame, gram=aim), dtype, gram.device if device is None else device)
+    found = GramFrame(frame, aim, found.error, found.violations)
+    return found.to(dtype=dtype or torch.get_default_dtype(), device=gram.device if device is None else device)
+
+
+def barz_denzler_frame(
+    heights: Tensor,
+    dim: int | None = None,
+    *,
+    repair: str = "raise",
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> GramFrame:
+    r"""Return unit class vectors with cosines :math:`1 - D / \max D` (Barz & Denzler, WACV 2019, arXiv 1809.09924).
+
+    In the paper D is the height of the lowest common ancestor: ``tree.distances("height")``. Distances by depth are
+    another frame if the leaves are not equally deep. :class:`~tightframe.nn.CorrelationLoss` trains features to it.
+
+    Args:
+        heights: Heights D ``(K, K)``, floating point, symmetric, zero on the diagonal alone, in any unit, K >= 2.
+            Those of a tree need no repair.
+        dim: Feature dimension d >= 1; None is K, and below K the cosines may be approximate.
+        repair: Word as in :func:`frame_of_gram`.
+        generator: Source of the orientation, as in :func:`frame_of_gram`.
+        dtype: Floating-point type of frame and gram, which are computed in float64; None is PyTorch's default.
+        device: Device of the result; None is that of ``heights``.
+
+    Raises:
+        DtypeError, ShapeError, ArgumentError: if ``heights`` is not a valid distance matrix, or as in
+            :func:`frame_of_gram`.
+
+    Example:
+        >>> heights = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 2.0], [2.0, 2.0, 0.0]])
+        >>> W = barz_denzler_frame(heights, dtype=torch.float64).frame
+        >>> torch.allclose(W @ W.T, 1 - heights.double() / 2)
+        True
+    """
+    check_distances(heights, at_least=2, name="heights")
+    wide = heights.detach().double()
+    options = {"repair": repair, "generator": generator, "dtype": dtype, "device": device}
+    return frame_of_gram(1 - wide / wide.max(), dim, **options)  # type: ignore[arg-type]
 
 
 def factor(cosines: Tensor, repair: str, name: str, remedy: str) -> tuple[Tensor, Tensor]:
-    """Return cosines in float64 on the CPU, repaired if need be, and unit rows ``(K, rank)`` that have them.
+    """Return cosines in float64 on the CPU, repaired if necessary, and unit rows ``(K, rank)`` that have them.
 
     ``name`` and ``remedy`` are for the error.
     """
@@ -111,7 +182,7 @@ def factor(cosines: Tensor, repair: str, name: str, remedy: str) -> tuple[Tensor
 def in_dimension(
     cosines: Tensor, gram: Tensor, rows: Tensor, dim: int | None, generator: torch.Generator | None
 ) -> GramFrame:
-    """Turn unit rows that have the cosines ``gram`` into d dimensions, and compare with the cosines asked for."""
+    """Put unit rows that have the cosines ``gram`` into d dimensions, and compare with the cosines asked for."""
     if dim is None:
         dim = len(cosines)
     check_positive("dim", dim)
@@ -124,15 +195,9 @@ def in_dimension(
         frame = _compressed(rows @ haar_orthonormal(rank, dim, generator), gram)
     reached = frame @ frame.T
     error = (reached - cosines).abs().max().item()
-    # An error this small cannot turn two cosines round that are further apart than the resolution.
+    # An error this small cannot swap two cosines that are further apart than the resolution.
     violations = 0.0 if error < _RESOLUTION / 2 else _violations(cosines, reached)
     return GramFrame(frame, gram, error, violations)
-
-
-def in_dtype(found: GramFrame, dtype: torch.dtype | None, device: torch.device | str | None) -> GramFrame:
-    """Return the same frame in another dtype, None being PyTorch's default, and on another device."""
-    dtype = torch.get_default_dtype() if dtype is None else dtype
-    return found._replace(frame=found.frame.to(device, dtype), gram=found.gram.to(device, dtype))
 
 
 def indefinite(name: str, lowest: float, remedy: str) -> ArgumentError:
@@ -152,7 +217,7 @@ def _repaired(cosines: Tensor, values: Tensor, vectors: Tensor, repair: str) -> 
 
 
 def _nearest_correlation(cosines: Tensor) -> Tensor:
-    """Project in turn on matrices without negative eigenvalue, with Dykstra's correction, and of unit diagonal."""
+    """Project in turn on matrices without a negative eigenvalue, by Dykstra's correction, and on unit diagonals."""
     unit, correction = cosines, torch.zeros_like(cosines)
     for _ in range(_STEPS):
         shifted = unit - correction
@@ -176,7 +241,7 @@ def _rescaled(gram: Tensor) -> Tensor:
 
 
 def _compressed(start: Tensor, cosines: Tensor) -> Tensor:
-    """Return unit rows ``(K, d)`` whose cosines are near those given, from rows to start with."""
+    """Return unit rows ``(K, d)`` whose cosines are near those given; the search begins at ``start``."""
     rows = F.normalize(start, dim=1).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [rows],
@@ -218,7 +283,7 @@ def _violations(wanted: Tensor, reached: Tensor) -> float:
 
 
 def _relations(wanted: Tensor, reached: Tensor) -> tuple[int, int]:
-    """Return how many differences are meant, and how many of these have the wrong sign."""
+    """Count the differences that are not rounding, and those of them that have the wrong sign."""
     meant = wanted.abs() > _RESOLUTION
     return int(meant.sum()), int((meant & (wanted.sign() * reached <= 0)).sum())
 

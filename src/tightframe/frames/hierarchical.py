@@ -4,56 +4,35 @@ from __future__ import annotations
 
 import bisect
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightframe.errors import ArgumentError, ShapeError, check_choice
-from tightframe.frames.gram import REPAIRS, SLACK, factor, in_dimension, in_dtype, indefinite
+from tightframe.errors import ArgumentError, check_choice, check_range
+from tightframe.frames.gram import REPAIRS, SLACK, GramFrame, factor, in_dimension, indefinite
 from tightframe.hierarchy import Tree, check_distances
 
 ASYMPTOTES = ("max-separation", "grid")
 _GRID = 100
 _REMEDY = "raise gamma, use ultrametric distances such as Tree.distances()"
 
-# How alike two classes are is kept as 1 - exp(-γ D / d_max), its gap to a class and itself: this is exact however small
-# γ is, and the cosines are 1 - (1 - s) gap, where (1 - s) E + s J would cancel.
-
-
-class HierarchyAwareFrame(NamedTuple):
-    """A frame that follows a hierarchy, and how it was made.
-
-    Attributes:
-        frame: W ``(K, d)`` unit class vectors.
-        gram: ``(K, K)`` cosines that W aims at: ``(1 - s) E + s``, or their repair.
-        asymptote: s, towards which the cosine falls as the distance grows.
-        gamma: γ.
-        error: largest difference between a cosine of two class vectors and the one asked for, repair included.
-        violations: share of broken order relations, see :class:`~tightframe.frames.gram.GramFrame`; 0 if d suffices.
-    """
-
-    frame: Tensor
-    gram: Tensor
-    asymptote: float
-    gamma: float
-    error: float
-    violations: float
+# Similarities are kept as gaps 1 - exp(-γ D / d_max): these are exact for small γ, too. The cosines are
+# 1 - (1 - s) gap, where (1 - s) E + s J would cancel.
 
 
 def hierarchy_aware_frame(
     distances: Tensor,
     dim: int | None = None,
     *,
-    gamma: float = 1.0,
+    gamma: float | None = 1.0,
     asymptote: str | float = "max-separation",
     repair: str = "raise",
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> HierarchyAwareFrame:
+) -> GramFrame:
     r"""Return class vectors whose cosines fall exponentially with the distance of the classes.
 
     The mapping of HAFrame (Liang & Davis, ICCV 2023) with the all-ones matrix J,
@@ -67,24 +46,31 @@ def hierarchy_aware_frame(
 
     Ultrametric distances, those of a tree, always give a frame for d >= K - 1 (K for another asymptote above the
     smallest); others may not. For d below the rank, and for a ``repair``, see :func:`~tightframe.frames.frame_of_gram`.
-    Where no s is possible, a repair starts from E, which is s = 0.
+    If no s is possible, a repair starts from E, which is s = 0. At maximum separation the frame spans K - 1 dimensions:
+    with d = K features may hide in the one left over, so measure their alignment in the span, or take d = K - 1.
+
+    The published classifier is ``FrameClassifier(frame, normalize=False)`` behind a
+    :class:`~tightframe.nn.FeatureTransform`, trained by :class:`~tightframe.nn.CosineGramLoss`.
 
     Args:
-        distances: D ``(K, K)`` floating point, symmetric, zero on the diagonal alone, in any unit, K >= 2; such as
-            ``Tree.distances()``.
-        dim: d >= 1; None is K.
-        gamma: γ > 0. Small values give cosines linear in the distance; large ones tell only the nearest classes from
-            the rest. See :func:`suggest_gamma`.
-        asymptote: ``"max-separation"``, ``"grid"``, or s itself, below 1.
-        repair: ``"raise"``, ``"shrink"``, ``"clip"`` or ``"nearest"``, for cosines that no vectors have.
-        generator: source of the orientation, on the CPU; None is a fresh one with seed 0.
-        dtype: floating-point type of frame and gram, which are computed in float64; None is PyTorch's default.
-        device: where to put them; None is that of ``distances``.
+        distances: Distances D ``(K, K)``, floating point, symmetric, zero on the diagonal alone, in any unit, K >= 2;
+            for example ``Tree.distances()``.
+        dim: Feature dimension d >= 1; None is K.
+        gamma: Rate γ > 0. Small values give cosines linear in the distance; large ones separate only the nearest
+            classes from the rest. None is :func:`suggest_gamma`.
+        asymptote: Word ``"max-separation"`` or ``"grid"``, or s itself, below 1.
+        repair: Word ``"raise"``, ``"shrink"``, ``"clip"`` or ``"nearest"``, for cosines that no vectors have.
+        generator: Source of the orientation, on the CPU; None is a new one with seed 0.
+        dtype: Floating-point type of frame and gram, which are computed in float64; None is PyTorch's default.
+        device: Device of the result; None is that of ``distances``.
+
+    Returns:
+        A frame with facts: ``gram``, ``asymptote``, ``gamma``, ``error`` and ``violations``.
 
     Raises:
-        DtypeError, ShapeError: if ``distances`` is no floating-point matrix ``(K, K)`` with K >= 2.
-        ArgumentError: if its values are not as above, if no vectors have such cosines and ``repair="raise"``, or if
-            another argument is outside its range.
+        DtypeError, ShapeError: if ``distances`` is not a floating-point matrix ``(K, K)`` with K >= 2.
+        ArgumentError: if its values are not as above, no vectors have such cosines and ``repair="raise"``, or another
+            argument is outside its range.
         DeviceError: if the generator is not on the CPU.
 
     Example:
@@ -96,6 +82,7 @@ def hierarchy_aware_frame(
         -0.6939
     """
     check_choice("repair", repair, REPAIRS)
+    gamma = suggest_gamma(distances) if gamma is None else gamma
     gap = _gap(distances, gamma)
     rows = None
     if asymptote == "max-separation":
@@ -111,8 +98,8 @@ def hierarchy_aware_frame(
     if rows is None:
         gram, rows = factor(cosines, repair, "distances", _REMEDY + ", raise the asymptote")
     found = in_dimension(cosines, gram, rows, dim, generator)
-    found = in_dtype(found, dtype, distances.device if device is None else device)
-    return HierarchyAwareFrame(found.frame, found.gram, s, float(gamma), found.error, found.violations)
+    found.asymptote, found.gamma = s, float(gamma)
+    return found.to(dtype=dtype or torch.get_default_dtype(), device=distances.device if device is None else device)
 
 
 def max_separation_asymptote(distances: Tensor, gamma: float = 1.0) -> float:
@@ -127,11 +114,11 @@ def max_separation_asymptote(distances: Tensor, gamma: float = 1.0) -> float:
     has a negative eigenvalue. O(K^3), by a Cholesky factor.
 
     Args:
-        distances: D ``(K, K)``, as there.
-        gamma: γ > 0.
+        distances: Distances D ``(K, K)`` as in :func:`hierarchy_aware_frame`.
+        gamma: Rate γ > 0.
 
     Raises:
-        DtypeError, ShapeError, ArgumentError: as there, and if there is no such s.
+        DtypeError, ShapeError, ArgumentError: as in :func:`hierarchy_aware_frame`, and if there is no such s.
 
     Example:
         >>> max_separation_asymptote(1 - torch.eye(5, dtype=torch.float64), gamma=1.0)
@@ -145,7 +132,7 @@ def max_separation_asymptote(distances: Tensor, gamma: float = 1.0) -> float:
 
 
 def tree_max_separation(tree: Tree, gamma: float = 1.0, mode: str = "depth") -> float:
-    r"""Return what :func:`max_separation_asymptote` returns for the distances of a tree, in O(N) without matrices.
+    r"""Return the result of :func:`max_separation_asymptote` for the distances of a tree, in O(N) without matrices.
 
     With :math:`e_v = e^{-\gamma h_v / d_{\max}}` for the distance :math:`h_v` of classes that part at v, and
     :math:`c_v = e_v - e_{parent(v)}`, :math:`E = \sum_v c_v \mathbf 1_v \mathbf 1_v^\top`, so the sums
@@ -153,9 +140,9 @@ def tree_max_separation(tree: Tree, gamma: float = 1.0, mode: str = "depth") -> 
     :math:`1 / c_v` at a leaf, :math:`S / (1 + c_v S)` above with their sum S.
 
     Args:
-        tree: of K >= 2 classes.
-        gamma: γ > 0.
-        mode: ``"depth"`` or ``"height"``, see :meth:`Tree.distances`.
+        tree: Tree of K >= 2 classes.
+        gamma: Rate γ > 0.
+        mode: Word ``"depth"`` or ``"height"``, see :meth:`Tree.distances`.
 
     Raises:
         ArgumentError: if an argument is outside its range.
@@ -166,9 +153,9 @@ def tree_max_separation(tree: Tree, gamma: float = 1.0, mode: str = "depth") -> 
         -0.6938745
     """
     check_choice("mode", mode, ("depth", "height"))
-    _check_gamma(gamma)
+    check_range("gamma", gamma, gamma > 0, "> 0")
     if tree.num_classes < 2:
-        raise ArgumentError(f"tree must have at least 2 classes to set apart, got {tree.num_classes}")
+        raise ArgumentError(f"tree must have at least 2 classes, got {tree.num_classes}")
     height = tree.height if mode == "height" else tree.depth.max() - tree.depth
     height = np.where(tree.height > 0, height, 0).astype(np.float64)
     farthest = height[np.bincount(tree.parents[1:], minlength=len(height)) > 1].max()
@@ -186,31 +173,31 @@ def tree_max_separation(tree: Tree, gamma: float = 1.0, mode: str = "depth") -> 
 
 
 def suggest_gamma(distances: Tensor) -> float:
-    r"""Return the γ for which the cosines tell the levels of a hierarchy best apart.
+    r"""Return the γ that spreads the cosines of the levels of a hierarchy most.
 
-    As γ tends to 0 the values :math:`e^{-\gamma D / d_{\max}}` of all distances become equal to 1, as it grows equal to
-    0. Between the two lies the γ returned, for which their variance over the distinct distances, each counted once, is
-    largest. Cosines of a given asymptote are linear in these values, so it is that of their variance, too. For two
+    As γ tends to 0 the values :math:`e^{-\gamma D / d_{\max}}` of all distances tend to 1; as it grows they tend to 0.
+    Between the two lies the γ returned, for which their variance over the distinct distances, each counted once, is
+    largest. Cosines of a given asymptote are linear in these values, so their variance is largest, too. For two
     levels it is :math:`\ln(d_2 / d_1) / (1 - d_1 / d_2)`; for 2, 3, 5, 7 and 12 equally spaced ones it is 1.39, 1.69,
-    2.06, 2.29 and 2.60, where HAFrame's choices by data set were 1, 2, 5 and 3 for depths 3, 5, 7 and 12. It is a start
-    for a search on validation data: the best γ depends on how much severity matters against accuracy, which no tree
-    tells.
+    2.06, 2.29 and 2.60, where HAFrame's choices by data set were 1, 2, 5 and 3 for depths 3, 5, 7 and 12. Start a
+    search on validation data from it: the best γ depends on how much severity counts against accuracy, which no tree
+    can tell.
 
     Args:
-        distances: D ``(K, K)``, as in :func:`hierarchy_aware_frame`.
+        distances: Distances D ``(K, K)`` as in :func:`hierarchy_aware_frame`.
 
     Returns:
         γ, or 1.0 if there is one level only: its frame of maximum separation does not depend on γ.
 
     Raises:
-        DtypeError, ShapeError, ArgumentError: if ``distances`` are not as there.
+        DtypeError, ShapeError, ArgumentError: if ``distances`` is not a valid distance matrix of K >= 2 classes.
 
     Example:
         >>> tree = Tree.from_nested({"E": ["A", "B"], "F": ["C", "D"]})
         >>> round(suggest_gamma(tree.distances()), 3)
         1.386
     """
-    _check_classes(distances)
+    check_distances(distances, at_least=2)
     i, j = torch.triu_indices(len(distances), len(distances), offset=1, device=distances.device)
     levels = distances.detach()[i, j].double().cpu()
     levels = torch.unique((levels / levels.max()).round(decimals=9))
@@ -228,8 +215,8 @@ def suggest_gamma(distances: Tensor) -> float:
 
 def _gap(distances: Tensor, gamma: float) -> Tensor:
     """Return ``1 - exp(-γ D / d_max)`` in float64 on the CPU."""
-    _check_classes(distances)
-    _check_gamma(gamma)
+    check_distances(distances, at_least=2)
+    check_range("gamma", gamma, gamma > 0, "> 0")
     D = distances.detach().to("cpu", torch.float64)
     return -torch.expm1(D * (-gamma / D.max()))
 
@@ -270,14 +257,3 @@ def _on_grid(gap: Tensor) -> float | None:
 
 def _lowest_eigenvalue(gap: Tensor, s: float) -> float:
     return float(torch.linalg.eigvalsh(1 - (1 - s) * gap)[0])
-
-
-def _check_classes(distances: Tensor) -> None:
-    check_distances(distances)
-    if len(distances) < 2:
-        raise ShapeError("distances must have shape (K, K) with K >= 2, got one class")
-
-
-def _check_gamma(gamma: float) -> None:
-    if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 0 < gamma < math.inf:
-        raise ArgumentError(f"gamma must be a finite number > 0, got {gamma!r}")

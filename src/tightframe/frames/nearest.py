@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -17,18 +17,21 @@ from tightframe.errors import (
     ShapeError,
     check_choice,
     check_finite,
+    check_range,
 )
+from tightframe.frames.operator import MatrixFrame
 from tightframe.linalg import at_least_float32, helmert_coordinates, helmert_product
 
 GRADIENTS = ("exact", "none")
 
-# Smallest over largest singular value down to which the Gram matrix tells the polar factor, and to the last digit.
+# Smallest over largest singular value down to which the Gram matrix gives the polar factor, and gives every digit.
 _CONDITION, _EXACT = 1e-3, 1e-1
 _INDEPENDENT = 1e-6  # sine of the angle below which a direction adds nothing to those already taken
 
 
-class NearestETF(NamedTuple):
-    """A simplex ETF and how it fits the class means that it is nearest to.
+@final
+class NearestETF(MatrixFrame):
+    """A simplex ETF, and how it fits the class means that it is nearest to; :func:`nearest_simplex_etf` makes it.
 
     Attributes:
         frame: ``(…, K, d)`` unit class vectors.
@@ -37,13 +40,18 @@ class NearestETF(NamedTuple):
             norm 1, is ``2 - 2 * alignment`` (the "ETF distance" of Markou, Ajanthan & Gould 2024).
         smallest_singular_value: ``(…)`` float64, of the matrix whose polar factor is taken, scaled so that all are
             ``1 + proximal`` at the ETF; the derivative grows as its inverse.
-        rank: ``(…)`` int64 in 0..K-1, how many directions that matrix determines.
+        rank: ``(…)`` int64 in 0..K-1, number of directions that this matrix determines.
     """
 
-    frame: Tensor
-    alignment: Tensor
-    smallest_singular_value: Tensor
-    rank: Tensor
+    def __init__(self, frame: Tensor, alignment: Tensor, smallest_singular_value: Tensor, rank: Tensor) -> None:
+        self._set(frame)
+        self.alignment = alignment
+        self.smallest_singular_value = smallest_singular_value
+        self.rank = rank
+
+    def _facts(self) -> dict[str, Any]:
+        names = ("alignment", "smallest_singular_value", "rank")
+        return super()._facts() | {name: getattr(self, name).tolist() for name in names}
 
 
 def nearest_simplex_etf(
@@ -60,26 +68,26 @@ def nearest_simplex_etf(
     :math:`\sqrt{K-1}\, Q^\top \tilde H + \delta_{rel} V_0`, where :math:`V_0` belongs to ``previous``. This reduced
     form has no null direction and needs d >= K - 1 only; its proximal term is :math:`(U - U_0) J`, the part of
     :math:`U - U_0` that the classifier sees. Everything is computed in float64, by the eigenvectors of the
-    Gram matrix where these are accurate, else by a singular value decomposition.
+    Gram matrix if these are accurate, otherwise by a singular value decomposition.
 
     Directions that the means do not determine (singular values below ``max(K - 1, d) * eps * largest``, eps of the
-    dtype of the means) are those of ``previous`` as far as they are free, then those of a fixed random draw. They carry
+    dtype of the means) are taken from ``previous`` as far as these are free, then from a fixed random draw. They carry
     no gradient.
 
     Args:
-        class_means: ``(…, K, d)`` floating point, finite, K >= 2, d >= K - 1; half precision is widened.
-        previous: ``(…, K, d)`` or ``(K, d)``, the frame of the step before; a constant, whatever ``gradient`` says, and
-            not checked to be an ETF.
-        proximal: :math:`\delta_{rel} \ge 0`, the pull towards ``previous`` in units of the pull of means that are an
+        class_means: Means ``(…, K, d)``, floating point, finite, K >= 2, d >= K - 1; half precision is widened.
+        previous: Frame of the step before, ``(…, K, d)`` or ``(K, d)``. It is a constant, whatever ``gradient`` says,
+            and it is not checked to be an ETF.
+        proximal: Pull :math:`\delta_{rel} \ge 0` towards ``previous`` in units of the pull of means that are an
             ETF. The paper's absolute :math:`\delta` is ``proximal = delta * (K - 1) / 2``.
-        gradient: ``"exact"`` for the derivative of the frame (the alignment has none), or ``"none"`` for a constant.
-            The exact derivative exists once: to differentiate it again raises a ``RuntimeError``.
+        gradient: Word ``"exact"`` for the derivative of the frame (the alignment has none), or ``"none"`` for a
+            constant. The exact derivative exists once: differentiating it again raises a ``RuntimeError``.
 
     Returns:
-        :class:`NearestETF`; frame and alignment have the dtype of the means, but at least float32.
+        A frame with facts; frame and alignment have the dtype of the means, but at least float32.
 
     Raises:
-        DtypeError, ShapeError, DeviceError: if the tensors are not as above or do not fit each other.
+        DtypeError, ShapeError, DeviceError: if a tensor is not as above, or two do not fit each other.
         DimensionError: if d < K - 1.
         NonFiniteError: if the means or ``previous`` are not finite.
         ArgumentError: if ``gradient`` is unknown, or ``proximal`` negative, infinite or without ``previous``.
@@ -96,9 +104,11 @@ def nearest_simplex_etf(
     """
     check_choice("gradient", gradient, GRADIENTS)
     _check_means("class_means", class_means)
-    check_proximal(proximal)
+    check_range("proximal", proximal, proximal >= 0, ">= 0")
     if proximal and previous is None:
-        raise ArgumentError(f"proximal = {proximal} needs previous, the frame of the step before, got None")
+        raise ArgumentError(
+            f"proximal = {proximal} needs previous, the frame of the step before, got None; pass it, or 0"
+        )
     means = at_least_float32(class_means if gradient == "exact" else class_means.detach())
     num_classes, dim = means.shape[-2:]
     tolerance = max(num_classes - 1, dim) * torch.finfo(means.dtype).eps
@@ -114,7 +124,7 @@ class _Nearest(torch.autograd.Function):
     """The solve and its derivative; every constant factor is where the equations have it.
 
     Q V of the reduced form is computed as the ``(K, d)`` polar factor of the centred means, whose rows sum to zero as
-    those of Q V do: the basis is only needed where directions are undetermined.
+    those of Q V do: the basis is needed only if directions are undetermined.
     """
 
     @staticmethod
@@ -166,8 +176,7 @@ def _polar_vjp(grad: Tensor, V: Tensor, Q: Tensor, s: Tensor, known: Tensor | No
     """Return the derivative by A of the polar factor V of A = S V, S = Q diag(s) Qᵀ, applied to ``grad (…, K, d)``.
 
     The rotation Ω within the rows of V solves ΩS + SΩ = dA Vᵀ - V dAᵀ, and what leaves their span is
-    S⁻¹ dA (I - VᵀV). This is the transpose of dA -> dV. Of the eigenvectors that are not known, if any is not, none
-    follows A.
+    S⁻¹ dA (I - VᵀV). This is the transpose of dA -> dV. An eigenvector that is not known does not follow A.
     """
     inverse, sums = 1 / s, s.unsqueeze(-1) + s.unsqueeze(-2)
     if known is not None:
@@ -208,7 +217,7 @@ def _polar_by_svd(A: Tensor, previous: Tensor | None, tolerance: float) -> tuple
 
 
 def _orthonormal(V: Tensor) -> Tensor:
-    """Return V with rows that miss orthonormality by the square of what they did: one step of Newton-Schulz."""
+    """Return V with rows whose error from orthonormal is squared: one step of Newton-Schulz."""
     step = (V @ V.mT).mul_(-0.5)
     step.diagonal(dim1=-2, dim2=-1).add_(1.5)
     return step @ V
@@ -217,8 +226,8 @@ def _orthonormal(V: Tensor) -> Tensor:
 def _completed(Q: Tensor, R: Tensor, rank: int, anchor: Tensor | None) -> Tensor:
     """Return the polar factor ``(n, d)`` of a matrix of low rank with singular vectors Q ``(n, n)`` and R ``(n, d)``.
 
-    What the matrix leaves open is taken from the anchor, by the nearest orthonormal directions orthogonal to those
-    known, and what that leaves open too from a fixed draw.
+    Directions that the matrix leaves open come from the anchor: the nearest orthonormal ones that are orthogonal to the
+    known ones. Those that the anchor leaves open, too, come from a fixed draw.
     """
     V, taken, free = Q[:, :rank] @ R[:rank], R[:rank], Q[:, rank:]
     for source in (anchor, None):
@@ -232,7 +241,7 @@ def _completed(Q: Tensor, R: Tensor, rank: int, anchor: Tensor | None) -> Tensor
         V = V + free @ left[:, :kept] @ right[:kept]
         taken = torch.cat([taken, right[:kept]])
         free = free @ left[:, kept:]
-    return _orthonormal(V)  # a direction that its source hardly shows is as inexact as it is small
+    return _orthonormal(V)  # a direction that is small in its source is inexact
 
 
 def _determined(singular_values: Tensor, tolerance: float) -> Tensor:
@@ -267,9 +276,3 @@ def _check_previous(previous: Tensor, means: Tensor) -> None:
     _check_means("previous", previous)
     if previous.shape not in (means.shape, means.shape[-2:]):
         raise ShapeError(f"previous must have shape {tuple(means.shape)} as class_means, got {tuple(previous.shape)}")
-
-
-def check_proximal(proximal: float) -> None:
-    """Raise :class:`ArgumentError` unless ``proximal`` is a finite number >= 0."""
-    if isinstance(proximal, bool) or not isinstance(proximal, int | float) or not 0 <= proximal < math.inf:
-        raise ArgumentError(f"proximal must be a finite number >= 0, got {proximal!r}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import html
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, final, overload
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -23,15 +25,20 @@ from tightframe.linalg import at_least_float32, outside_autocast
 class Frame(ABC):
     """K class vectors in d dimensions, the rows of W ``(K, d)``; its geometry never changes.
 
-    A subclass sets the four attributes through ``__init__`` and supplies the abstract methods; what they receive is
-    already checked.
+    A subclass sets the four attributes through ``__init__`` and supplies the abstract methods, which get arguments that
+    are already checked.
 
     Args:
-        num_classes: K.
-        dim: d.
-        dtype: type of what :meth:`as_matrix`, :meth:`rows` and :meth:`gram` return.
-        device: where that lies.
+        num_classes: Number of classes K.
+        dim: Feature dimension d.
+        dtype: Type of the results of :meth:`as_matrix`, :meth:`rows` and :attr:`gram`.
+        device: Device of these.
+
+    Attributes:
+        stored: Whether the frame keeps W, so that :meth:`as_matrix` returns the tensor itself.
     """
+
+    stored = False
 
     def __init__(self, num_classes: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.num_classes = num_classes
@@ -39,14 +46,22 @@ class Frame(ABC):
         self.dtype = dtype
         self.device = device
 
+    def _facts(self) -> dict[str, Any]:
+        """Return the facts that ``repr`` and notebooks show, by name."""
+        return {"num_classes": self.num_classes, "dim": self.dim, "dtype": self.dtype}
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_classes={self.num_classes}, dim={self.dim}, dtype={self.dtype})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        rows = [f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in self._facts().items()]
+        return f"<p>{type(self).__name__}</p><table>{''.join(rows)}</table>"
 
     def logits(self, features: Tensor) -> Tensor:
         """Return ``features @ W.T``, with sums in float32 or better and outside autocast.
 
         Args:
-            features: ``(…, d)`` floating point, on the device of the frame.
+            features: Features ``(…, d)``, floating point, on the device of the frame.
 
         Returns:
             ``(…, K)`` in the dtype of the features.
@@ -62,10 +77,10 @@ class Frame(ABC):
     def rows(self, index: Tensor) -> Tensor:
         """Return the class vectors ``(B, d)`` of the classes ``index (B,)``; no other row is read.
 
-        The values of ``index`` are checked on the CPU only, where looking at them costs no synchronisation.
+        The values of ``index`` are checked on the CPU only, where reading them costs no synchronisation.
 
         Raises:
-            DtypeError: if the index is not of integers.
+            DtypeError: if the entries of ``index`` are not integers.
             ShapeError: if it is not one-dimensional.
             LabelError: if an entry lies outside 0..K-1 (on the CPU).
         """
@@ -85,32 +100,31 @@ class Frame(ABC):
     def _rows(self, index: Tensor) -> Tensor:
         """Return the rows ``(B, d)`` of an int64 index."""
 
+    @property
     @abstractmethod
     def gram(self) -> Tensor:
-        """Return ``W @ W.T`` of shape ``(K, K)``."""
+        """The inner products ``W @ W.T`` of shape ``(K, K)``, or those that W was made to have."""
 
     @abstractmethod
     def as_matrix(self) -> Tensor:
-        """Return W ``(K, d)``; a frame that stores W returns it without a copy."""
-
-    @abstractmethod
-    def stored_matrix(self) -> Tensor | None:
-        """Return the tensor W that the frame keeps, or None if it computes its rows."""
+        """Return W ``(K, d)``."""
 
     @abstractmethod
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Frame:
         """Return the same frame in another dtype or on another device."""
 
 
-@final
+Same = TypeVar("Same", bound="MatrixFrame")
+
+
 class MatrixFrame(Frame):
-    """Any class vectors, given as a matrix.
+    """Class vectors given as a matrix. A subclass adds facts about them, as attributes.
 
     Args:
-        matrix: W ``(K, d)`` floating point; used as it is, not copied, and gradients flow into it.
+        matrix: Class vectors W ``(K, d)``, floating point; used as it is, not copied, and gradients flow into it.
 
     Raises:
-        DtypeError: if the matrix is not floating point.
+        DtypeError: if ``matrix`` is not floating point.
         ShapeError: if it is not two-dimensional, or empty.
 
     Example:
@@ -119,36 +133,45 @@ class MatrixFrame(Frame):
         [3.0, 10.0, 8.0]
     """
 
+    stored = True
+
     def __init__(self, matrix: Tensor) -> None:
         if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
             seen = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
             raise DtypeError(f"matrix must be a floating-point tensor (K, d), got {seen}; convert with matrix.float()")
         if matrix.ndim != 2 or 0 in matrix.shape:
             raise ShapeError(f"matrix must have shape (K, d) with K, d >= 1, got {tuple(matrix.shape)}")
-        super().__init__(matrix.shape[0], matrix.shape[1], matrix.dtype, matrix.device)
+        self._set(matrix)
+
+    def _set(self, matrix: Tensor) -> None:
+        super().__init__(matrix.shape[-2], matrix.shape[-1], matrix.dtype, matrix.device)
         self._matrix = matrix
 
     def _logits(self, features: Tensor) -> Tensor:
-        return features @ self._matrix.to(features.dtype).T
+        return features @ self._matrix.to(features.dtype).mT
 
     def _rows(self, index: Tensor) -> Tensor:
-        return self._matrix[index]
+        return self._matrix[..., index, :]
 
+    @property
+    def frame(self) -> Tensor:
+        """W ``(K, d)`` itself."""
+        return self._matrix
+
+    @property
     def gram(self) -> Tensor:
-        """Return ``W @ W.T`` of shape ``(K, K)``, with sums in float32 or better."""
+        """The inner products ``W @ W.T`` of shape ``(K, K)``, with sums in float32 or better."""
         return self.logits(self._matrix)
 
     def as_matrix(self) -> Tensor:
         """Return W ``(K, d)`` itself."""
         return self._matrix
 
-    def stored_matrix(self) -> Tensor:
-        """Return W ``(K, d)`` itself."""
-        return self._matrix
-
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> MatrixFrame:
+    def to(self: Same, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Same:
         """Return the same frame in another dtype or on another device."""
-        return MatrixFrame(self._matrix.to(device=device, dtype=dtype))
+        frame = copy.copy(self)
+        frame._set(self._matrix.to(device=device, dtype=dtype))
+        return frame
 
 
 def as_frame(frame: Frame | Tensor) -> Frame:
@@ -164,9 +187,9 @@ def is_unit_norm(frame: Frame | Tensor, *, tol: float = 1e-5, explain: bool = Fa
     """Return whether every class vector has length 1.
 
     Args:
-        frame: a frame, or its matrix ``(K, d)``.
-        tol: largest deviation of a length from 1.
-        explain: also return the reason, with the numbers.
+        frame: Frame, or its matrix ``(K, d)``.
+        tol: Largest deviation of a length from 1.
+        explain: Whether to return the reason too, with its numbers.
 
     Example:
         >>> is_unit_norm(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), explain=True)
@@ -186,13 +209,13 @@ def is_tight(frame: Frame | Tensor, *, tol: float = 1e-5, explain: bool = False)
     r"""Return whether the frame is tight on its span: the nonzero singular values of W are equal.
 
     For :math:`S = W^\top W` and :math:`c = \lVert S\rVert_F^2 / \mathrm{tr}\, S` the deviation is
-    :math:`\lVert S^2 - cS\rVert_F / (c \lVert S\rVert_F)`, which is zero exactly then and asks for no numerical rank.
+    :math:`\lVert S^2 - cS\rVert_F / (c \lVert S\rVert_F)`, which is zero exactly then and needs no numerical rank.
     A frame of zeros is not tight.
 
     Args:
-        frame: a frame, or its matrix ``(K, d)``.
-        tol: largest deviation.
-        explain: also return the reason, with the numbers.
+        frame: Frame, or its matrix ``(K, d)``.
+        tol: Largest deviation.
+        explain: Whether to return the reason too, with its numbers.
 
     Example:
         >>> is_tight(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
@@ -220,9 +243,9 @@ def is_equiangular(frame: Frame | Tensor, *, tol: float = 1e-5, explain: bool = 
     """Return whether all pairs of class vectors have one cosine, sign included; lengths do not matter.
 
     Args:
-        frame: a frame, or its matrix ``(K, d)``; one class is equiangular, a zero row is not.
-        tol: largest difference between two cosines.
-        explain: also return the reason, with the numbers.
+        frame: Frame, or its matrix ``(K, d)``; one class is equiangular, a zero row is not.
+        tol: Largest difference between two cosines.
+        explain: Whether to return the reason too, with its numbers.
 
     Example:
         >>> is_equiangular(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), explain=True)
@@ -245,9 +268,9 @@ def is_simplex_etf(frame: Frame | Tensor, *, tol: float = 1e-5, explain: bool = 
     """Return whether the class vectors have length 1 and all pairwise cosines are -1/(K-1).
 
     Args:
-        frame: a frame, or its matrix ``(K, d)``.
-        tol: largest deviation of a length or of a cosine.
-        explain: also return the reason, with the numbers.
+        frame: Frame, or its matrix ``(K, d)``.
+        tol: Largest deviation of a length or of a cosine.
+        explain: Whether to return the reason too, with its numbers.
 
     Example:
         >>> is_simplex_etf(torch.tensor([[1.0], [-1.0]]))
@@ -270,8 +293,8 @@ def coherence(frame: Frame | Tensor, *, signed: bool = False) -> float:
     r"""Return the largest :math:`\lvert\cos\rvert` between two class vectors, or with ``signed`` the largest cosine.
 
     Args:
-        frame: a frame, or its matrix ``(K, d)``, of K >= 2 classes; nan if a row is zero.
-        signed: take the largest cosine itself, which is what separates classes.
+        frame: Frame, or its matrix ``(K, d)``, of K >= 2 classes; the result is nan if a row is zero.
+        signed: Whether to take the largest cosine itself, which tells how far apart the classes are.
 
     Raises:
         ArgumentError: if there is one class only.
@@ -287,13 +310,13 @@ def coherence(frame: Frame | Tensor, *, signed: bool = False) -> float:
 
 
 def welch_bound(num_classes: int, dim: int) -> float:
-    r"""Return the smallest coherence that K unit vectors in d dimensions could have.
+    r"""Return a lower bound on the coherence of K unit vectors in d dimensions.
 
     :math:`\sqrt{(K - d) / (d (K - 1))}` for K > d (Welch, IEEE Trans. Inf. Theory 20, 1974), and 0 for K <= d.
 
     Args:
-        num_classes: K >= 1.
-        dim: d >= 1.
+        num_classes: Number of classes K >= 1.
+        dim: Feature dimension d >= 1.
 
     Raises:
         ArgumentError: if either is not a positive integer.

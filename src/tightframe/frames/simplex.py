@@ -27,18 +27,19 @@ class SimplexETF(Frame):
         \qquad W = \sqrt{\tfrac{K}{K-1}}\, Q \quad (d = K - 1),
 
     with the Helmert basis Q, which makes the second the recursive simplex of Kasarla et al. (NeurIPS 2022). Logits of N
-    features take O(N (K + d)) time and no memory beside them. ``"haar"`` is :math:`\sqrt{K/(K-1)}\, Q R^\top` with R
-    ``(d, K - 1)`` orthonormal and uniformly drawn; it keeps W, since R is only one row smaller and W gives the logits
-    in one matrix product.
+    features take O(N (K + d)) time and no further memory. ``"haar"`` is :math:`\sqrt{K/(K-1)}\, Q R^\top` with R
+    ``(d, K - 1)`` orthonormal and uniformly drawn. It stores W: R is hardly smaller, and W gives the logits in one
+    matrix product.
 
     Args:
-        num_classes: K >= 2.
-        dim: d >= K - 1.
-        orientation: ``"haar"`` or ``"canonical"``.
-        generator: source of the Haar draw, on the CPU; None is a fresh one with seed 0, so equal calls give equal
-            frames. The draw is in float64 and then cast: it depends on neither dtype nor device. Canonical ignores it.
-        dtype: floating-point type of the matrix and of the rows; None is PyTorch's default.
-        device: where they lie; None is PyTorch's default.
+        num_classes: Number of classes K >= 2.
+        dim: Feature dimension d >= K - 1.
+        orientation: Word ``"haar"`` or ``"canonical"``.
+        generator: Source of the Haar draw, on the CPU; None is a new one with seed 0, so equal calls give equal
+            frames. The draw is in float64 and then cast: it depends on neither dtype nor device. A canonical frame
+            draws nothing.
+        dtype: Floating-point type of the matrix and of the rows; None is PyTorch's default.
+        device: Device of these; None is PyTorch's default.
 
     Raises:
         ArgumentError: if an argument is outside its range.
@@ -74,6 +75,7 @@ class SimplexETF(Frame):
         device = torch.get_default_device() if device is None else torch.device(device)
         super().__init__(num_classes, dim, dtype, device)
         self.orientation = orientation
+        self.stored = orientation == "haar"
         self._radius = math.sqrt(num_classes / (num_classes - 1))
         self._dense: MatrixFrame | None = None
         if orientation == "haar":
@@ -102,21 +104,18 @@ class SimplexETF(Frame):
         rows[:, : self.num_classes] = off
         return rows.scatter_(1, index.unsqueeze(1), self._radius + off)
 
+    @property
     def gram(self) -> Tensor:
-        """Return ``W @ W.T`` of shape ``(K, K)``: 1 on the diagonal and -1/(K-1) elsewhere, exactly."""
+        """The inner products ``(K, K)``: 1 on the diagonal and -1/(K-1) elsewhere, exactly."""
         shape = (self.num_classes, self.num_classes)
         gram = torch.full(shape, -1 / (self.num_classes - 1), dtype=self.dtype, device=self.device)
         return gram.fill_diagonal_(1.0)
 
     def as_matrix(self) -> Tensor:
-        """Return W ``(K, d)``; a canonical frame builds it anew."""
+        """Return W ``(K, d)``; a canonical frame builds it at each call."""
         if self._dense is not None:
             return self._dense.as_matrix()
         return self._rows(torch.arange(self.num_classes, device=self.device))
-
-    def stored_matrix(self) -> Tensor | None:
-        """Return W ``(K, d)`` of a Haar frame, None of a canonical one."""
-        return None if self._dense is None else self._dense.as_matrix()
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> SimplexETF:
         """Return the same frame in another dtype or on another device."""

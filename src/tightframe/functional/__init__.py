@@ -1,4 +1,4 @@
-"""Pure functions on tensors: class moments, collapse metrics and losses."""
+"""Pure functions on tensors: collapse metrics, severity metrics and decision rules."""
 
 from tightframe.functional.collapse import (
     between_class_rank,
@@ -48,7 +48,6 @@ from tightframe.functional.severity import (
     hops,
     ideal_hierarchical_distance,
     mistake_severity,
-    mistake_shares,
     pair_concordance,
     severity_metrics,
     top1_error,
@@ -74,7 +73,6 @@ __all__ = [
     "hops",
     "ideal_hierarchical_distance",
     "mistake_severity",
-    "mistake_shares",
     "nc0",
     "nc1",
     "nc2_equiangularity",

@@ -1,6 +1,6 @@
-"""Test-time decision rules: scores that rank the classes otherwise than the logits do, at no cost in training.
+"""Test-time decision rules: scores that rank the classes in another order than the logits, at no cost in training.
 
-What they return goes wherever logits go: into the severity metrics, into ``argmax``.
+Their scores can be used like logits: by the severity metrics, by ``argmax``.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tightframe.errors import check_finite
-from tightframe.functional.ranking import check_device, check_scores
+from tightframe.errors import check_features, check_finite
+from tightframe.functional.ranking import check_device
 from tightframe.hierarchy import check_distances
 
 
@@ -20,12 +20,12 @@ def conditional_risk(logits: Tensor, distances: Tensor) -> Tensor:
 
     .. math:: -r_k = -\sum_j D_{kj}\,p_j, \qquad p = \operatorname{softmax}(z)
 
-    Its argmax is the class of least expected distance, which need not be the likeliest. Risks are told apart down to
-    rounding, 1e-16 of the largest distance: the order of classes that are less likely than that means nothing.
+    Its argmax is the class of least expected distance, which need not be the likeliest. Risks are exact to rounding,
+    1e-16 of the largest distance: the order of classes that are less likely than that has no meaning.
 
     Args:
-        logits: ``(B, K)`` floating point, finite; log-probabilities do as well.
-        distances: ``(K, K)``, see ``hierarchy.check_distances``.
+        logits: Logits ``(B, K)``, floating point, finite; log-probabilities do as well.
+        distances: Distances ``(K, K)``, see ``hierarchy.check_distances``.
 
     Returns:
         ``(B, K)`` float64 in [-max D, 0], differentiable in the logits.
@@ -48,12 +48,12 @@ def tree_order(logits: Tensor, distances: Tensor) -> Tensor:
     """Return scores that rank the likeliest class first and the others by their distance to it.
 
     Of classes at one distance the likelier ranks first, of equally likely ones the lower index. The decision is that
-    of the logits, so that top-1 metrics stay what they are; only the order behind it changes. Every study of rankings
-    needs this baseline: it costs nothing.
+    of the logits, so top-1 metrics stay the same; only the order behind it changes. Every study of rankings needs this
+    baseline: it costs nothing.
 
     Args:
-        logits: ``(B, K)`` floating point, finite.
-        distances: ``(K, K)``, see ``hierarchy.check_distances``.
+        logits: Logits ``(B, K)``, floating point, finite.
+        distances: Distances ``(K, K)``, see ``hierarchy.check_distances``.
 
     Returns:
         ``(B, K)`` float64: minus the place of each class, 0 for the first.
@@ -73,7 +73,7 @@ def tree_order(logits: Tensor, distances: Tensor) -> Tensor:
 
 
 def _minus_risk(logits: Tensor, distances: Tensor) -> Tensor:
-    # D is symmetric, and its product with p in float32 would make ties of near risks.
+    # D is symmetric. In float32 the product would make equal what is nearly equal.
     return -(logits.double().softmax(dim=1) @ distances.double())
 
 
@@ -90,11 +90,11 @@ DECISIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "crm": _minus_risk,
     "tree-order": _minus_place,
 }
-"""Every rule by name, as it is applied to input that was checked before."""
+"""Every rule by name, for input that was checked before."""
 
 
 def _check(logits: Tensor, distances: Tensor) -> None:
     check_distances(distances)
-    check_scores(logits, distances.shape[0], "logits")
+    check_features(logits, distances.shape[0], "logits")
     check_finite(logits, "logits")
     check_device(distances, logits)

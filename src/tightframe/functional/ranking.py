@@ -12,8 +12,7 @@ from torch import Tensor
 from tightframe.errors import (
     ArgumentError,
     DeviceError,
-    DtypeError,
-    ShapeError,
+    check_features,
     check_finite,
     check_label_range,
     check_labels,
@@ -23,17 +22,17 @@ from tightframe.errors import (
 
 @final
 class Ranking:
-    """What the severity metrics see of a batch; :mod:`tightframe.functional.severity` defines each of them.
+    """Distances and ranks of a batch for the severity metrics, which :mod:`tightframe.functional.severity` defines.
 
     Of equal scores the lower class index ranks first.
 
     Args:
-        scores: ``(B, K)`` floating point and finite, higher is more likely; logits, probabilities or what a decision
-            rule of :mod:`tightframe.functional.decisions` returns.
-        labels: ``(B,)`` in 0..K-1.
-        distances: ``(K, K)``, taken to be what ``hierarchy.check_distances`` lets pass: looking at K² values for every
-            batch would cost as much as the ranking.
-        extent: smallest and largest of them, as :func:`extent` returns; None looks them up when they are needed.
+        scores: Scores ``(B, K)``, floating point and finite, higher is more likely: logits, probabilities or the result
+            of a decision rule of :mod:`tightframe.functional.decisions`.
+        labels: Labels ``(B,)`` in 0..K-1.
+        distances: Distances ``(K, K)`` that ``hierarchy.check_distances`` accepts. They are not checked here: reading
+            K² values for every batch would cost as much as the ranking.
+        extent: Smallest and largest distance, as :func:`extent` returns; None computes them when they are needed.
 
     Attributes:
         distances: ``(B, K)`` float64 distance from the label to the first class ranked, the second, ...
@@ -48,7 +47,7 @@ class Ranking:
         self, scores: Tensor, labels: Tensor, distances: Tensor, extent: tuple[Tensor, Tensor] | None = None
     ) -> None:
         num_classes = distances.shape[0]
-        check_scores(scores, num_classes)
+        check_features(scores, num_classes, "scores")
         check_labels(labels, scores)
         check_label_range(labels, num_classes)
         check_finite(scores, "scores")
@@ -84,7 +83,7 @@ class Ranking:
         values, order = self.distances.sort(dim=1)
         return values, order
 
-    # ------------------------------------------------------------------ one number a sample; (B, n) for n values of k
+    # ---------------------------------------------------------------- one number a sample, or (B, n) for n values of k
 
     def error(self) -> Tensor:
         """1 for a mistake, 0 else."""
@@ -98,40 +97,33 @@ class Ranking:
         """1 for a mistake at the largest distance that two classes have, 0 else."""
         return (self.distances[:, 0] == self._extent[1]).double() * self.error()
 
-    def hierarchical_distance(self, top_k: int | Sequence[int] = 1) -> Tensor:
+    def hierarchical_distance(self, top_k: Sequence[int] = (1,)) -> Tensor:
         """Mean distance of the first k classes."""
         return mean_of_first(self.distances, top_k)
 
-    def best_of_k(self, top_k: int | Sequence[int] = 1) -> Tensor:
+    def best_of_k(self, top_k: Sequence[int]) -> Tensor:
         """Smallest distance of the first k classes."""
         return self.distances.cummin(dim=1).values[:, places(top_k, self.distances.shape[1])]
 
-    def hierarchical_precision(self, top_k: int | Sequence[int] = 1) -> Tensor:
+    def hierarchical_precision(self, top_k: Sequence[int]) -> Tensor:
         """Similarity of the first k classes over that of the k nearest."""
         return mean_of_first(self._similarity(self.distances), top_k) / mean_of_first(
             self._similarity(self.ideal), top_k
         )
 
-    def hierarchical_recall(self, top_k: int | Sequence[int] = 1) -> Tensor:
+    def hierarchical_recall(self, top_k: Sequence[int]) -> Tensor:
         """Similarity of the first k classes over that of all."""
         gained = self._similarity(self.distances).cumsum(dim=1)
-        return gained[:, places(top_k, gained.shape[1])] / (gained[:, -1] if isinstance(top_k, int) else gained[:, -1:])
+        return gained[:, places(top_k, gained.shape[1])] / gained[:, -1:]
 
     def _similarity(self, distances: Tensor) -> Tensor:
         return 1 - distances / self._extent[1]
 
-    def hops(self, top_k: int | Sequence[int] | None = None, *, clip: bool = True) -> Tensor:
-        """Weighted agreement of the ranks with the ideal ones; None is k = K."""
-        num_classes = self.distances.shape[1]
-        top_k = num_classes if top_k is None else top_k
-        index = places(top_k, num_classes)
+    def hops(self, top_k: Sequence[int]) -> Tensor:
+        """Weighted agreement of the ranks with the ideal ones, not clipped."""
         penalty = self._weighted((self.ideal_ranks - self.ranks).abs())
-        if not isinstance(index, int):
-            columns = [self._hops(penalty[:, : i + 1]) for i in index]
-            values = torch.stack(columns, dim=1) if columns else penalty[:, :0]
-        else:
-            values = self._hops(penalty[:, : index + 1])
-        return values.clamp(0, 1) if clip else values
+        columns = [self._hops(penalty[:, : i + 1]) for i in places(top_k, penalty.shape[1])]
+        return torch.stack(columns, dim=1) if columns else penalty[:, :0]
 
     def _hops(self, penalty: Tensor) -> Tensor:
         size = penalty.shape[1]
@@ -163,10 +155,10 @@ class Ranking:
 
 
 def inversions(ranks: Tensor) -> Tensor:
-    """Return for each row of ``(B, K)`` integers >= 0 how many pairs have the greater one first: O(B K log² K).
+    """Count in each row of ``(B, K)`` integers >= 0 the pairs that have the greater one first: O(B K log² K).
 
-    A pair is counted at the highest bit in which its two numbers differ. Rows are brought by stable sorts into the
-    order of the bits above, so that numbers which agree there stand side by side.
+    A pair is counted at the highest bit in which its two numbers differ. Stable sorts bring the rows into the order of
+    the bits above, so that numbers with the same bits there stand side by side.
 
     Example:
         >>> inversions(torch.tensor([[0, 1, 2], [2, 1, 0], [1, 1, 0]]))
@@ -187,29 +179,29 @@ def inversions(ranks: Tensor) -> Tensor:
     return total
 
 
-def mean_of_first(values: Tensor, top_k: int | Sequence[int]) -> Tensor:
-    """Return the mean of the first k columns of ``(B, K)``: ``(B,)``, or ``(B, n)`` for n values of k."""
+def mean_of_first(values: Tensor, top_k: Sequence[int]) -> Tensor:
+    """Return the mean of the first k columns of ``(B, K)`` for n values of k: ``(B, n)``."""
     counts = torch.arange(1, values.shape[1] + 1, device=values.device)
     return (values.cumsum(dim=1) / counts)[:, places(top_k, values.shape[1])]
 
 
-def places(top_k: int | Sequence[int], num_classes: int) -> int | list[int]:
-    """Check one or several numbers of classes and return where they end, counted from 0.
+def places(top_k: Sequence[int], num_classes: int) -> list[int]:
+    """Check numbers of classes and return where they end, counted from 0.
 
     Raises:
-        ArgumentError: if one is no integer in 1..K.
+        ArgumentError: if one is not an integer in 1..K.
     """
     for k in several(top_k):
         if k > num_classes:
             raise ArgumentError(f"top_k must be at most K = {num_classes}, got {k}; leave it out for so few classes")
-    return top_k - 1 if isinstance(top_k, int) else [k - 1 for k in top_k]
+    return [k - 1 for k in top_k]
 
 
 def several(top_k: int | Sequence[int]) -> tuple[int, ...]:
     """Return one or several numbers of classes as a tuple.
 
     Raises:
-        ArgumentError: if one is no integer >= 1.
+        ArgumentError: if one is not an integer >= 1.
     """
     numbers = tuple(top_k) if isinstance(top_k, Sequence) and not isinstance(top_k, str) else (top_k,)
     for k in numbers:
@@ -220,20 +212,6 @@ def several(top_k: int | Sequence[int]) -> tuple[int, ...]:
 def extent(distances: Tensor) -> tuple[Tensor, Tensor]:
     """Return the smallest and the largest distance of two classes, 0-d float64; without a second class inf and 0."""
     return distances.masked_fill(distances == 0, torch.inf).min().double(), distances.max().double()
-
-
-def check_scores(scores: Tensor, num_classes: int, name: str = "scores") -> None:
-    """Check dtype and shape of scores ``(B, K)``; their values are not read.
-
-    Raises:
-        DtypeError: if they are not a floating-point tensor.
-        ShapeError: if they have another shape.
-    """
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        seen = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        raise DtypeError(f"{name} must be a floating-point tensor, got {seen}; convert with {name}.float()")
-    if scores.ndim != 2 or scores.shape[1] != num_classes:
-        raise ShapeError(f"{name} must have shape (B, K = {num_classes}), got {tuple(scores.shape)}")
 
 
 def check_device(distances: Tensor, scores: Tensor) -> None:

@@ -2,22 +2,23 @@
 
 Conventions of every function here:
 
-- *scores* ``(B, K)`` are logits, probabilities or what a decision rule returns, finite; higher is more likely; of equal
-  scores the lower class index ranks first;
-- *distances* ``(K, K)`` are symmetric, zero on the diagonal alone, such as ``Tree.distances()`` in any mode;
-- it returns one float64 number a sample, so that a mean over batches is a sum over them: ``(B,)``, or ``(B, n)`` where
+- *scores* ``(B, K)`` are logits, probabilities or the result of a decision rule, finite; higher is more likely; of
+  equal scores the lower class index ranks first;
+- *distances* ``(K, K)`` are symmetric, zero on the diagonal alone, for example ``Tree.distances()`` in any mode;
+- it returns one float64 number a sample, so that means over batches can be added up: ``(B,)``, or ``(B, n)`` if
   ``top_k`` is a sequence of n numbers, at the cost of one sort;
 - labels out of range, tensors that do not fit each other and scores that are not finite raise
   :class:`LabelError`, :class:`DtypeError`, :class:`ShapeError`, :class:`DeviceError`, :class:`NonFiniteError`, and
-  ``top_k`` out of 1..K :class:`ArgumentError`.
+  ``top_k`` out of 1..K raises :class:`ArgumentError`.
 
-Severity alone can be bought with more mistakes, mild ones: show it beside the error, or show their product, which is
-the hierarchical distance at 1.
+More mistakes, if they are mild, lower the severity: show it beside the error, or show their product, which is the
+hierarchical distance at 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -63,32 +64,12 @@ def mistake_severity(scores: Tensor, labels: Tensor, distances: Tensor) -> Tenso
     return ranking.distances[:, 0].sum() / ranking.error().sum()
 
 
-def mistake_shares(scores: Tensor, labels: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of all samples that are mistaken at each distance: the near mistakes first, the far ones last.
-
-    Returns:
-        levels: ``(L,)`` float64, the distances that two classes can have, ascending.
-        shares: ``(L,)`` float64, which sum to the error; nan without samples.
-
-    Example:
-        >>> from tightframe.hierarchy import Tree
-        >>> D = Tree.from_nested({"E": ["A", "B"], "F": ["C", "D"]}).distances()
-        >>> levels, shares = mistake_shares(torch.eye(4), torch.tensor([0, 0, 0, 0]), D)
-        >>> levels.tolist(), shares.tolist()
-        ([1.0, 2.0], [0.25, 0.5])
-    """
-    first = _ranking(scores, labels, distances).distances[:, 0].contiguous()
-    levels = distances.detach().double().unique()
-    counts = torch.bincount(torch.searchsorted(levels, first), minlength=levels.numel())
-    return levels[1:], counts[1:].double() / first.numel()
-
-
 def hierarchical_distance(scores: Tensor, labels: Tensor, distances: Tensor, top_k: TopK = 1) -> Tensor:
     r"""Mean distance of the first k classes (Bertinetto et al., CVPR 2020), the label itself counting 0.
 
     .. math:: \mathrm{HD@}k=\frac1k\sum_{j\le k}D(p_j,y)
 
-    It does not see the order within the k. :func:`ideal_hierarchical_distance` is the floor.
+    It does not depend on the order within the k. :func:`ideal_hierarchical_distance` is the floor.
 
     Example:
         >>> from tightframe.hierarchy import Tree
@@ -96,12 +77,12 @@ def hierarchical_distance(scores: Tensor, labels: Tensor, distances: Tensor, top
         >>> hierarchical_distance(torch.tensor([[0.1, 0.4, 0.3, 0.2]]), torch.tensor([0]), D, top_k=(1, 2))
         tensor([[1.0000, 1.5000]], dtype=torch.float64)
     """
-    return _ranking(scores, labels, distances).hierarchical_distance(top_k)
+    return _columns(_ranking(scores, labels, distances).hierarchical_distance, top_k)
 
 
 def best_of_k(scores: Tensor, labels: Tensor, distances: Tensor, top_k: TopK = 1) -> Tensor:
     """Smallest distance of the first k classes; 0 if the label is among them."""
-    return _ranking(scores, labels, distances).best_of_k(top_k)
+    return _columns(_ranking(scores, labels, distances).best_of_k, top_k)
 
 
 def hierarchical_precision(scores: Tensor, labels: Tensor, distances: Tensor, top_k: TopK = 1) -> Tensor:
@@ -109,13 +90,13 @@ def hierarchical_precision(scores: Tensor, labels: Tensor, distances: Tensor, to
 
     .. math:: \mathrm{HP@}k=\frac{\sum_{j\le k}s(p_j,y)}{\max_\pi\sum_{j\le k}s(\pi_j,y)},\qquad s=1-D/\max D
 
-    Each sample is divided by what is best for its own label. Published code divides the sum over a batch by that over
+    Each sample is divided by the best value for its own label. Published code divides the sum over a batch by that over
     all classes, which depends on the batch size.
 
     Returns:
-        Numbers in [0, 1]; 1 if no order has nearer classes first; nan if K = 1.
+        Numbers in [0, 1]; 1 for the best k classes in any order; nan if K = 1.
     """
-    return _ranking(scores, labels, distances).hierarchical_precision(top_k)
+    return _columns(_ranking(scores, labels, distances).hierarchical_precision, top_k)
 
 
 def hierarchical_recall(scores: Tensor, labels: Tensor, distances: Tensor, top_k: TopK = 1) -> Tensor:
@@ -124,9 +105,9 @@ def hierarchical_recall(scores: Tensor, labels: Tensor, distances: Tensor, top_k
     .. math:: \mathrm{HR@}k=\frac{\sum_{j\le k}s(p_j,y)}{\sum_{j\le K}s(p_j,y)},\qquad s=1-D/\max D
 
     Returns:
-        Numbers in [0, 1]; 1 at k = K; nan if K = 1. At best they are those of the ideal order, not 1.
+        Numbers in [0, 1]; 1 at k = K; nan if K = 1. The largest value is that of the ideal order, not 1.
     """
-    return _ranking(scores, labels, distances).hierarchical_recall(top_k)
+    return _columns(_ranking(scores, labels, distances).hierarchical_recall, top_k)
 
 
 def hops(scores: Tensor, labels: Tensor, distances: Tensor, top_k: TopK | None = None, *, clip: bool = True) -> Tensor:
@@ -139,16 +120,16 @@ def hops(scores: Tensor, labels: Tensor, distances: Tensor, top_k: TopK | None =
     The slot of y weighs 1; those of rank :math:`\rho\ge1` fall linearly from :math:`2^{-\rho}` towards
     :math:`2^{-\rho-1}`, towards 0 for the last rank. k = 1 is top-1.
 
-    It depends on the order of the distances, not on their size. It is not monotone: putting a near class later can
-    raise it; :func:`pair_concordance` is the companion that is.
+    It depends on the order of the distances, not on their size. It is not monotone: moving a near class back can raise
+    it; :func:`pair_concordance` is its monotone companion.
 
     Args:
-        scores: see the module, as for all the rest.
-        labels: see the module.
-        distances: see the module.
-        top_k: one or several k; None is k = K.
-        clip: to [0, 1], as published. The reversed order is not the worst, so raw values can be below 0, down to which
-            clipping hides what is worse.
+        scores: Scores ``(B, K)``.
+        labels: Labels ``(B,)``.
+        distances: Distances ``(K, K)``.
+        top_k: One or several k; None is k = K.
+        clip: Whether to clip to [0, 1], as published. The reversed order is not the worst one, so raw values may be
+            below 0, and clipping hides how far.
 
     Returns:
         Numbers <= 1; 1 for an ideal order.
@@ -159,16 +140,17 @@ def hops(scores: Tensor, labels: Tensor, distances: Tensor, top_k: TopK | None =
         >>> hops(torch.tensor([[4.0, 2.0, 3.0, 1.0]]), torch.tensor([0]), D)  # ranks 0, 2, 1, 2
         tensor([0.7500], dtype=torch.float64)
     """
-    return _ranking(scores, labels, distances).hops(top_k, clip=clip)
+    values = _columns(_ranking(scores, labels, distances).hops, len(distances) if top_k is None else top_k)
+    return values.clamp(0, 1) if clip else values
 
 
 def pair_concordance(scores: Tensor, labels: Tensor, distances: Tensor) -> Tensor:
     """Share of the pairs of classes at different distances from the label of which the nearer ranks first.
 
-    The monotone companion of :func:`hops`: a nearer class moved ahead of a farther one always raises it.
+    The monotone companion of :func:`hops`: moving a nearer class ahead of a farther one always raises it.
 
     Returns:
-        Numbers in [0, 1]; 1 for an ideal order, 0 for its reverse; nan if K = 1, which leaves no pair.
+        Numbers in [0, 1]; 1 for an ideal order, 0 for its reverse; nan if K = 1, because there is no pair.
 
     Example:
         >>> from tightframe.hierarchy import Tree
@@ -183,9 +165,9 @@ def ideal_hierarchical_distance(distances: Tensor, top_k: TopK = 1, weights: Ten
     """Floor of :func:`hierarchical_distance`: its mean if every sample ranks the classes by distance.
 
     Args:
-        distances: see the module.
-        top_k: one or several k.
-        weights: ``(K,)`` samples of each class, or their shares; None weighs classes alike.
+        distances: Distances ``(K, K)``.
+        top_k: One or several k.
+        weights: Samples of each class ``(K,)``, or their shares; None gives all classes the same weight.
 
     Returns:
         A 0-d float64 tensor, or ``(n,)``.
@@ -201,7 +183,7 @@ def ideal_hierarchical_distance(distances: Tensor, top_k: TopK = 1, weights: Ten
         [0.0, 0.5, 1.25]
     """
     check_distances(distances)
-    floors = mean_of_first(distances.detach().double().sort(dim=1).values, top_k)
+    floors = _columns(partial(mean_of_first, distances.detach().double().sort(dim=1).values), top_k)
     if weights is None:
         return floors.mean(dim=0)
     if weights.shape != distances.shape[:1]:
@@ -218,10 +200,10 @@ def severity_metrics(
     """Compute every metric of this module by id, at the cost of one sort of the scores and one of the distances.
 
     Args:
-        scores: see the module.
-        labels: see the module.
-        distances: see the module.
-        top_k: values of k; those above K are left out.
+        scores: Scores ``(B, K)``.
+        labels: Labels ``(B,)``.
+        distances: Distances ``(K, K)``.
+        top_k: Values of k; those above K are left out.
 
     Returns:
         From metric id to ``(B,)`` float64. Mistake severity is the sum of ``hierarchical_distance@1`` over that of
@@ -239,23 +221,24 @@ def severity_metrics(
 
 
 def ranking_metrics(ranking: Ranking, top_k: Sequence[int]) -> dict[str, Tensor]:
-    """Compute the metrics of :func:`severity_metrics` of samples that are ranked already."""
+    """Compute the metrics of :func:`severity_metrics` from a ranking."""
+    whole, at_k = ranking.hops([ranking.distances.shape[1]])[:, 0], ranking.hops(top_k)
     values = {
         "error": ranking.error(),
         "near_mistakes": ranking.near_mistake(),
         "far_mistakes": ranking.far_mistake(),
-        "hops": ranking.hops(),
-        "hops_raw": ranking.hops(clip=False),
+        "hops": whole.clamp(0, 1),
+        "hops_raw": whole,
         "concordance": ranking.concordance(),
-        "hierarchical_distance@1": ranking.hierarchical_distance(),
+        "hierarchical_distance@1": ranking.distances[:, 0],
     }
     of_k = {
         "hierarchical_distance": ranking.hierarchical_distance(top_k),
         "best": ranking.best_of_k(top_k),
         "hierarchical_precision": ranking.hierarchical_precision(top_k),
         "hierarchical_recall": ranking.hierarchical_recall(top_k),
-        "hops": ranking.hops(top_k),
-        "hops_raw": ranking.hops(top_k, clip=False),
+        "hops": at_k.clamp(0, 1),
+        "hops_raw": at_k,
     }
     return values | {f"{name}@{k}": table[:, i] for name, table in of_k.items() for i, k in enumerate(top_k)}
 
@@ -263,3 +246,9 @@ def ranking_metrics(ranking: Ranking, top_k: Sequence[int]) -> dict[str, Tensor]
 def _ranking(scores: Tensor, labels: Tensor, distances: Tensor) -> Ranking:
     check_distances(distances)
     return Ranking(scores, labels, distances)
+
+
+def _columns(method: Callable[[Sequence[int]], Tensor], top_k: TopK) -> Tensor:
+    """Return the columns ``(…, n)`` of several k, or the one ``(…)`` of a single k."""
+    values = method(several(top_k))
+    return values[..., 0] if isinstance(top_k, int) else values

@@ -1,4 +1,4 @@
-"""Graph: named nodes with any number of parents, and the distances of classes in a hierarchy that is no tree."""
+"""Graph: named nodes with any number of parents, and the distances of classes in a hierarchy that is not a tree."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tightframe.errors import ArgumentError, check_choice
 
 PARENT_RULES = ("raise", "first", "shallowest", "deepest")
-DISTANCE_RULES = ("deepest", "shortest-path")
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes ``0..N-1``, what they are called and which are their parents.
+    """Nodes ``0..N-1`` with their names and their parents.
 
     Args:
         names: N names, unique or not.
-        above: parents of each node.
+        above: Parents of each node.
     """
 
     names: list[str]
@@ -37,54 +36,42 @@ class Graph:
         """Return the graph of ``(parent, child)`` pairs, nodes in the order in which they first appear."""
         numbers: dict[str, int] = {}
         above: list[dict[int, None]] = []  # dictionaries, so that an edge given again costs nothing
+
+        def number(name: str) -> int:
+            if numbers.setdefault(name, len(above)) == len(above):
+                above.append({})
+            return numbers[name]
+
         for edge in edges:
             if isinstance(edge, str) or not isinstance(edge, Sequence) or len(edge) != 2 or None in edge:
                 raise ArgumentError(f"edges must be pairs (parent, child) of names, got {edge!r}")
-            for name in map(str, edge):
-                if numbers.setdefault(name, len(above)) == len(above):
-                    above.append({})
-            parent, child = (numbers[str(name)] for name in edge)
+            parent, child = (number(str(name)) for name in edge)
             if parent == child:
                 raise ArgumentError(
                     f"edges must join two nodes, got {edge[0]!r} as its own parent; leave that edge out"
                 )
             above[child][parent] = None
         for name in nodes:
-            if numbers.setdefault(name, len(above)) == len(above):
-                above.append({})
+            number(name)
         return cls(list(numbers), [list(parents) for parents in above])
 
     def order(self) -> list[int]:
-        """Return the nodes, each after all its parents, or raise unless there is one root and no cycle."""
+        """Return the nodes, each after all its parents; raise unless there is one root and no cycle."""
         if not self.names:
             raise ArgumentError("the hierarchy must have nodes, got none")
         roots = [node for node, parents in enumerate(self.above) if not parents]
         if len(roots) > 1:
             raise ArgumentError(
-                f"the hierarchy must have one root, got {len(roots)}: {self._shown(roots)}; "
-                "put them under one more node, or leave out those that are not meant"
+                f"the hierarchy must have one root, got {len(roots)}: {self._shown(roots)}; put them under one more "
+                "node, leave some out, or swap the columns if the file has the child first"
             )
-        below = self.below()
-        missing = [len(parents) for parents in self.above]
-        order = roots
-        for node in order:  # grows while it is walked
-            for child in below[node]:
-                missing[child] -= 1
-                if not missing[child]:
-                    order.append(child)
-        if len(order) < len(self.names):
-            cycle = " -> ".join(repr(self.names[node]) for node in self._cycle(missing))
-            raise ArgumentError(f"the hierarchy must have no cycle, got {cycle}; leave one of these edges out")
-        return order
-
-    def _cycle(self, missing: list[int]) -> list[int]:
-        """Return one cycle, parent before child, from the number of parents that were not reached."""
-        walk = [next(node for node, count in enumerate(missing) if count)]
-        seen: dict[int, int] = {}
-        while walk[-1] not in seen:
-            seen[walk[-1]] = len(walk) - 1
-            walk.append(next(parent for parent in self.above[walk[-1]] if missing[parent]))
-        return walk[seen[walk[-1]] :][::-1]
+        try:
+            return list(TopologicalSorter(dict(enumerate(self.above))).static_order())
+        except CycleError as error:
+            cycle = " -> ".join(repr(self.names[node]) for node in error.args[1])
+            raise ArgumentError(
+                f"the hierarchy must have no cycle, got {cycle}; leave one of these edges out"
+            ) from None
 
     def below(self) -> list[list[int]]:
         """Return the children of each node in the order of their numbers."""
@@ -100,14 +87,14 @@ class Graph:
         return [node for node in range(len(self.names)) if node not in inner]
 
     def depth(self) -> list[int]:
-        """Return the longest way from the root to each node, in edges."""
+        """Return the length of the longest way from the root to each node, in edges."""
         depth = [0] * len(self.names)
         for node in self.order():
             depth[node] = max((depth[parent] + 1 for parent in self.above[node]), default=0)
         return depth
 
     def find(self, classes: Sequence[str]) -> list[int]:
-        """Return the node of each class by name: the leaf of that name, or else the one inner node."""
+        """Return the node of each class by name: the leaf of that name, otherwise the one inner node."""
         if isinstance(classes, str):
             raise ArgumentError(f"classes must be a sequence of names, got the string {classes!r}")
         leaves = set(self.leaves())
@@ -151,7 +138,7 @@ class Graph:
         return Graph([self.names[node] for node in number], above), [number[node] for node in wanted]
 
     def one_parent(self, rule: str) -> Graph:
-        """Return a tree of the same nodes, of several parents keeping one by a rule of ``PARENT_RULES``."""
+        """Return a tree of the same nodes that keeps one parent of several, by a rule of ``PARENT_RULES``."""
         check_choice("several_parents", rule, PARENT_RULES)
         if rule == "raise":
             for node, parents in enumerate(self.above):
@@ -167,7 +154,7 @@ class Graph:
         return Graph(self.names, [[min(ps, key=lambda p: sign * depth[p])] if ps else [] for ps in self.above])
 
     def with_own_leaves(self, classes: Sequence[int]) -> tuple[Graph, list[int]]:
-        """Return the graph in which each class that has nodes below it is a leaf under its node, and the classes."""
+        """Return a graph where each class that has nodes below it gets a leaf under its node, and the classes there."""
         leaves = set(self.leaves())
         names, above, own = list(self.names), list(self.above), list(classes)
         for label, node in enumerate(classes):
@@ -183,72 +170,48 @@ class Graph:
 
 
 def graph_distances(
-    edges: Iterable[tuple[str, str]],
-    classes: Sequence[str] | None = None,
-    *,
-    rule: str = "deepest",
-    prune: bool = False,
+    edges: Iterable[tuple[str, str]], classes: Sequence[str] | None = None, *, prune: bool = False
 ) -> Tensor:
     """Return the distances ``(K, K)`` of classes in a hierarchy whose nodes may have several parents.
 
-    By ``"deepest"``, D(a, b) = H - max depth(v) over the common ancestors v of a and b, with the longest way from the
-    root as depth and H the depth of the deepest leaf: on a tree ``Tree.distances("depth")``. By ``"shortest-path"``,
-    D(a, b) is the number of edges of the shortest way from a to b, up and down. Neither is ultrametric in general.
+    D(a, b) = H - max depth(v) over the common ancestors v of a and b. The depth is the longest way from the root, and H
+    the depth of the deepest leaf. On a tree this is ``Tree.distances("depth")``. It is not ultrametric in general.
 
     Args:
-        edges: ``(parent, child)`` pairs of unique names, with one root and no cycle.
-        classes: K names in label order; None is the leaves in the order in which they first appear. One that has
+        edges: Pairs ``(parent, child)`` of unique names, with one root and no cycle.
+        classes: K names in label order; None is the leaves in the order in which they first appear. A class that has
             nodes below it gets a leaf of its own under its node, as in :class:`Tree`.
-        rule: ``"deepest"`` or ``"shortest-path"``.
-        prune: leave out what has no class below it, instead of refusing leaves that are no class.
+        prune: Whether to leave out nodes that have no class below them, instead of refusing leaves that are no class.
 
     Raises:
-        ArgumentError: if an argument is wrong, there is not one root, a cycle, a leaf that is no class or a class
-            twice.
+        ArgumentError: if there is not one root, or a cycle, a leaf that is not a class, or a class twice.
 
     Example:
         >>> edges = [("pet", "cat"), ("life", "pet"), ("life", "cattle"), ("pet", "dog"), ("cattle", "cow")]
         >>> graph_distances([*edges, ("cattle", "dog")], ["cat", "dog", "cow"]).tolist()
         [[0.0, 1.0, 2.0], [1.0, 0.0, 1.0], [2.0, 1.0, 0.0]]
     """
-    check_choice("rule", rule, DISTANCE_RULES)
     graph, chosen = class_graph(Graph.from_edges(edges), classes, prune)
     graph, chosen = graph.with_own_leaves(chosen)
-    distances = _deepest(graph, chosen) if rule == "deepest" else _shortest(graph, chosen)
+    depth = np.array(graph.depth())
+    under = np.zeros((len(depth), len(chosen)), dtype=bool)
+    under[chosen, np.arange(len(chosen))] = True
+    for node in reversed(graph.order()):
+        for parent in graph.above[node]:
+            under[parent] |= under[node]
+    distances = np.empty((len(chosen), len(chosen)))
+    for node in np.argsort(depth, kind="stable"):  # the deepest common ancestor of a pair writes last
+        here = np.flatnonzero(under[node])
+        distances[np.ix_(here, here)] = depth.max() - depth[node]
+    np.fill_diagonal(distances, 0.0)
     return torch.from_numpy(distances)
 
 
 def class_graph(graph: Graph, classes: Sequence[str] | None, prune: bool) -> tuple[Graph, list[int]]:
-    """Return the graph, or what of it is above the classes, and the nodes of the classes."""
+    """Return the graph, with ``prune`` only the part above the classes, and the nodes of the classes."""
     chosen = graph.leaves() if classes is None else graph.find(classes)
     if prune and classes is not None:
         graph, chosen = graph.restricted(chosen)
     graph.order()
     graph.check_classes(chosen)
     return graph, chosen
-
-
-def _deepest(graph: Graph, classes: list[int]) -> NDArray[np.float64]:
-    depth = np.array(graph.depth())
-    under = np.zeros((len(depth), len(classes)), dtype=bool)
-    under[classes, np.arange(len(classes))] = True
-    for node in reversed(graph.order()):
-        for parent in graph.above[node]:
-            under[parent] |= under[node]
-    distances = np.empty((len(classes), len(classes)))
-    for node in np.argsort(depth, kind="stable"):  # the deepest common ancestor of a pair writes last
-        here = np.flatnonzero(under[node])
-        distances[np.ix_(here, here)] = depth.max() - depth[node]
-    np.fill_diagonal(distances, 0.0)
-    return distances
-
-
-def _shortest(graph: Graph, classes: list[int]) -> NDArray[np.float64]:
-    near = [above + below for above, below in zip(graph.above, graph.below(), strict=True)]
-    reached = np.zeros((len(near), len(classes)), dtype=bool)
-    reached[classes, np.arange(len(classes))] = True
-    distances = np.zeros((len(classes), len(classes)))
-    while not reached[classes].all():
-        distances += ~reached[classes]
-        reached = np.stack([reached[node] | reached[around].any(axis=0) for node, around in enumerate(near)])
-    return distances

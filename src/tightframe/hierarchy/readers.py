@@ -1,13 +1,14 @@
-"""Readers: what a person, a file or WordNet says of a hierarchy, as plain edges or as a graph."""
+"""Readers: the hierarchy that a person, a file or WordNet gives, as plain edges or as a graph."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tightframe.errors import ArgumentError, DataFileError, require_extra
+from tightframe.files import read_yaml
 from tightframe.hierarchy.graph import Graph
 
 EDGE_SUFFIXES = (".tsv", ".txt")
@@ -47,29 +48,29 @@ def nested_graph(nested: Any) -> Graph:
         graph = Graph(["root"], [[]])
     else:
         raise ArgumentError(f"nested must be a mapping or list with something in it, got {nested!r}")
-    try:
-        _hang(nested, 0, graph)
-    except RecursionError:
-        raise ArgumentError("nested must not hold itself or go hundreds of levels deep; use edges instead") from None
+    # From the top down to where the walk is: node, content, what is left of the content, names that it had so far.
+    way: list[tuple[int, Any, Iterator[tuple[Any, Any]], set[str]]] = [(0, nested, _pairs(nested), set())]
+    while way:
+        parent, _, rest, taken = way[-1]
+        for key, below in rest:
+            name = _name(key)
+            if name in taken:
+                raise ArgumentError(
+                    f"nested must hold a name once under each node, got {name!r} twice under {graph.names[parent]!r}"
+                )
+            if any(below is content for _, content, _, _ in way):
+                raise ArgumentError(f"nested must not hold itself, got {name!r} with a mapping that it is in")
+            taken.add(name)
+            graph.names.append(name)
+            graph.above.append([parent])
+            way.append((len(graph.names) - 1, below, _pairs(below), set()))
+            break
+        else:
+            way.pop()
     return graph
 
 
-def _hang(nested: Any, parent: int, graph: Graph) -> None:
-    """Put what is nested under a node of the graph."""
-    taken = set()
-    for key, below in _pairs(nested):
-        name = _name(key)
-        if name in taken:
-            raise ArgumentError(
-                f"nested must hold a name once under each node, got {name!r} twice under {graph.names[parent]!r}"
-            )
-        taken.add(name)
-        graph.names.append(name)
-        graph.above.append([parent])
-        _hang(below, len(graph.names) - 1, graph)
-
-
-def _pairs(nested: Any) -> Iterable[tuple[Any, Any]]:
+def _pairs(nested: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(nested, Mapping):
         yield from nested.items()
     elif isinstance(nested, list | tuple):
@@ -83,11 +84,8 @@ def _pairs(nested: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _name(value: Any) -> str:
-    # YAML reads the bare words no, on and null as other things than words.
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise ArgumentError(
-            f"nested must hold names, got {value!r} of type {type(value).__name__}; quote names in YAML"
-        )
+        raise ArgumentError(f"nested must hold names, got {value!r} of type {type(value).__name__}; quote it")
     return str(value)
 
 
@@ -141,24 +139,20 @@ def read_edges(path: Path) -> list[tuple[str, str]]:
 
 
 def read_nested(path: Path) -> Any:
-    """Read nested mappings from JSON or YAML, refusing a key that comes twice, which both parsers would drop."""
-    text = _text(path)
-    if path.suffix == ".json":
-        try:
-            return json.loads(text, object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
-            raise DataFileError(f"{path} cannot be read as JSON: {error}") from error
-    yaml = require_extra("yaml", "cli")
-
-    class Loader(yaml.SafeLoader):  # type: ignore[name-defined]
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            _unique([(self.construct_object(key, deep=True), None) for key, _ in node.value])
-            return super().construct_mapping(node, deep)
-
+    """Read nested mappings from JSON or YAML, names as they are written; a key that comes twice is refused."""
+    if path.suffix != ".json":
+        return _with_none(read_yaml(path, words=True))
     try:
-        return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise DataFileError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        return json.loads(_text(path), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise DataFileError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def _with_none(content: Any) -> Any:
+    """Return the content of a YAML file with None for each value that means that nothing is below its key."""
+    if isinstance(content, dict):
+        return {key: None if below in ("", "~", "null") else _with_none(below) for key, below in content.items()}
+    return [_with_none(item) for item in content] if isinstance(content, list) else content
 
 
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:

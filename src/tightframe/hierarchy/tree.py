@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from tightframe.hierarchy.graph import Graph, class_graph
 
 MODES = ("depth", "height")
 
+_DRAWN = 40  # lines of a tree that a notebook shows
+
 Ints = NDArray[np.int64]
 
 
@@ -25,24 +28,24 @@ Ints = NDArray[np.int64]
 class Tree:
     """A rooted tree whose leaves are the K classes.
 
-    Nodes are numbered so that each follows its parent and the descendants of a node are the numbers right after it;
-    node 0 is the root. A class that has nodes below it gets a leaf of its own under its node, of the same name, so that
-    it is as far from its descendants as they are from each other there. A unary node keeps its place.
+    Node 0 is the root. The nodes are numbered depth first: the descendants of a node are the numbers right after it. A
+    class that has nodes below it gets a leaf of its own under its node, with the same name: it is as far from its
+    descendants as they are from each other there. A node with one child keeps its place.
 
     Args:
-        parents: ``(N,)`` number of each node's parent, -1 for the root, in any order.
+        parents: Number of each node's parent ``(N,)``, -1 for the root, in any order.
         names: N names, unique or not; None is the numbers.
-        classes: numbers of the nodes of the K classes in label order; None is the leaves, in the order of ``parents``.
+        classes: Numbers of the nodes of the K classes in label order; None is the leaves, in the order of ``parents``.
 
     Attributes:
-        parents: ``(N,)`` int64, numbered anew.
+        parents: ``(N,)`` int64, in the tree's own numbering.
         names: N names in that order.
         classes: ``(K,)`` int64 leaf of each class.
         depth: ``(N,)`` int64 edges from the root.
         height: ``(N,)`` int64 edges to the farthest leaf below.
 
     Raises:
-        ArgumentError: if there is not one root, a cycle, a leaf that is no class, or a class twice.
+        ArgumentError: if there is not one root, or a cycle, a leaf that is not a class, or a class twice.
         ShapeError: if the numbers of parents and names differ.
 
     Example:
@@ -117,7 +120,7 @@ class Tree:
         names: Sequence[str] | None = None,
         classes: Sequence[int] | Ints | None = None,
     ) -> Tree:
-        """Return the tree of an array of parents; the arguments are those of the class."""
+        """Return the tree of an array of parents; the arguments are the same as those of the class."""
         return cls(parents, names, classes)
 
     @classmethod
@@ -132,17 +135,18 @@ class Tree:
         """Return the tree of ``(parent, child)`` pairs of unique names.
 
         Args:
-            edges: in any order; the same pair may come again.
+            edges: Pairs in any order; a pair may come again.
             classes: K names in label order; None is the leaves in the order in which they first appear.
-            several_parents: what to do with a node of several parents, which makes the hierarchy no tree: refuse it
-                (``"raise"``), or keep the ``"first"`` one, the ``"shallowest"`` or the ``"deepest"``, by the longest
-                way from the root; of equals the first. A node that so loses all that was below it is left out, unless
-                it is a class. For distances in the whole graph see :func:`graph_distances`.
-            prune: leave out what has no class below it, before all else, instead of refusing leaves that are no class.
+            several_parents: Rule for a node of several parents, which no tree has: refuse it (``"raise"``), or keep one
+                parent: the ``"first"``, the ``"shallowest"`` or the ``"deepest"``, by the longest way from the root,
+                and the first of equals. A node that loses all its children in this way is left out, unless it is a
+                class. For distances in the whole graph see :func:`graph_distances`.
+            prune: Whether to leave out nodes that have no class below them, instead of refusing leaves that are not
+                classes. It is done before all else.
 
         Raises:
-            ArgumentError: if an edge is no pair of two names, a node has several parents, a class is no node, or as
-                in the class.
+            ArgumentError: if an edge is not a pair of names, a node has several parents, a class is not a node, or
+                as in the class.
 
         Example:
             >>> Tree.from_edges([("animal", "cat"), ("animal", "dog")], classes=["dog", "cat"]).class_names
@@ -155,14 +159,14 @@ class Tree:
     def from_paths(cls, paths: Sequence[Sequence[str] | str], *, separator: str = ".") -> Tree:
         """Return the tree of one path a class, from below an added root down to the class, in label order.
 
-        Nodes are whole paths and bear the last name of theirs, so two may have the same name.
+        A node is a whole path and has its last name, so two nodes may have the same name.
 
         Args:
-            paths: K sequences of names, or strings such as ``"json.decoder"``. One may lead on from another.
-            separator: where strings are divided.
+            paths: K sequences of names, or strings such as ``"json.decoder"``. A path may begin with another one.
+            separator: String between the names of a path that is a string.
 
         Raises:
-            ArgumentError: if there is none, a name is empty, or a path comes twice.
+            ArgumentError: if there is no path, a name is empty, or a path comes twice.
 
         Example:
             >>> Tree.from_paths(["json.decoder", "json.encoder", "re"]).distances()[0].tolist()
@@ -177,15 +181,15 @@ class Tree:
     def from_levels(
         cls, levels: Sequence[Sequence[Any]] | Tensor | NDArray[Any], class_names: Sequence[str] | None = None
     ) -> Tree:
-        """Return the tree of labels at each level, ``levels[k]`` being those of class k from coarse to fine.
+        """Return the tree of labels at each level; ``levels[k]`` has those of class k from coarse to fine.
 
         Args:
-            levels: K rows of ancestors, the class itself left out, rows of any length; equal labels under different
+            levels: K rows of ancestors, without the class itself, of any lengths. Equal labels under different
                 ancestors are different nodes.
             class_names: K names; None is the numbers.
 
         Raises:
-            ShapeError: if ``levels`` is not rows, or the numbers of rows and names differ.
+            ShapeError: if an entry of ``levels`` is not a row, or the numbers of rows and names differ.
             ArgumentError: if a label is empty or None, or as in :meth:`from_paths`.
 
         Example:
@@ -208,18 +212,18 @@ class Tree:
     ) -> Tree:
         """Return the tree of nested mappings; leaves are list items, strings, or keys with nothing below.
 
-        A mapping of one key is that root; what else there is gets a root added. A list may hold mappings, too. A name
-        that stands in two places is two nodes.
+        The key of a mapping of one key is the root; otherwise a root is added. A list may hold mappings, too. A name
+        in two places is two nodes.
 
         Args:
-            nested: mappings and lists of names.
-            classes: K names in label order; None is the leaves in the order in which they stand. Of a leaf and an
-                inner node of one name, the leaf is meant.
-            prune: as in :meth:`from_edges`.
+            nested: Mappings and lists of names.
+            classes: K names in label order; None is the leaves in the order in which they stand. If a leaf and an
+                inner node have the name, the leaf is meant.
+            prune: Whether to leave out nodes that have no class below them, as in :meth:`from_edges`.
 
         Raises:
-            ArgumentError: if there is anything else in it, or nothing, a name twice under one node, a class that is
-                no node or that several nodes are called, or as in the class.
+            ArgumentError: if ``nested`` is empty, holds itself or something other than these, a name comes twice
+                under one node, a class is not a node or the name of several, or as in the class.
 
         Example:
             >>> Tree.from_nested({"life": {"animal": ["cat", "dog"], "moss": None}}).class_names
@@ -231,10 +235,10 @@ class Tree:
     def from_networkx(
         cls, graph: Any, classes: Sequence[str] | None = None, *, several_parents: str = "raise", prune: bool = False
     ) -> Tree:
-        """Return the tree of a ``networkx.DiGraph`` with edges to children, for the rest as :meth:`from_edges`.
+        """Return the tree of a ``networkx.DiGraph`` with edges to children; the rest is as in :meth:`from_edges`.
 
         Raises:
-            ArgumentError: if it is undirected, two nodes are written alike, or as in :meth:`from_edges`.
+            ArgumentError: if it is undirected, two nodes have the same text, or as in :meth:`from_edges`.
         """
         if not getattr(graph, "is_directed", bool)():
             raise ArgumentError(f"graph must be directed, with edges from parent to child, got {graph!r}")
@@ -252,11 +256,11 @@ class Tree:
 
         Args:
             synsets: K identifiers such as ``"n02084071"``, or names such as ``"dog.n.01"``.
-            several_parents: which hypernym to keep, see :meth:`from_edges`.
+            several_parents: Rule for which hypernym to keep, see :meth:`from_edges`.
 
         Raises:
             MissingExtraError: if nltk is not installed.
-            DataFileError: if nltk's WordNet corpus is not.
+            DataFileError: if nltk's WordNet corpus is not installed.
             ArgumentError: if a synset is unknown or comes twice, or they have no common root.
         """
         edges, names = readers.wordnet_edges(synsets)
@@ -273,17 +277,18 @@ class Tree:
     ) -> Tree:
         """Read a tree from a file that a person may have written.
 
-        ``.tsv`` and ``.txt`` hold one ``parent<TAB>child`` a line (blanks do where names have none); a line that begins
-        with ``#`` is a comment. ``.json``, ``.yaml`` and ``.yml`` hold nested mappings as in :meth:`from_nested`.
+        ``.tsv`` and ``.txt`` hold one ``parent<TAB>child`` a line (blanks will do if no name has one); a line that
+        begins with ``#`` is a comment. ``.json``, ``.yaml`` and ``.yml`` hold nested mappings as in
+        :meth:`from_nested`. Names stay as they are written: ``010``, ``1e5`` and ``no`` are words.
 
         Args:
-            path: of the file.
+            path: Path of the file.
             classes: K names in label order; None is the leaves in the order in which they first appear.
-            several_parents: for lines of edges, see :meth:`from_edges`.
-            prune: as in :meth:`from_edges`.
+            several_parents: Rule for edges, see :meth:`from_edges`.
+            prune: Whether to leave out nodes that have no class below them, as in :meth:`from_edges`.
 
         Raises:
-            DataFileError: if the file is missing, of another format, or no tree; it names the file, and the line if
+            DataFileError: if the file is missing, of another format, or not a tree; it names the file, and the line if
                 one line is wrong.
             MissingExtraError: if a YAML file is read without PyYAML.
         """
@@ -322,12 +327,12 @@ class Tree:
         """Return the distances of every two classes ``(K, K)`` float64: ultrametric, zero on the diagonal alone.
 
         Args:
-            mode: ``"depth"``: depth of the deepest leaf minus depth of the lowest common ancestor, which is what the
-                published tables of tieredImageNet-H and the like hold; ``"height"``: height of the lowest common
-                ancestor, which is what papers write. They agree where all leaves have one depth.
+            mode: Name of the distance. ``"depth"`` is the depth of the deepest leaf minus the depth of the lowest
+                common ancestor, as in the published tables of tieredImageNet-H and others. ``"height"`` is the height
+                of the lowest common ancestor, as papers define it. They agree if all leaves have one depth.
 
         Raises:
-            ArgumentError: if ``mode`` is another.
+            ArgumentError: if ``mode`` is another word.
         """
         check_choice("mode", mode, MODES)
         values = self.height if mode == "height" else self.depth.max() - self.depth
@@ -335,7 +340,7 @@ class Tree:
         return torch.from_numpy(self._spread(between, np.zeros(self.num_classes), np.maximum))
 
     def ancestors(self) -> Tensor:
-        """Return which nodes are on the way from the root to each class, both included: bool ``(K, N)``.
+        """Tell which nodes lie on the way from the root to each class, both included: bool ``(K, N)``.
 
         Example:
             >>> Tree.from_nested({"E": ["A", "B"], "F": ["C", "D"]}).ancestors()[1].nonzero().flatten().tolist()
@@ -354,7 +359,7 @@ class Tree:
         return self.parents[np.sort(self.classes)[:-1] + 1]
 
     def _spread(self, between: NDArray[Any], own: NDArray[Any], join: np.ufunc) -> NDArray[Any]:
-        """Return what ``join`` makes of the values between each two classes ``(K, K)``, ``own`` on the diagonal."""
+        """Join the values between each two classes by ``join`` ``(K, K)``; the diagonal is ``own``."""
         count = len(own)
         table = np.empty((count, count), dtype=own.dtype)
         np.fill_diagonal(table, own)
@@ -384,6 +389,11 @@ class Tree:
 
     def __repr__(self) -> str:
         return f"Tree(num_classes={self.num_classes}, nodes={len(self.names)}, depth={int(self.depth.max())})"
+
+    def _repr_html_(self) -> str:
+        lines = str(self).split("\n")
+        shown = "\n".join(lines[:_DRAWN] + ["…"] * (len(lines) > _DRAWN))
+        return f"<p>{html.escape(repr(self))}</p><pre>{html.escape(shown)}</pre>"
 
 
 def _numbers(name: str, values: Sequence[int] | Ints) -> list[int]:

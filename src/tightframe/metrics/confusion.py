@@ -1,4 +1,4 @@
-"""ConfusedPairs: which class was taken for which, gathered over batches and ranks."""
+"""ConfusedPairs: pairs of label and prediction, counted over batches and ranks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tightframe.errors import check_finite, check_label_range, check_labels, check_positive
-from tightframe.functional.ranking import check_scores
+from tightframe.errors import check_features, check_finite, check_label_range, check_labels, check_positive
 from tightframe.metrics._base import StreamedMetric
 
 
@@ -19,11 +18,11 @@ class ConfusedPairs(StreamedMetric):
     torchmetrics' ``MulticlassConfusionMatrix`` is dense, (K, K).
 
     Args:
-        num_classes: K.
-        kwargs: passed to ``torchmetrics.Metric``.
+        num_classes: Number of classes K.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
-        ArgumentError: if ``num_classes`` is no integer >= 1.
+        ArgumentError: if ``num_classes`` is not an integer >= 1.
 
     Example:
         >>> metric = ConfusedPairs(3)
@@ -43,15 +42,15 @@ class ConfusedPairs(StreamedMetric):
         self.add_state("codes", [], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Fold in scores ``(B, K)``, higher for likelier classes, and labels ``(B,)``; B may be 0.
+        """Add scores ``(B, K)``, higher for likelier classes, and labels ``(B,)``; B may be 0.
 
         Raises:
-            DtypeError, ShapeError: if they are not floating-point scores of K classes and one integer label each.
+            DtypeError, ShapeError: if scores are not floating point ``(B, K)``, or labels not integers ``(B,)``.
             DeviceError: if they lie on different devices.
             LabelError: if a label is out of range.
             NonFiniteError: if a score is NaN or infinite.
         """
-        check_scores(scores, self.num_classes)
+        check_features(scores, self.num_classes, "scores")
         check_labels(labels, scores)
         check_label_range(labels, self.num_classes)
         check_finite(scores, "scores")
@@ -61,12 +60,12 @@ class ConfusedPairs(StreamedMetric):
         """Return label, prediction and samples of each pair ``(P, 3)`` int64, in the order of the first two."""
         codes = self.codes if isinstance(self.codes, Tensor) else torch.cat([self._nobody(), *self.codes])
         found, counts = codes.unique(return_counts=True)
-        # In one tensor, as torchmetrics would make a scalar of the counts if there is but one pair.
+        # One tensor, because torchmetrics makes a scalar of the counts if there is only one pair.
         return torch.stack([found // self.num_classes, found % self.num_classes, counts], dim=1)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the states of all ranks; see ``torchmetrics.Metric.sync``."""
-        if len(self.codes) == 0:  # torchmetrics would send floats for a rank without samples, and the others integers
+        if len(self.codes) == 0:  # a rank without samples would send floats, and the others integers
             self.codes = [self._nobody()]
         super().sync(*args, **kwargs)
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tightframe.errors import check_choice, check_finite
+from tightframe.errors import check_choice, check_features, check_finite
 from tightframe.functional.decisions import DECISIONS
-from tightframe.functional.ranking import Ranking, check_device, check_scores, extent, places, several
+from tightframe.functional.ranking import Ranking, check_device, extent, places, several
 from tightframe.functional.severity import ranking_metrics
 from tightframe.hierarchy import check_distances
 from tightframe.metrics._base import StreamedMetric
 
 
 class _SeverityMetric(StreamedMetric):
-    """Sums over samples of numbers that a subclass draws from their ranking; its mean, or a ratio, is the metric.
+    """Sums over samples of numbers that a subclass computes from their ranking; the metric is a ratio of two sums.
 
     Distances are checked once, here. Distances and sums are float64 and stay so when a parent module is cast.
     """
@@ -39,10 +39,10 @@ class _SeverityMetric(StreamedMetric):
 
     @abstractmethod
     def _numbers(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Return what to sum ``(B, n)``, n as a subclass told :meth:`_gather`."""
+        """Return the numbers to sum ``(B, n)``, with the n given to :meth:`_gather`."""
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Fold in scores ``(B, K)``, higher for likelier classes, and labels ``(B,)``; B may be 0."""
+        """Add scores ``(B, K)``, higher for likelier classes, and labels ``(B,)``; B may be 0."""
         self.sums += self._numbers(scores, labels).sum(dim=0)
 
 
@@ -50,11 +50,11 @@ class MistakeSeverity(_SeverityMetric):
     """Mean distance of the mistakes; see :func:`tightframe.functional.mistake_severity`.
 
     Args:
-        distances: ``(K, K)``, such as ``Tree.distances()``.
-        kwargs: passed to ``torchmetrics.Metric``.
+        distances: Distances ``(K, K)``, for example ``Tree.distances()``.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
-        DtypeError, ShapeError, ArgumentError: if the distances are none, see ``hierarchy.check_distances``.
+        DtypeError, ShapeError, ArgumentError: if ``distances`` is not a valid distance matrix.
 
     Example:
         >>> from tightframe.hierarchy import Tree
@@ -82,13 +82,13 @@ class HierarchicalDistance(_SeverityMetric):
     """Mean distance of the first k classes; see :func:`tightframe.functional.hierarchical_distance`.
 
     Args:
-        distances: ``(K, K)``, such as ``Tree.distances()``.
-        top_k: one or several k in 1..K.
-        kwargs: passed to ``torchmetrics.Metric``.
+        distances: Distances ``(K, K)``, for example ``Tree.distances()``.
+        top_k: One or several k in 1..K.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
         ArgumentError: if a k is out of range.
-        DtypeError, ShapeError, ArgumentError: if the distances are none, see ``hierarchy.check_distances``.
+        DtypeError, ShapeError, ArgumentError: if ``distances`` is not a valid distance matrix.
 
     Example:
         >>> from tightframe.hierarchy import Tree
@@ -102,9 +102,9 @@ class HierarchicalDistance(_SeverityMetric):
 
     def __init__(self, distances: Tensor, top_k: int | Sequence[int] = 1, **kwargs: Any) -> None:
         super().__init__(distances, **kwargs)
-        places(top_k, len(distances))
         self.top_k = top_k
         self._several = several(top_k)
+        places(self._several, len(distances))
         self._gather(len(self._several) + 1)
 
     def _numbers(self, scores: Tensor, labels: Tensor) -> Tensor:
@@ -123,19 +123,19 @@ class HierarchicalMetrics(_SeverityMetric):
     """Error, severity and quality of the ranking, under one or several decision rules, as a dict by metric id.
 
     The ids are those of :func:`tightframe.functional.severity_metrics` and ``mistake_severity``; a decision rule other
-    than argmax is appended to them, as in ``hops@5.crm``. Rules of no cost are there because a method that trains for
-    its ranking has to beat them.
+    than argmax is appended to them, as in ``hops@5.crm``. The rules cost nothing in training: a method that trains for
+    its ranking must be better than they are.
 
     Args:
-        distances: ``(K, K)``, such as ``Tree.distances()``.
-        top_k: values of k; those above K are left out.
-        decisions: of ``"argmax"``, ``"crm"`` (:func:`tightframe.functional.conditional_risk`) and ``"tree-order"``
-            (:func:`tightframe.functional.tree_order`).
-        kwargs: passed to ``torchmetrics.Metric``.
+        distances: Distances ``(K, K)``, for example ``Tree.distances()``.
+        top_k: Values of k; those above K are left out.
+        decisions: Names of rules: ``"argmax"``, ``"crm"`` (:func:`tightframe.functional.conditional_risk`) and
+            ``"tree-order"`` (:func:`tightframe.functional.tree_order`).
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
-        ArgumentError: if a k is no integer >= 1 or a decision rule is unknown.
-        DtypeError, ShapeError, ArgumentError: if the distances are none, see ``hierarchy.check_distances``.
+        ArgumentError: if a k is not an integer >= 1 or a decision rule is unknown.
+        DtypeError, ShapeError, ArgumentError: if ``distances`` is not a valid distance matrix.
 
     Example:
         >>> from tightframe.hierarchy import Tree
@@ -171,9 +171,9 @@ class HierarchicalMetrics(_SeverityMetric):
         self.register_buffer("_farthest", farthest, persistent=False)
 
     def _numbers(self, scores: Tensor, labels: Tensor) -> Tensor:
-        check_scores(scores, len(self.distances))
+        check_features(scores, len(self.distances), "scores")
         check_device(self.distances, scores)
-        check_finite(scores, "scores")  # which a rule may hide
+        check_finite(scores, "scores")  # a rule may hide such scores
         columns: list[Tensor] = []
         for decision in self.decisions:
             decided = DECISIONS[decision](scores.detach(), self.distances)

@@ -1,10 +1,9 @@
-"""Modules over frames and functions: classifiers and losses."""
+"""Modules: classifiers, losses and layers."""
 
 from tightframe.nn.classifiers import Classifier, LinearClassifier, NormalizedLinear
 from tightframe.nn.fixed import FrameClassifier, SimplexETFClassifier
 from tightframe.nn.gain import variance_preserving_gain
 from tightframe.nn.hierarchical_classifiers import ConditionalSoftmaxClassifier, HierCOSClassifier, NodeClassifier
-from tightframe.nn.hierarchical_frames import BarzDenzlerClassifier, HierarchyAwareClassifier
 from tightframe.nn.hierarchical_losses import (
     CorrelationLoss,
     CosineGramLoss,
@@ -20,7 +19,6 @@ from tightframe.nn.tracking import ClassMeanTracker
 from tightframe.nn.transform import FeatureTransform, ResidualBlock
 
 __all__ = [
-    "BarzDenzlerClassifier",
     "ClassMeanTracker",
     "Classifier",
     "ConditionalSoftmaxClassifier",
@@ -35,7 +33,6 @@ __all__ = [
     "HXELoss",
     "HierCOSClassifier",
     "HierCOSLoss",
-    "HierarchyAwareClassifier",
     "LinearClassifier",
     "LogitAdjustedCrossEntropy",
     "NearestETFClassifier",

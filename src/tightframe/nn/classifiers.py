@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe.errors import ArgumentError, check_positive
+from tightframe.errors import ArgumentError, check_positive, check_range
 from tightframe.frames.operator import Frame, MatrixFrame
 from tightframe.linalg import at_least_float32, reciprocal_norm
 
@@ -19,9 +19,9 @@ class Classifier(nn.Module, ABC):
     """A map from features ``(…, d)`` to logits ``(…, K)`` by one class vector a class.
 
     Attributes:
-        in_features: d.
-        out_features: K.
-        weight: the class vectors ``(K, d)`` as the product uses them; built on demand where they are not stored.
+        in_features: Feature dimension d.
+        out_features: Number of classes K.
+        weight: Class vectors ``(K, d)`` as the product uses them; built on demand if they are not stored.
         bias: ``(K,)``, or None.
     """
 
@@ -34,27 +34,40 @@ class Classifier(nn.Module, ABC):
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return logits ``(…, K)`` of features ``(…, d)``.
 
-        ``labels`` are those of a training batch: a classifier that follows the features learns from them where it
-        should be, the others do not look at them.
+        ``labels`` are those of a training batch. A classifier that follows the features reads them; the others do not.
         """
 
-    @abstractmethod
+    @property
+    def frame(self) -> Frame:
+        """The class vectors as a frame."""
+        return MatrixFrame(self.weight)
+
     def prepare(self, features: Tensor) -> Tensor:
-        """Return features ``(…, d)`` as the class vectors meet them: these are what collapse is measured on."""
+        """Return features ``(…, d)`` as the class vectors meet them; collapse is measured on these."""
+        return features
 
-    @abstractmethod
     def class_vectors(self, labels: Tensor) -> Tensor:
-        """Return the rows ``(B, d)`` of :attr:`weight` for labels ``(B,)``, reading no others."""
+        """Return the rows ``(B, d)`` of :attr:`weight` for labels ``(B,)``; errors as in :meth:`Frame.rows`.
 
-    @abstractmethod
+        No other row is read.
+        """
+        return self.frame.rows(labels)
+
     def export(self) -> nn.Linear:
-        """Return an ``nn.Linear`` with the same argmax on every feature of unit length; its parameters are copies."""
+        """Return an ``nn.Linear`` with the same argmax on every feature of unit length; its parameters are copies.
+
+        Raises:
+            ArgumentError: if no ``nn.Linear`` has it.
+        """
+        raise ArgumentError(
+            f"{type(self).__name__} cannot be exported: no nn.Linear has the same argmax; use the classifier itself"
+        )
 
     def project_(self) -> None:
-        """Bring the parameters back to their constraint, if they have one: to be called after an optimiser's step."""
+        """Bring the parameters back to their constraint, if they have one; call it after each step of the optimiser."""
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Return what is worth logging at a training step, 0-d each; a classifier that stands still has nothing."""
+        """Return values to log at a training step, 0-d each; empty for a fixed classifier."""
         return {}
 
     def extra_repr(self) -> str:
@@ -66,14 +79,14 @@ class Classifier(nn.Module, ABC):
 class LinearClassifier(Classifier):
     """The ordinary learned classifier, ``features @ weight.T + bias``.
 
-    Parameters, their start and the keys of the state are those of ``nn.Linear``; autocast treats it the same.
+    Parameters, their initial values and the keys of the state are those of ``nn.Linear``; autocast treats it the same.
 
     Args:
-        dim: d >= 1.
-        num_classes: K >= 1.
-        bias: whether to learn a bias.
-        device: where the parameters lie; None is PyTorch's default.
-        dtype: their type; None is PyTorch's default.
+        dim: Feature dimension d >= 1.
+        num_classes: Number of classes K >= 1.
+        bias: Whether to learn a bias.
+        device: Device of the parameters; None is PyTorch's default.
+        dtype: Type of the parameters; None is PyTorch's default.
 
     Raises:
         ArgumentError: if a size is not a positive integer.
@@ -114,14 +127,6 @@ class LinearClassifier(Classifier):
         """Return logits ``(…, K)`` of features ``(…, d)``."""
         return F.linear(features, self.weight, self.bias)
 
-    def prepare(self, features: Tensor) -> Tensor:
-        """Return the features as they are."""
-        return features
-
-    def class_vectors(self, labels: Tensor) -> Tensor:
-        """Return the rows ``(B, d)`` of the weight for labels ``(B,)``; errors as in :meth:`Frame.rows`."""
-        return MatrixFrame(self.weight).rows(labels)
-
     def export(self) -> nn.Linear:
         """Return an ``nn.Linear`` with copies of the parameters: the same logits."""
         return linear_of(self.weight, self.bias)
@@ -140,7 +145,7 @@ class ScaledClassifier(Classifier):
         self, dim: int, num_classes: int, scale: float, learn_scale: bool, normalize: bool, like: Tensor
     ) -> None:
         super().__init__()
-        check_scale(scale)
+        check_range("scale", scale, scale > 0, "> 0")
         self.in_features = dim
         self.out_features = num_classes
         self.normalize = normalize
@@ -156,7 +161,7 @@ class ScaledClassifier(Classifier):
 
     @property
     def scale(self) -> float | Tensor:
-        """What the logits are multiplied by: a number, or ``exp(log_scale)`` while it is learned, always positive."""
+        """Factor of the logits: a number, or ``exp(log_scale)`` if it is learned, always positive."""
         return self._fixed_scale if self.log_scale is None else at_least_float32(self.log_scale).exp()
 
     @property
@@ -165,7 +170,7 @@ class ScaledClassifier(Classifier):
         return self.frame.as_matrix()
 
     def prepare(self, features: Tensor) -> Tensor:
-        """Return the features ``(…, d)``, of unit length if this classifier normalises, in float32 or better."""
+        """Return the features ``(…, d)``, at unit length if ``normalize``, in float32 or better."""
         wide = at_least_float32(features)
         return wide * reciprocal_norm(wide) if self.normalize else wide
 
@@ -180,8 +185,8 @@ class ScaledClassifier(Classifier):
         """Return an ``nn.Linear`` without bias whose weight is ``scale * weight``.
 
         With ``normalize=False`` its logits are those of this classifier. With ``normalize=True`` they are so on
-        features of unit length; on any other feature they are the same up to that feature's norm, a positive factor,
-        so that the argmax is the same and confidences are not.
+        features of unit length. On any other feature they have the feature's norm as a factor: the argmax is the same,
+        the confidence is not.
         """
         return linear_of((self.weight * self.scale).to(self.weight.dtype), None)
 
@@ -199,17 +204,17 @@ class NormalizedLinear(ScaledClassifier):
     ``(K, d)`` of any length, :attr:`weight` their directions. A zero feature or vector has zero logits and zero
     gradient.
 
-    With ``projected`` the vectors themselves are kept at unit length, by :meth:`project_` after every step of the
-    optimiser, and their gradient is not projected: the learned baseline of Markou, Ajanthan & Gould (NeurIPS 2024).
+    With ``projected``, :meth:`project_` brings the vectors themselves to unit length after every step of the optimiser,
+    and their gradient is not projected: the learned baseline of Markou, Ajanthan & Gould (NeurIPS 2024).
 
     Args:
-        dim: d >= 1.
-        num_classes: K >= 1.
-        scale: positive factor of the cosines; cosines alone cannot make a confident softmax.
-        learn_scale: train the scale, as the parameter ``log_scale``.
-        projected: keep the vectors at unit length instead of dividing by their length.
-        device: where the parameters lie; None is PyTorch's default.
-        dtype: their type; None is PyTorch's default.
+        dim: Feature dimension d >= 1.
+        num_classes: Number of classes K >= 1.
+        scale: Positive factor of the cosines; cosines alone cannot make a confident softmax.
+        learn_scale: Whether to train the scale, as the parameter ``log_scale``.
+        projected: Whether to keep the vectors at unit length instead of dividing by their length.
+        device: Device of the parameters; None is PyTorch's default.
+        dtype: Type of the parameters; None is PyTorch's default.
 
     Raises:
         ArgumentError: if an argument is outside its range.
@@ -245,8 +250,8 @@ class NormalizedLinear(ScaledClassifier):
         """Return a classifier that starts at the directions of ``linear.weight``; its bias is not used.
 
         Args:
-            linear: the classifier to replace.
-            options: further arguments of the constructor, such as ``scale``.
+            linear: Classifier to replace.
+            options: Further arguments of the constructor, for example ``scale``.
         """
         classifier = cls(**like_linear(linear), **options)
         with torch.no_grad():
@@ -256,7 +261,7 @@ class NormalizedLinear(ScaledClassifier):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Divide the vectors by their lengths, if they are to be kept at unit length."""
+        """Divide the vectors by their lengths if ``projected``."""
         if self.projected:
             self.vectors.copy_(_unit(self.vectors))
 
@@ -279,15 +284,11 @@ def _unit(vectors: Tensor) -> Tensor:
     return (wide * reciprocal_norm(wide)).to(vectors.dtype)
 
 
-def check_scale(scale: float) -> None:
-    """Raise :class:`ArgumentError` unless ``scale`` is a finite number > 0."""
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
-        raise ArgumentError(f"scale must be a finite number > 0, got {scale!r}")
-
-
 def _check_linear(linear: nn.Linear) -> None:
     if not isinstance(linear, nn.Linear):
-        raise ArgumentError(f"linear must be an nn.Linear, got {type(linear).__name__}; give its sizes instead")
+        raise ArgumentError(
+            f"linear must be an nn.Linear, got {type(linear).__name__}; call the constructor with its sizes"
+        )
 
 
 def like_linear(linear: nn.Linear) -> dict[str, Any]:
@@ -298,7 +299,7 @@ def like_linear(linear: nn.Linear) -> dict[str, Any]:
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return an ``nn.Linear`` holding copies, without drawing a random start."""
+    """Return an ``nn.Linear`` that holds copies; nothing is drawn."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=weight.dtype)
     linear.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:

@@ -14,18 +14,17 @@ from tightframe.nn.classifiers import ScaledClassifier, like_linear
 
 
 class FixedClassifier(ScaledClassifier):
-    """A scaled classifier over a frame that is never trained: a buffer where the frame stores a matrix."""
+    """A scaled classifier over a frame that is never trained; the matrix of a frame that stores one is a buffer."""
 
     class_matrix: Tensor
     _anchor: Tensor
 
     def __init__(self, frame: Frame, scale: float, learn_scale: bool, normalize: bool) -> None:
-        # Without a parameter or buffer the module would not know where and in which dtype it is.
+        # Without a parameter or buffer the module would not know its device and dtype.
         anchor = torch.empty(0, dtype=frame.dtype, device=frame.device)
         super().__init__(frame.dim, frame.num_classes, scale, learn_scale, normalize, anchor)
-        matrix = frame.stored_matrix()
-        self._implicit = frame if matrix is None else None
-        self.register_buffer("class_matrix", None if matrix is None else matrix.detach().clone())
+        self._implicit = None if frame.stored else frame
+        self.register_buffer("class_matrix", frame.as_matrix().detach().clone() if frame.stored else None)
         self.register_buffer("_anchor", anchor, persistent=False)
 
     @property
@@ -35,10 +34,6 @@ class FixedClassifier(ScaledClassifier):
             return MatrixFrame(self.class_matrix)
         return self._implicit.to(dtype=self._anchor.dtype, device=self._anchor.device)
 
-    def class_vectors(self, labels: Tensor) -> Tensor:
-        """Return the class vectors ``(B, d)`` of labels ``(B,)``, unscaled; errors as in :meth:`Frame.rows`."""
-        return self.frame.rows(labels)
-
 
 @final
 class SimplexETFClassifier(FixedClassifier):
@@ -46,21 +41,22 @@ class SimplexETFClassifier(FixedClassifier):
 
     :math:`z = s\, W h / \lVert h\rVert` (Yang et al., NeurIPS 2022, arXiv 2203.09081), W as in :class:`SimplexETF`. A
     zero feature has zero logits, and zero gradient when features are normalised. The Haar matrix is the buffer
-    ``class_matrix`` and comes back from a state bit for bit, whatever the seed; the canonical orientation stores
-    nothing, so a state of the other orientation fails to load with a missing or an unexpected key. A module cast to
-    half precision rounds a Haar frame; autocast does not.
+    ``class_matrix``: a state restores it bit for bit, whatever the seed. The canonical orientation stores nothing, so
+    the state of the other orientation fails to load, with a missing or an unexpected key. A module cast to half
+    precision rounds a Haar frame; autocast does not.
 
     Args:
-        dim: feature dimension d >= K - 1.
-        num_classes: K >= 2.
-        orientation: ``"haar"`` (random, from the seed) or ``"canonical"`` (on the first coordinates; O(K + d) work).
-        seed: of the Haar draw, >= 0; the frame depends on nothing else.
-        scale: positive factor of the logits; with cross-entropy on normalised features choose about 10 or more, as
-            cosines alone cannot make a confident softmax.
-        learn_scale: train the scale, as the parameter ``log_scale``.
-        normalize: divide features by their norm.
-        device: where the buffer lies; None is PyTorch's default.
-        dtype: its type; None is PyTorch's default.
+        dim: Feature dimension d >= K - 1.
+        num_classes: Number of classes K >= 2.
+        orientation: Word ``"haar"`` (random, from the seed) or ``"canonical"`` (on the first coordinates; O(K + d)
+            work).
+        seed: Seed of the Haar draw, >= 0; the frame depends on nothing else.
+        scale: Positive factor of the logits. With cross-entropy on normalised features choose 10 or more: cosines
+            alone cannot make a confident softmax.
+        learn_scale: Whether to train the scale, as the parameter ``log_scale``.
+        normalize: Whether to divide features by their norm.
+        device: Device of the buffer; None is PyTorch's default.
+        dtype: Type of the buffer; None is PyTorch's default.
 
     Raises:
         ArgumentError: if an argument is outside its range.
@@ -98,8 +94,8 @@ class SimplexETFClassifier(FixedClassifier):
         """Return a classifier of the sizes, device and dtype of ``linear``; its weight and bias are not used.
 
         Args:
-            linear: the classifier to replace.
-            options: further arguments of the constructor, such as ``seed``.
+            linear: Classifier to replace.
+            options: Further arguments of the constructor, for example ``seed``.
         """
         return cls(**like_linear(linear), **options)
 
@@ -112,14 +108,16 @@ class SimplexETFClassifier(FixedClassifier):
 class FrameClassifier(FixedClassifier):
     """Any fixed frame as classifier, with no trainable parameter unless the scale is learned.
 
-    A frame that stores a matrix becomes the buffer ``class_matrix``, a copy; others store nothing. A zero feature has
-    zero logits, and zero gradient when features are normalised.
+    The matrix of a frame that stores one becomes the buffer ``class_matrix``, a copy; other frames store nothing. A
+    zero feature has zero logits, and zero gradient when features are normalised.
 
     Args:
-        frame: a frame, or its matrix ``(K, d)``; lengths of its rows are kept.
-        scale: positive factor of the logits.
-        learn_scale: train the scale, as the parameter ``log_scale``.
-        normalize: divide features by their norm.
+        frame: Frame, or its matrix ``(K, d)``; lengths of its rows are kept.
+        scale: Positive factor of the logits; about 10 or more for cross-entropy on normalised features.
+        learn_scale: Whether to train the scale, as the parameter ``log_scale``.
+        normalize: Whether to divide features by their norm.
+        device: Device of the buffer; None is that of the frame.
+        dtype: Type of the buffer; None is PyTorch's default, whatever the type of the frame.
 
     Raises:
         ArgumentError: if the scale is not a finite number > 0.
@@ -128,9 +126,23 @@ class FrameClassifier(FixedClassifier):
     Example:
         >>> FrameClassifier(torch.eye(3), scale=2.0)(torch.tensor([0.0, 5.0, 0.0])).tolist()
         [0.0, 2.0, 0.0]
+        >>> from tightframe.frames import hierarchy_aware_frame
+        >>> distances = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 2.0], [2.0, 2.0, 0.0]])
+        >>> classifier = FrameClassifier(hierarchy_aware_frame(distances, dim=2), normalize=False)
+        >>> z = classifier(classifier.weight[0])
+        >>> bool(z[0] > z[1] > z[2])
+        True
     """
 
     def __init__(
-        self, frame: Frame | Tensor, *, scale: float = 1.0, learn_scale: bool = False, normalize: bool = True
+        self,
+        frame: Frame | Tensor,
+        *,
+        scale: float = 1.0,
+        learn_scale: bool = False,
+        normalize: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(as_frame(frame), scale, learn_scale, normalize)
+        frame = as_frame(frame).to(dtype=dtype or torch.get_default_dtype(), device=device)
+        super().__init__(frame, scale, learn_scale, normalize)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NoReturn, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe.errors import ArgumentError, DimensionError, check_last_dimension, check_positive
-from tightframe.frames.operator import MatrixFrame
+from tightframe.errors import DimensionError, check_last_dimension, check_positive
 from tightframe.hierarchy import Tree
-from tightframe.hierarchy.buffers import TreeBuffers
-from tightframe.hierarchy.index import below_root, path_sums, sibling_log_softmax
+from tightframe.hierarchy.index import TreeIndex, below_root, path_sums, sibling_log_softmax
 from tightframe.linalg import at_least_float32, haar_orthonormal, outside_autocast
 from tightframe.nn.classifiers import Classifier, linear_of
 
@@ -33,39 +31,31 @@ class _LinearOnNodes(Classifier):
     ) -> None:
         super().__init__()
         check_positive("dim", dim)
-        self.tree = TreeBuffers(tree, device)
+        self.tree = TreeIndex(tree, device)
         self.in_features = dim
         self.out_features = tree.num_classes
         self.nodes = nn.Linear(dim, len(tree.parents) - self._first_node, bias=bias, device=device, dtype=dtype)
-
-    def prepare(self, features: Tensor) -> Tensor:
-        """Return the features as they are."""
-        return features
-
-    def class_vectors(self, labels: Tensor) -> Tensor:
-        """Return the rows ``(B, d)`` of the weight for labels ``(B,)``; errors as in :meth:`Frame.rows`."""
-        return MatrixFrame(self.weight).rows(labels)
 
 
 @final
 class NodeClassifier(_LinearOnNodes):
     """A linear map to a logit for every node, for :class:`~tightframe.nn.HACELoss`; it predicts among the classes.
 
-    The loss sees the logits of internal nodes, where they take a share of the softmax; prediction must not, or the
-    most likely "class" may be none. So :meth:`forward` gives the leaves' logits alone.
+    The loss sees the logits of internal nodes, which take a share of its softmax. Prediction must not see them, or the
+    most likely "class" may be an internal node. So :meth:`forward` gives the leaves' logits alone.
 
     Args:
-        dim: d >= 1.
-        tree: of the K classes, with N nodes.
-        bias: whether to learn a bias.
-        device: where the parameters lie; None is PyTorch's default.
-        dtype: their type; None is PyTorch's default.
+        dim: Feature dimension d >= 1.
+        tree: Tree over the K classes, with N nodes.
+        bias: Whether to learn a bias.
+        device: Device of the parameters; None is PyTorch's default.
+        dtype: Type of the parameters; None is PyTorch's default.
 
     Attributes:
-        nodes: the map to the N nodes by their number in the tree.
+        nodes: Linear map to the N nodes by their number in the tree.
 
     Raises:
-        ArgumentError: if ``dim`` is not a positive integer, or ``tree`` no tree of at least two classes.
+        ArgumentError: if ``dim`` is not a positive integer, or ``tree`` is not a tree of at least two classes.
 
     Example:
         >>> classifier = NodeClassifier(4, Tree.from_nested({"E": ["A", "B"], "F": ["C", "D"]}))
@@ -76,12 +66,12 @@ class NodeClassifier(_LinearOnNodes):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]  # computed here, a parameter elsewhere
         """The leaves' vectors ``(K, d)``."""
-        return self.nodes.weight[self.tree.index.leaves]
+        return self.nodes.weight[self.tree.leaves]
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
         """The leaves' biases ``(K,)``, or None."""
-        return None if self.nodes.bias is None else self.nodes.bias[self.tree.index.leaves]
+        return None if self.nodes.bias is None else self.nodes.bias[self.tree.leaves]
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the leaves' logits ``(…, K)`` of features ``(…, d)``."""
@@ -106,21 +96,21 @@ class ConditionalSoftmaxClassifier(_LinearOnNodes):
     siblings, and :meth:`forward` gives its logarithm. So :class:`~tightframe.nn.HXELoss` on it weighs the conditional
     cross-entropies of the levels, and cross-entropy adds them up.
 
-    No linear map predicts the same, so there is none to export. :attr:`weight` holds for each class the sum of the
-    vectors along its path, which is the part of its logarithm that is linear in the features.
+    It cannot be exported, because no linear map predicts the same. :attr:`weight` holds for each class the sum of the
+    vectors along its path: the part of its logarithm that is linear in the features.
 
     Args:
-        dim: d >= 1.
-        tree: of the K classes, with N nodes.
-        bias: whether to learn a bias.
-        device: where the parameters lie; None is PyTorch's default.
-        dtype: their type; None is PyTorch's default.
+        dim: Feature dimension d >= 1.
+        tree: Tree over the K classes, with N nodes.
+        bias: Whether to learn a bias.
+        device: Device of the parameters; None is PyTorch's default.
+        dtype: Type of the parameters; None is PyTorch's default.
 
     Attributes:
-        nodes: the map to the N - 1 nodes by their number in the tree less one.
+        nodes: Linear map to the N - 1 nodes by their number in the tree less one.
 
     Raises:
-        ArgumentError: if ``dim`` is not a positive integer, or ``tree`` no tree of at least two classes.
+        ArgumentError: if ``dim`` is not a positive integer, or ``tree`` is not a tree of at least two classes.
 
     Example:
         >>> classifier = ConditionalSoftmaxClassifier(4, Tree.from_nested({"E": ["A", "B"], "C": None}))
@@ -146,16 +136,11 @@ class ConditionalSoftmaxClassifier(_LinearOnNodes):
         """Return log-probabilities ``(…, K)`` of features ``(…, d)``, in float32 or better."""
         check_last_dimension(features, self.in_features)
         logits = self.nodes(features)
-        index = self.tree.index
-        flat = path_sums(sibling_log_softmax(logits.reshape(-1, logits.shape[-1]), index), index)
+        flat = path_sums(sibling_log_softmax(logits.reshape(-1, logits.shape[-1]), self.tree), self.tree)
         return flat.reshape(*features.shape[:-1], self.out_features)
 
-    def export(self) -> NoReturn:
-        """Raise :class:`ArgumentError`: no linear map has the same argmax."""
-        raise ArgumentError("a conditional softmax cannot be exported: no nn.Linear has the same argmax; keep it whole")
-
     def _along_paths(self, values: Tensor) -> Tensor:
-        return path_sums(F.pad(below_root(values, self.tree.index), (1, 0)), self.tree.index)
+        return path_sums(F.pad(below_root(values, self.tree), (1, 0)), self.tree)
 
 
 @final
@@ -165,22 +150,22 @@ class HierCOSClassifier(Classifier):
     With :math:`o = Q x`, Q a random orthogonal matrix of N - 1 rows, the score of a class is the norm of o on its path:
     the largest is the class whose subspace is nearest. Train it with :class:`~tightframe.nn.HierCOSLoss`.
 
-    Neither score nor loss sees a sign, so collapse is measured on ``|o|``, which :meth:`prepare` gives, against
-    :attr:`weight`, where each class has the unit vector of its path. No linear map predicts the same, so there is none
-    to export. Where classes are not equally deep, noise alone favours the deep ones.
+    Neither score nor loss sees a sign. So collapse is measured on ``|o|``, which :meth:`prepare` gives, against
+    :attr:`weight`, which holds the unit vector of each class's path. It cannot be exported, because no linear map
+    predicts the same. If classes are not equally deep, noise alone favours the deep ones.
 
     Args:
-        dim: feature dimension d, N - 1 exactly.
-        tree: of the K classes, with N nodes; a node with one child takes a dimension that tells nothing apart.
-        seed: of Q, >= 0.
-        device: where Q lies; None is PyTorch's default.
-        dtype: its type; None is PyTorch's default.
+        dim: Feature dimension d, N - 1 exactly.
+        tree: Tree over the K classes, with N nodes; a node with one child takes a dimension that separates nothing.
+        seed: Seed of Q, >= 0.
+        device: Device of Q; None is PyTorch's default.
+        dtype: Type of Q; None is PyTorch's default.
 
     Attributes:
-        rotation: Q ``(N - 1, N - 1)``, row v - 1 the direction of node v.
+        rotation: Q ``(N - 1, N - 1)``; row v - 1 is the direction of node v.
 
     Raises:
-        ArgumentError: if a size or the seed is out of range, or ``tree`` no tree of at least two classes.
+        ArgumentError: if a size or the seed is out of range, or ``tree`` is not a tree of at least two classes.
         DimensionError: if ``dim`` is not N - 1.
 
     Example:
@@ -204,7 +189,7 @@ class HierCOSClassifier(Classifier):
         super().__init__()
         check_positive("dim", dim)
         check_positive("seed", seed, 0)
-        self.tree = TreeBuffers(tree, device)
+        self.tree = TreeIndex(tree, device)
         needed = len(tree.parents) - 1
         if dim != needed:
             raise DimensionError(
@@ -220,7 +205,7 @@ class HierCOSClassifier(Classifier):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]  # computed here, a parameter elsewhere
         """The paths as unit vectors ``(K, d)`` in the coordinates of the nodes."""
-        index = self.tree.index
+        index = self.tree
         # Column 0, the root, takes the levels that a path does not reach.
         paths = self.rotation.new_zeros(index.num_classes, index.num_nodes).scatter_(1, index.order[index.paths], 1.0)
         return paths[:, 1:] / index.depth.to(paths.dtype).sqrt().unsqueeze(1)
@@ -239,16 +224,7 @@ class HierCOSClassifier(Classifier):
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return scores ``(…, K)`` of features ``(…, d)``."""
         squares = self.coordinates(features).square().reshape(-1, self.in_features)
-        index = self.tree.index
-        sums = path_sums(F.pad(below_root(squares, index), (1, 0)), index)
+        sums = path_sums(F.pad(below_root(squares, self.tree), (1, 0)), self.tree)
         zero = sums == 0  # where the root has no derivative; it is taken as 0
         scores = torch.where(zero, 0.0, torch.where(zero, 1.0, sums).sqrt())
         return scores.reshape(*features.shape[:-1], self.out_features).to(features.dtype)
-
-    def class_vectors(self, labels: Tensor) -> Tensor:
-        """Return the rows ``(B, d)`` of the weight for labels ``(B,)``; errors as in :meth:`Frame.rows`."""
-        return MatrixFrame(self.weight).rows(labels)
-
-    def export(self) -> NoReturn:
-        """Raise :class:`ArgumentError`: no linear map has the same argmax."""
-        raise ArgumentError("Hier-COS cannot be exported: no nn.Linear has the same argmax; keep it whole")

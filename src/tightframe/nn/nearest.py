@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightframe.errors import check_choice, check_last_dimension, check_positive
-from tightframe.frames.nearest import GRADIENTS, check_proximal, nearest_simplex_etf
-from tightframe.frames.operator import MatrixFrame
+from tightframe.errors import check_choice, check_last_dimension, check_positive, check_range
+from tightframe.frames.nearest import GRADIENTS, nearest_simplex_etf
 from tightframe.frames.simplex import SimplexETF
 from tightframe.linalg import at_least_float32, outside_autocast, reciprocal_norm
-from tightframe.nn.classifiers import Classifier, check_scale, like_linear, linear_of
+from tightframe.nn.classifiers import Classifier, like_linear, linear_of
 from tightframe.nn.tracking import ClassMeanTracker
 
 _DIAGNOSTICS = ("etf.drift", "etf.alignment", "etf.smallest_singular_value", "etf.rank")
@@ -25,28 +24,28 @@ class NearestETFClassifier(Classifier):
 
     Logits are :math:`W \hat h + b` of features :math:`\hat h = \tau h / \lVert h\rVert`. W is the simplex ETF nearest
     to the tracked class means of :math:`\hat h` and :math:`b = -W \bar h` with their tracked global mean: nothing here
-    is a parameter. Call it with the labels of a training batch, ``classifier(features, labels)``, and it first takes
-    the batch in; without labels, in eval mode or once frozen it does not look at the batch, so evaluation depends on
-    the state alone. Before the first batch W is a haar frame and b is zero.
+    is a parameter. Called with the labels of a training batch, ``classifier(features, labels)``, it first updates the
+    means with the batch. Without labels, in eval mode or once frozen it does not, so evaluation depends on the state
+    alone. Before the first batch W is a Haar frame and b is zero.
 
     Args:
-        dim: feature dimension d >= K - 1.
-        num_classes: K >= 2.
-        scale: :math:`\tau`, the length of the features; the paper has 5.
-        proximal: pull towards the W before, as in :func:`~tightframe.frames.nearest.nearest_simplex_etf`; not used
+        dim: Feature dimension d >= K - 1.
+        num_classes: Number of classes K >= 2.
+        scale: Length :math:`\tau` of the features; the paper has 5.
+        proximal: Pull towards the W before, as in :func:`~tightframe.frames.nearest.nearest_simplex_etf`; not used
             for the first W. The paper's absolute :math:`\delta = 10^{-3}` is ``proximal = 1e-3 * (K - 1) / 2``.
-        momentum: of the tracked means, see :class:`ClassMeanTracker`; None is the paper's growing window.
-        gradient: ``"none"``, or ``"exact"`` to differentiate W and b by the features of the batch too, in the logits;
-            a :class:`~tightframe.nn.FeatureLoss` takes W as constant.
-        update_every: solve at every so many batches; the means are tracked at each.
-        freeze_after: stop following after so many batches; 1 keeps the W of the first one. None follows to the end.
-        seed: of the first W, >= 0.
-        device: where the state lies; None is PyTorch's default.
-        dtype: of W and b; None is PyTorch's default. The tracked means and the solve are float64.
+        momentum: Momentum of the tracked means, see :class:`ClassMeanTracker`; None is the paper's growing window.
+        gradient: Word ``"none"``, or ``"exact"`` to differentiate W and b by the features of the batch too, in the
+            logits; a :class:`~tightframe.nn.FeatureLoss` takes W as constant.
+        update_every: Number of batches from one solve to the next; the means are tracked at each batch.
+        freeze_after: Number of batches after which W and b stay; 1 keeps the W of the first batch. None is never.
+        seed: Seed of the first W, >= 0.
+        device: Device of the state; None is PyTorch's default.
+        dtype: Type of W and b; None is PyTorch's default. The tracked means and the solve are float64.
 
     Attributes:
-        tracker: the :class:`ClassMeanTracker`.
-        batches: how many have been taken in.
+        tracker: The :class:`ClassMeanTracker`.
+        batches: Number of training batches so far.
 
     Raises:
         ArgumentError: if an argument is outside its range.
@@ -82,8 +81,8 @@ class NearestETFClassifier(Classifier):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_scale(scale)
-        check_proximal(proximal)
+        check_range("scale", scale, scale > 0, "> 0")
+        check_range("proximal", proximal, proximal >= 0, ">= 0")
         check_choice("gradient", gradient, GRADIENTS)
         check_positive("update_every", update_every)
         if freeze_after is not None:
@@ -119,8 +118,8 @@ class NearestETFClassifier(Classifier):
         """Return a classifier of the sizes, device and dtype of ``linear``; its weight and bias are not used.
 
         Args:
-            linear: the classifier to replace.
-            options: further arguments of the constructor, such as ``scale``.
+            linear: Classifier to replace.
+            options: Further arguments of the constructor, for example ``scale``.
         """
         return cls(**like_linear(linear), **options)
 
@@ -130,32 +129,30 @@ class NearestETFClassifier(Classifier):
         return wide * (reciprocal_norm(wide) * self.scale)
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return logits ``(…, K)`` of features ``(…, d)``, after taking them in if they are a training batch.
+        """Return logits ``(…, K)`` of features ``(…, d)``, after an update if they are a training batch.
 
         Args:
-            features: ``(B, d)`` with labels, ``(…, d)`` without.
-            labels: ``(B,)`` integers in 0..K-1 of a training batch; None leaves W as it is.
+            features: Features ``(B, d)`` with labels, ``(…, d)`` without.
+            labels: Labels ``(B,)`` in 0..K-1 of a training batch; None leaves W as it is.
 
         Raises:
             DtypeError, ShapeError: if the features are not as above.
-            DeviceError, LabelError, NonFiniteError, EmptyDataError: as :class:`ClassMeanTracker`, which is then as it
-                was, and so is W.
+            DeviceError, LabelError, NonFiniteError, EmptyDataError: as in :class:`ClassMeanTracker`; nothing has
+                changed then.
         """
         check_last_dimension(features, self.in_features)
         with outside_autocast(features.device):
             prepared = self.prepare(features)
             weight, bias = self.weight, self.bias
             if labels is not None and self.training:
-                weight, bias = self._follow(prepared, labels)
+                # Not compiled: a guard on the number of batches would recompile at each. Not a decorator: it would
+                # import dynamo, which takes as long as torch itself, with this file.
+                weight, bias = torch.compiler.disable(NearestETFClassifier._follow)(self, prepared, labels)
             logits = F.linear(prepared, weight.to(prepared.dtype), bias.to(prepared.dtype))
         return logits.to(features.dtype)
 
-    @torch.compiler.disable
     def _follow(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a batch in unless frozen, and return W and b, with their gradients if these are exact.
-
-        Nothing of this is compiled: a guard on the number of batches would recompile at each.
-        """
+        """Update with a batch unless frozen, and return W and b, with their gradients if these are exact."""
         if self.frozen:
             return self._rest()
         exact = self.gradient == "exact" and torch.is_grad_enabled()
@@ -181,15 +178,16 @@ class NearestETFClassifier(Classifier):
         weight = nearest.frame.to(self.weight.dtype)
         bias = -(nearest.frame @ global_mean).to(self.weight.dtype)
         moved = torch.linalg.vector_norm(weight.detach() - self.weight) / torch.linalg.vector_norm(self.weight)
-        self._diagnostics = dict(zip(_DIAGNOSTICS, (moved, *nearest[1:]), strict=True))
+        found = (moved, nearest.alignment, nearest.smallest_singular_value, nearest.rank)
+        self._diagnostics = dict(zip(_DIAGNOSTICS, found, strict=True))
         # New tensors rather than new values: a graph may still need the old ones.
         self.weight, self.bias = weight.detach(), bias.detach()
         return weight, bias
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Return what the last solve found, empty before the first.
+        """Return the facts of the last solve, empty before the first.
 
-        ``etf.drift`` is how far W moved with the last batch, divided by its norm; the others are those of
+        ``etf.drift`` is the distance that W moved with the last batch, divided by its norm; the others are those of
         :class:`~tightframe.frames.nearest.NearestETF`.
         """
         return dict(self._diagnostics)
@@ -197,26 +195,22 @@ class NearestETFClassifier(Classifier):
     def get_extra_state(self) -> Tensor:
         """Return the number of batches, whether it is frozen and the diagnostics, for the state.
 
-        Before the first batch the diagnostics are zeros, so that averages over states find one shape.
+        Before the first batch the diagnostics are zeros, so that all states have one shape and can be averaged.
         """
         found = [value.item() for value in self._diagnostics.values()] or [0.0] * len(_DIAGNOSTICS)
         return torch.tensor([self.batches, self._frozen, *found], dtype=torch.float64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take them back from a state."""
+        """Restore them from a state."""
         self.batches, self._frozen = int(state[0]), bool(state[1])
         found = state[2:].to(self.weight.device).unbind() if self.batches else ()
         self._diagnostics = dict(zip(_DIAGNOSTICS, found, strict=False))
 
-    def class_vectors(self, labels: Tensor) -> Tensor:
-        """Return the rows ``(B, d)`` of W for labels ``(B,)``, as constants; errors as in :meth:`Frame.rows`."""
-        return MatrixFrame(self.weight).rows(labels)
-
     def export(self) -> nn.Linear:
         """Return an ``nn.Linear`` whose logits on features of unit length are those of this classifier.
 
-        Give it ``torch.nn.functional.normalize(features, dim=-1)``: on features of another length its bias weighs
-        otherwise.
+        Call it with ``torch.nn.functional.normalize(features, dim=-1)``: on features of another length the bias has
+        another weight.
         """
         return linear_of(self.weight * self.scale, self.bias)
 

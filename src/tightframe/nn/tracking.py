@@ -26,7 +26,7 @@ CHUNK = 256
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over ranks; what each rank derives by it is summed likewise."""
+    """The sum over ranks; the gradients of the ranks are summed likewise."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -43,19 +43,19 @@ class _SumOverRanks(torch.autograd.Function):
 class ClassMeanTracker(nn.Module):
     r"""Means of the classes, each less the global mean of its batch, and of all samples, averaged over batches.
 
-    A batch that has class k moves it by :math:`m_k \leftarrow m_k + \alpha_k (\bar h_k - \bar h - m_k)`, one that has
-    not leaves it alone; the global mean moves likewise. By default :math:`\alpha = 2 / (t + 2)`, at least 1e-4, after
-    t batches with that class: a weighted mean over all of them, late ones counting more (Markou, Ajanthan & Gould,
-    NeurIPS 2024, section 3.2). With ``momentum`` :math:`\beta`, :math:`\alpha = 1 - \beta` after the first.
+    A batch that has class k moves it by :math:`m_k \leftarrow m_k + \alpha_k (\bar h_k - \bar h - m_k)`; a batch
+    without class k leaves it. The global mean moves likewise. By default :math:`\alpha = 2 / (t + 2)`, at least 1e-4,
+    after t batches with that class: a weighted mean over all of them, in which late ones count more (Markou, Ajanthan &
+    Gould, NeurIPS 2024, section 3.2). With ``momentum`` :math:`\beta`, :math:`\alpha = 1 - \beta` after the first.
 
     Across ``torch.distributed`` ranks sums and counts are reduced, so each rank holds the means of the joint batch, and
     gradients flow back to all of them. The state is float64, whatever dtype the model is cast to.
 
     Args:
-        num_classes: K >= 1.
-        dim: d >= 1.
-        momentum: beta in [0, 1), 0 keeps the last batch only; None for the growing window.
-        device: where the state lies; None is PyTorch's default.
+        num_classes: Number of classes K >= 1.
+        dim: Feature dimension d >= 1.
+        momentum: Momentum beta in [0, 1), where 0 keeps the last batch only; None is the growing window.
+        device: Device of the state; None is PyTorch's default.
 
     Attributes:
         class_means: ``(K, d)``; zero for a class not seen yet.
@@ -99,17 +99,19 @@ class ClassMeanTracker(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
 
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a batch in and return class means ``(K, d)`` and global mean ``(d,)``; gradients flow to this batch.
+        """Update with a batch; return class means ``(K, d)`` and global mean ``(d,)``, with gradients to this batch.
+
+        After an error nothing has changed.
 
         Args:
-            features: ``(B, d)`` floating point and finite.
-            labels: ``(B,)`` integers in 0..K-1.
+            features: Features ``(B, d)``, floating point and finite.
+            labels: Labels ``(B,)``, integers in 0..K-1.
 
         Raises:
             DtypeError, ShapeError, DeviceError: if features and labels do not fit.
-            LabelError: if a label is out of range; nothing has changed then.
-            NonFiniteError: if a feature is not, or on another rank a feature or a label; nothing has changed then.
-            EmptyDataError: if there is no sample, on all ranks together; nothing has changed then.
+            LabelError: if a label is out of range.
+            NonFiniteError: if a feature is not finite, or a feature or label on another rank is wrong.
+            EmptyDataError: if there is no sample on any rank.
         """
         check_features(features, self.global_mean.numel())
         check_labels(labels, features)
@@ -136,7 +138,7 @@ class ClassMeanTracker(nn.Module):
         # In pieces that stay in the cache when they are widened.
         for some, index in zip(features.split(CHUNK), chosen.split(CHUNK), strict=True):
             sums = sums.index_add_(0, index, some.double())
-        # A bad label must stop every rank as a bad feature does, so it travels with the sums.
+        # A bad label must stop every rank as a bad feature does, so it makes the sums nan.
         sums = sums.where(known.all(), torch.nan)
         counts = chosen.bincount(minlength=num_classes).double()
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

@@ -1,4 +1,4 @@
-"""FeatureTransform: what the hierarchy-aware frames put between a backbone and a fixed classifier."""
+"""FeatureTransform: the layers that HAFrame puts between a backbone and a fixed classifier."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ResidualBlock(nn.Sequential):
     """``h + f(h)`` with f a bias-free linear map, batch norm and a PReLU of d slopes, twice.
 
     Args:
-        dim: d >= 1.
+        dim: Feature dimension d >= 1.
 
     Raises:
         ArgumentError: if ``dim`` is not a positive integer.
@@ -34,13 +34,13 @@ class ResidualBlock(nn.Sequential):
 class FeatureTransform(nn.Module):
     """A bias-free projection with batch norm and two residual blocks, as published with HAFrame.
 
-    It stands at the end of a backbone and not in a classifier: its output is what class vectors meet and what collapse
-    is measured on. The published projection is a 1x1 convolution before global average pooling, which is the same as
-    this linear map after it. A fixed frame needs features of any sign, which the last PReLU gives.
+    It stands at the end of a backbone, not in a classifier: class vectors meet its output, and collapse is measured on
+    its output. The published projection is a 1x1 convolution before global average pooling, which is the same as
+    this linear map after it. A fixed frame needs features of both signs, which the last PReLU gives.
 
     Args:
-        in_features: width of what comes in.
-        dim: feature dimension d that goes out, ``out_features``.
+        in_features: Width of the input.
+        dim: Feature dimension d of the output, ``out_features``.
 
     Raises:
         ArgumentError: if a size is not a positive integer.
