@@ -53,6 +53,11 @@ def recipe(loss=None, classifier=None, **changes):
     return replace(plain, **changes)
 
 
+HAFRAME = Part(
+    "FrameClassifier", {"frame": {"name": "hierarchy_aware_frame", "args": {"gamma": 2.0}}, "normalize": False}
+)
+
+
 def distances(*rows):
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -89,24 +94,26 @@ def test_a_file_that_lacks_a_class(folder):
 
 
 def test_classifiers_and_losses_get_tree_and_distances(folder):
-    chosen = recipe(Part("CosineGramLoss", {"alpha": 0.4}), Part("HierarchyAwareClassifier", {"gamma": 2.0}))
+    chosen = recipe(Part("CosineGramLoss", {"alpha": 0.4}), HAFRAME)
     module = build(chosen, [], data=data()).module("mine", 0)
     expected = hierarchy_aware_frame(REAL, 4, gamma=2.0).gram
     torch.testing.assert_close(module.classifier.weight @ module.classifier.weight.T, expected, atol=1e-6, rtol=0)
     swapped = build(replace(chosen, hierarchy="other.txt"), [], data=data()).module("mine", 0)
     order = [0, 2, 1, 3]
-    torch.testing.assert_close(swapped.classifier.gram, expected[order][:, order])
+    gram = swapped.classifier.weight @ swapped.classifier.weight.T
+    torch.testing.assert_close(gram, expected[order][:, order].float(), atol=1e-6, rtol=0)
     hxe = build(recipe(Part("HXELoss", {"alpha": 0.1})), [], data=data()).module("mine", 0).loss
     assert hxe(torch.zeros(2, 4), torch.tensor([0, 3])).isfinite()
 
 
 def test_a_method_with_another_hierarchy_is_judged_by_the_same(folder):
-    chosen = recipe(classifier=Part("HierarchyAwareClassifier", {"gamma": 2.0}))
+    chosen = recipe(classifier=HAFRAME)
     real = build(chosen, [], data=data()).module("mine", 0)
     chosen.methods["mine"].hierarchy = "other.txt"
     swapped = build(chosen, [], data=data()).module("mine", 0)
     order = [0, 2, 1, 3]
-    torch.testing.assert_close(swapped.classifier.gram, real.classifier.gram[order][:, order])
+    grams = [module.classifier.weight @ module.classifier.weight.T for module in (swapped, real)]
+    torch.testing.assert_close(grams[0], grams[1][order][:, order], atol=1e-6, rtol=0)
     assert torch.equal(swapped.severity[0].distances, REAL)
 
 

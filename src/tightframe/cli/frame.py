@@ -45,7 +45,7 @@ def run(
     """Write the hierarchy-aware frame of a hierarchy file, and print its facts."""
     import torch
 
-    from tightframe.frames import hierarchy_aware_frame, suggest_gamma
+    from tightframe.frames import hierarchy_aware_frame
     from tightframe.hierarchy import Tree
 
     check_positive("--seed", seed, 0)
@@ -56,7 +56,7 @@ def run(
     found = hierarchy_aware_frame(
         distances,
         dim,
-        gamma=suggest_gamma(distances) if gamma is None else gamma,
+        gamma=gamma,
         asymptote=asymptote,
         generator=torch.Generator("cpu").manual_seed(seed),
     )

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tightframe.errors import ArgumentError
-from tightframe.frames import Frame, NearestETF
+from tightframe.frames import Frame
 from tightframe.probing import LayerCurves
 from tightframe.records import Records
 from tightframe.report.charts import Chart, HeatMap, Line, draw_charts
@@ -76,9 +76,8 @@ def _(x: LayerCurves) -> Any:
 
 @plot.register(Tensor)
 @plot.register(Frame)
-@plot.register(NearestETF)
-def _(x: Any) -> Any:
-    matrix = x.as_matrix() if isinstance(x, Frame) else x.frame if isinstance(x, NearestETF) else x
+def _(x: Frame | Tensor) -> Any:
+    matrix = x.as_matrix() if isinstance(x, Frame) else x
     if matrix.ndim != 2:
         raise ArgumentError(f"x must be a frame (K, d), got shape {tuple(matrix.shape)}")
     return draw_charts([HeatMap("Gram matrix", (matrix @ matrix.T).detach().cpu())])
