@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tightframe.errors import DtypeError, ShapeError
 from tightframe.moments import ClassMoments
 
-from ..problems import HARD, UNEVEN, assert_same, batches, collapsed, draw, exact_statistics, law
+from .problems import HARD, UNEVEN, assert_same, batches, collapsed, draw, exact_statistics, law
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 

@@ -19,7 +19,7 @@ from tightframe.errors import (
 )
 from tightframe.moments import ClassMoments
 
-from ..problems import UNEVEN, assert_same, batches, collapsed, draw, law
+from .problems import UNEVEN, assert_same, batches, collapsed, draw, law
 
 NAN, INF = float("nan"), float("inf")
 

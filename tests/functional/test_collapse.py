@@ -10,7 +10,6 @@ import torch
 
 from tightframe.errors import ArgumentError
 from tightframe.functional import (
-    ClassMoments,
     between_class_rank,
     bias_collapse,
     cdnv,
@@ -29,6 +28,7 @@ from tightframe.functional import (
     nc5,
     vci,
 )
+from tightframe.moments import ClassMoments
 
 from ..problems import (
     HARD,

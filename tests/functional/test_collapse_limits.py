@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from tightframe.errors import ArgumentError, DeviceError, DtypeError, NonFiniteError, ShapeError
 from tightframe.functional import (
-    ClassMoments,
     between_class_rank,
     bias_collapse,
     cdnv,
@@ -30,6 +29,7 @@ from tightframe.functional import (
     nc5,
     vci,
 )
+from tightframe.moments import ClassMoments
 
 from ..problems import (
     collapsed,

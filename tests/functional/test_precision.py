@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tightframe.functional import (
-    ClassMoments,
     between_class_rank,
     frame_alignment,
     frame_cosine_error,
@@ -16,6 +15,7 @@ from tightframe.functional import (
     nc3_alignment,
     vci,
 )
+from tightframe.moments import ClassMoments
 
 from ..problems import Problem, collapsed, draw, scattered
 from .literal import OF_MOMENTS, OF_VECTORS, RANDOM

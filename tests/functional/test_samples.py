@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from tightframe.errors import DtypeError, EmptyDataError, LabelError, NonFiniteError, ShapeError
 from tightframe.functional import (
-    ClassMoments,
     cosine_margins,
     nc4_agreement,
     ncc_accuracy,
     nearest_class_center,
     numerical_rank,
 )
+from tightframe.moments import ClassMoments
 
 from ..problems import collapsed, draw, exact_statistics, law, rotation, scattered, simplex
 

@@ -25,6 +25,7 @@ from tightframe.errors import ArgumentError, NonFiniteError, Notice, ShapeError
 from tightframe.nn import DotRegressionLoss, SimplexETFClassifier
 from tightframe.probing import measure
 from tightframe.training import NeuralCollapseCallback, make_loader
+from tightframe.moments import ClassMoments
 
 pytestmark = quiet
 
@@ -148,7 +149,7 @@ def test_nearest_class_centres_of_layers_are_those_of_training():
     callback = NeuralCollapseCallback(layers=["net.4"])
     model = fit_with(callback, train=shuffled(confused), validation=ordered()).eval()
     train, other = (model.net[:4](data.tensors[0]).detach() for data in (confused, VALIDATION))
-    moments = F.ClassMoments.from_samples(train, confused.tensors[1], K)
+    moments = ClassMoments.from_samples(train, confused.tensors[1], K)
     for split, features, data in (("train", train, confused), ("validation", other, VALIDATION)):
         expected = 1 - F.ncc_accuracy(features, data.tensors[1], moments).item()
         assert callback.records.value("ncc.error", split=split, layer="net.4") == pytest.approx(expected, rel=1e-9)
@@ -161,7 +162,7 @@ def test_validation_is_compared_with_the_means_of_training():
     inputs, labels = VALIDATION.tensors
     train_features, features = (model.net[:6](h).detach() for h in (TRAIN.tensors[0], inputs))
     train, own = (
-        F.ClassMoments.from_samples(h, y, K, True) for h, y in ((train_features, TRAIN.tensors[1]), (features, labels))
+        ClassMoments.from_samples(h, y, K, True) for h, y in ((train_features, TRAIN.tensors[1]), (features, labels))
     )
     found = callback.records.where(split="validation", epoch=2)
     expected = {

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from tightframe.errors import DeviceError, ShapeError, as_tensor, check_choice, check_positive
-from tightframe.functional.facts import fact, of_present
 from tightframe.functional.geometry import (
     Vectors,
     centered_vectors,
     distance_from_simplex,
+    fact,
     matrix_of,
+    of_present,
     undefined,
     unit_rows,
 )

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from tightframe.errors import as_tensor, check_choice
 from tightframe.functional.collapse import mean_rounding, rows_of_present
-from tightframe.functional.facts import of_present
-from tightframe.functional.geometry import undefined, unit_rows
+from tightframe.functional.geometry import of_present, undefined, unit_rows
 from tightframe.linalg import pair_sq_distances, pooled_var_mean
 from tightframe.moments import ClassMoments
 

@@ -8,16 +8,63 @@ are those of :mod:`tightframe.functional.collapse`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from tightframe.errors import as_tensor, check_choice, check_features, check_finite
-from tightframe.functional.facts import fact, of_present
 from tightframe.linalg import BLOCK, pair_sq_distances, pooled_var_mean, scale_to_one
 from tightframe.moments import ClassMoments
+
+T = TypeVar("T")
+
+
+class Present(NamedTuple):
+    """Moments of the classes that have samples, to read and not to change.
+
+    Args:
+        which: Index of these classes among the K.
+        number: Number K' of them.
+        counts: Samples of each ``(K',)``.
+        means: Class means ``(K', d)``.
+        traces: Sums of squared distances from these ``(K',)``.
+    """
+
+    which: Tensor | slice
+    number: int
+    counts: Tensor
+    means: Tensor
+    traces: Tensor
+
+
+def fact(moments: ClassMoments, function: Callable[..., T], *options: Any) -> T:
+    """Return ``function(moments, *options)``, kept until the moments change; do not change the result.
+
+    Nothing is kept for tensors made in inference mode, because their changes are not counted.
+    """
+    packed = moments._settle().packed
+    version = -1 if packed.is_inference() else packed._version
+    if version != moments._facts[0] or version < 0:
+        moments._facts = version, {}
+    known = moments._facts[1]
+    if (function, options) not in known:
+        known[function, options] = function(moments, *options)
+    return known[function, options]
+
+
+def of_present(moments: ClassMoments) -> Present:
+    """Return the moments of the present classes; where all are present they are views."""
+    return fact(moments, _of_present)
+
+
+def _of_present(moments: ClassMoments) -> Present:
+    present = moments.present
+    number = int(present.sum())
+    which = slice(None) if number == moments.num_classes else present
+    return Present(which, number, moments.count[which], moments.mean[which], moments.trace[which])
 
 
 class Vectors:

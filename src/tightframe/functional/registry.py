@@ -99,19 +99,15 @@ def _preset(ids: str, **options: Any) -> list[Entry]:
     return entries
 
 
-_DEFAULT = _preset(
-    f"nc1.ratio nc1.rank cdnv nc2.{{equinorm,equiangularity,max_angle,gram,etf_gap,min_separation}}{BOTH} "
-    f"gnc2.log{BOTH} nc1.pinv vci nc3.distance nc3.gram nc3.alignment nc0 bias_collapse "
-    + " ".join(metric.id for metric in METRICS if "frame" in metric.needs)
-    + " ncc.accuracy nc4.agreement cosine_margin accuracy cross_entropy"
-)
+def _usual(name: str) -> list[Entry]:
+    """Return the ids whose rows name this preset; one for layers has no classifier."""
+    entries = _preset(" ".join(metric.id for metric in METRICS if name in metric.presets))
+    return [entry for entry in entries if name != "layer" or "weight" not in _known(entry[0]).needs]
+
+
 PRESETS: Mapping[str, list[Entry]] = {
-    "default": _DEFAULT,
-    "layer": [
-        entry
-        for entry in [*_DEFAULT, *_preset("ncc.error")]
-        if _known(entry[0]).needs <= {"means", "scatter", "samples"} and entry[0] != "ncc.accuracy"
-    ],
+    "default": _usual("default"),
+    "layer": _usual("layer"),
     "papyan2020": _preset(
         f"nc1.pinv nc2.{{equinorm,equiangularity,max_angle}}{BOTH} nc3.distance ncc.mismatch accuracy"
     ),
