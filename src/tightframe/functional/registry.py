@@ -19,7 +19,10 @@ from tightframe.functional.geometry import centered_vectors
 from tightframe.functional.rows import BOTH, METRICS, SUFFIXES, Metric
 from tightframe.moments import ClassMoments
 
-__all__ = ["METRICS", "PRESETS", "Metric", "Row", "collapse_metrics", "describe", "evaluate", "select", "table"]
+__all__ = ["METRICS", "NEEDS", "PRESETS", "Metric", "Row", "collapse_metrics", "describe", "evaluate", "select", "table"]
+
+
+NEEDS = ("means", "scatter", "weight", "bias", "frame", "samples", "logits", "distances")
 
 
 @dataclass(frozen=True)
@@ -261,14 +264,13 @@ def table() -> str:
         title = next(title for need, title in _SECTIONS.items() if need in metric.needs or not need)
         ideal = metric.ideal
         text = ideal.__doc__.rstrip(".") if callable(ideal) and ideal.__doc__ else "" if ideal is None else f"{ideal:g}"
-        needs = "means or weight" if BOTH in metric.id else ", ".join(n for n in _NEEDS if n in metric.needs)
+        needs = "means or weight" if BOTH in metric.id else ", ".join(n for n in NEEDS if n in metric.needs)
         cells = [f"`{metric.id}`", metric.formula or metric.meaning, text, metric.source, needs]
         sections.setdefault(title, []).append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     head = "| id | formula | at collapse | source | needs |\n|---|---|---|---|---|\n"
     return "\n\n".join(f"## {title}\n\n{head}" + "\n".join(rows) for title, rows in sections.items())
 
 
-_NEEDS = ("means", "scatter", "weight", "bias", "frame", "samples", "logits", "distances")
 _SECTIONS = {
     "distances": "From a hierarchy of classes",
     "frame": "From class vectors that nobody trains",

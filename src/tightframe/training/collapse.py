@@ -38,8 +38,8 @@ class MeasuringCallback(Callback):
     """Base of callbacks that measure: their rows, and how data and model are used as the Trainer uses them.
 
     Args:
-        batch_size: number of samples of a batch, for loaders of :func:`~tightframe.training.make_loader`.
-        forward: function of the module and the inputs of a batch, in place of a plain call.
+        batch_size: Number of samples of a batch, for loaders of :func:`~tightframe.training.make_loader`.
+        forward: Function of the module and the inputs of a batch, in place of a plain call.
     """
 
     def __init__(self, batch_size: int, forward: Callable[[nn.Module, Any], Any] | None) -> None:
@@ -128,28 +128,22 @@ class NeuralCollapseCallback(MeasuringCallback):
     those of an earlier one.
 
     Args:
-        layers: dotted names of modules whose inputs are measured too, beside the classifier's, called ``features``; or
+        layers: Dotted names of modules whose inputs are measured too, beside the classifier's, called ``features``; or
             patterns as in :func:`tightframe.probing.match_layers`.
-        every_n_epochs: number of epochs between measurements; there is one before training and one at its end, too.
-        every_n_steps: number of optimiser steps between measurements, in place of epochs.
-        splits: which of ``train``, ``validation``: the loaders that the Trainer has. Several validation loaders are
-            called as a :class:`ClassifierModule` says, else ``validation.<key>`` by their key or number.
-        classifier: see :func:`tightframe.measure`.
-        features: see :func:`tightframe.measure`.
-        logits: see :func:`tightframe.measure`.
-        scatter: whether to gather ``(d, d)`` scatters, which ``nc1.pinv`` and ``vci`` need.
-        preset: see :func:`tightframe.functional.collapse_metrics`; None for the usual ones.
-        ignore_index: label whose samples are left out.
-        hold_bytes: memory for features that are looked at twice.
-        spill_bytes: size of a temporary file for them once they take more; beyond that the loader is read twice.
-        max_batches: number of batches to read of each split; needed for streams that never end.
-        batch_size: number of samples of a batch, for loaders of :func:`~tightframe.training.make_loader`; others keep
+        every_n_epochs: Number of epochs between measurements; there is one before training and one at its end, too.
+        every_n_steps: Number of optimizer steps between measurements, in place of epochs.
+        splits: Splits to measure, of ``train`` and ``validation``: the loaders that the Trainer has. Several validation
+            loaders have the names that a :class:`ClassifierModule` gives them, else ``validation.<key>`` by their key
+            or number.
+        classifier, features, logits: Arguments of :class:`tightframe.probing.Engine`, as on the next two lines.
+        scatter, preset, ignore_index, num_classes: Arguments of the engine.
+        hold_bytes, spill_bytes, max_batches: Arguments of the engine.
+        batch_size: Number of samples of a batch, for loaders of :func:`~tightframe.training.make_loader`; others keep
             theirs.
-        num_classes: K; None for the number of logits.
-        forward: function of the module and the inputs of a batch, in place of a plain call.
-        snapshot_dir: directory for a :class:`Snapshot` at every measurement, for the report's pictures; None for none.
-        on_error: what an error after the first measurement does: ``"warn"`` leaves a gap in the records and lets the
-            training go on, ``"raise"`` ends it. An error before the first step always does.
+        forward: Function of the module and the inputs of a batch, in place of a plain call.
+        snapshot_dir: Directory for a :class:`Snapshot` at every measurement, for the report's pictures; None for none.
+        on_error: Reaction to an error after the first measurement: ``"warn"`` leaves a gap in the records and continues
+            the training, ``"raise"`` ends it. An error before the first step always ends it.
     """
 
     def __init__(
@@ -198,8 +192,7 @@ class NeuralCollapseCallback(MeasuringCallback):
             "logits": logits,
             "num_classes": num_classes,
             "scatter": scatter,
-            "rows": "default" if preset is None else preset,
-            "layer_rows": "layer" if preset is None else preset,
+            "preset": preset,
             "ignore_index": ignore_index,
             "hold_bytes": hold_bytes,
             "spill_bytes": spill_bytes,
