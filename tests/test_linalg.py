@@ -70,12 +70,6 @@ def test_helmert_coordinates_are_the_product_with_the_basis(n, dtype):
     assert torch.equal(x, kept)
 
 
-def test_helmert_coordinates_of_three_by_hand():
-    x = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
-    wanted = torch.tensor([-6 / math.sqrt(6), -4 / math.sqrt(2)], dtype=torch.float64)
-    torch.testing.assert_close(helmert_coordinates(x), wanted, rtol=0, atol=1e-15)
-
-
 @pytest.mark.parametrize("n", [2, 3, 7, 10, 51])
 @pytest.mark.parametrize("value", [0.1, -1e5 / 3, 1e300])
 def test_helmert_coordinates_of_equal_entries_are_exactly_zero(n, value):

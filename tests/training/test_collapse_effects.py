@@ -161,12 +161,6 @@ def test_absent_classes_in_a_snapshot(tmp_path):
     assert means.isnan().all(dim=1).tolist() == [True, False, False]
 
 
-def test_no_snapshots_unless_asked_for(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    fit_with(NeuralCollapseCallback(), max_epochs=1)
-    assert list(tmp_path.rglob("*.safetensors")) == []
-
-
 # --- checkpoints ---
 
 

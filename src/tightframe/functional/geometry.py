@@ -1,8 +1,8 @@
 """Collapse metrics of class vectors alone: their norms and angles, and how far they are from a simplex ETF.
 
-*Vectors* are either :class:`ClassMoments`, which stand for their centred class means, or a matrix ``(K, d)`` such as
-``classifier.weight``, used as it is, or :class:`Vectors`, which are kept for several metrics. The other conventions
-are those of :mod:`tightframe.functional.collapse`.
+*Vectors* are :class:`ClassMoments`, which stand for their centred class means; or a matrix ``(K, d)`` such as
+``classifier.weight``, used as it is; or :class:`Vectors`, which are kept for several metrics. The other conventions are
+those of :mod:`tightframe.functional.collapse`.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def _of_present(moments: ClassMoments) -> Present:
 
 
 class Vectors:
-    """Class vectors, and what several metrics need of them, computed once.
+    """Class vectors, with what several metrics compute from them, kept after the first use.
 
     Args:
         matrix: Vectors ``(K', d)``, finite, in float64.
 
     Attributes:
         scale: Power of two that brings the largest entry near 1.
-        rows: The vectors times this scale, in which no sum of products leaves the range of float64.
+        rows: Vectors times this scale, whose sums of products stay in the range of float64.
     """
 
     def __init__(self, matrix: Tensor) -> None:
@@ -89,7 +89,7 @@ class Vectors:
 
     @property
     def squares(self) -> Iterable[Tensor]:
-        """Squared distances between the directions, each pair once, block by block; kept if they are few."""
+        """Squared distances between the directions, each pair once, block by block; kept if there are few."""
         return self._few_squares if len(self.rows) ** 2 <= BLOCK else self._squares()
 
     @cached_property
@@ -104,8 +104,8 @@ def nc2_equinorm(vectors: ClassMoments | Tensor | Vectors, *, correction: int = 
     """Equal norms: standard deviation of the class vectors' norms over their mean (Papyan, Han & Donoho 2020, fig. 2).
 
     Args:
-        vectors: moments or ``(K, d)``.
-        correction: 1 for the sample standard deviation of published code, 0 for the population's.
+        vectors: Class moments, or vectors ``(K, d)``.
+        correction: Correction of the standard deviation: 1, as in published code, or 0 for the population's.
 
     Returns:
         A number >= 0; 0 at collapse, nan if all vectors are zero.
@@ -163,11 +163,11 @@ def nc2_etf_gap(vectors: ClassMoments | Tensor | Vectors, variant: str = "relati
         =\frac{\sqrt{\sum_i(\sigma_i-\bar\sigma)^2+\lVert M^\top\mathbf 1\rVert^2/K}}{\lVert M\rVert_F}
 
     where Q is an orthonormal basis of the sum-zero vectors and :math:`\sigma` are the K - 1 singular values of
-    :math:`Q^\top M`. No difference of large numbers is taken, so the gap is right down to rounding.
+    :math:`Q^\top M`. No large numbers are subtracted, so the gap is accurate to rounding.
 
     Args:
-        vectors: moments or ``(K, d)``.
-        variant: ``"relative"`` is g; ``"squared"`` the squared distance of M and ETF, each of Frobenius norm 1,
+        vectors: Class moments, or vectors ``(K, d)``.
+        variant: Distance, ``"relative"``: g; ``"squared"``: squared distance of M and ETF, each of Frobenius norm 1,
             :math:`2-2\sqrt{1-g^2}` (the "ETF distance" of Markou, Ajanthan & Gould 2024).
 
     Returns:
@@ -201,15 +201,15 @@ def gnc2(vectors: ClassMoments | Tensor | Vectors, kernel: str = "log", statisti
 
     Over pairs at distance :math:`\rho` on the unit sphere, the kernel is :math:`\log(1/\rho)` (``"log"``),
     :math:`\rho` (``"distance"``) or :math:`\rho^{-(d-2)}` (``"riesz"``). The Riesz energy leaves the range of floating
-    point at a few hundred dimensions, so its *logarithm* is returned, computed in log space.
+    point at a few hundred dimensions, so its *logarithm* is returned.
 
     Args:
-        vectors: moments or ``(K, d)``.
-        kernel: ``"log"``, ``"distance"`` or ``"riesz"``.
-        statistic: ``"mean"`` or ``"variance"`` over pairs (population); for Riesz the logarithm of either.
+        vectors: Class moments, or vectors ``(K, d)``.
+        kernel: Kernel ``"log"``, ``"distance"`` or ``"riesz"``.
+        statistic: Statistic over pairs, ``"mean"`` or ``"variance"`` (population); for Riesz its logarithm.
 
     Returns:
-        A number; nan if a vector is zero; infinite, but for ``"distance"``, if two directions coincide.
+        A number; nan if a vector is zero; infinite, except for ``"distance"``, if two directions coincide.
     """
     check_choice("kernel", kernel, ("log", "distance", "riesz"))
     check_choice("statistic", statistic, ("mean", "variance"))
@@ -230,7 +230,7 @@ def gnc2(vectors: ClassMoments | Tensor | Vectors, kernel: str = "log", statisti
         largest = _least_square(vectors).log() * (-exponent / 2)
         variance, _ = pooled_var_mean(part.sub_(largest).exp_() for part in energies)
         value = 2 * largest + variance.log()
-    return value.where(~value.isnan(), torch.inf)  # only infinite energies, of equal directions, give nan here
+    return value.where(~value.isnan(), torch.inf)  # nan comes only from infinite energies, of equal directions
 
 
 def nc0(weight: Tensor | Vectors) -> Tensor:
@@ -277,17 +277,17 @@ def distance_from_simplex(left: Tensor, right: Tensor) -> Tensor:
     """Return the distance of the normalised products ``left @ right.T (K, K)`` from the simplex ETF's.
 
     Args:
-        left: ``(K, d)``, whose largest entry is near 1.
-        right: the same.
+        left: Vectors ``(K, d)``, whose largest entry is near 1.
+        right: Vectors like those.
     """
     num_classes, dim = left.shape
     if num_classes < 2:
         return undefined(left)
-    # The products are a multiple of the ETF's, and what is at right angles to that.
+    # The products are a multiple of the ETF's plus a part orthogonal to it.
     root = (num_classes - 1) ** 0.5
     along = (left.flatten() @ right.flatten() - left.sum(dim=0) @ right.sum(dim=0) / num_classes).item() / root
     rest = None
-    if num_classes > dim + 1:  # of too low a rank for an ETF, so that this difference keeps its digits
+    if num_classes > dim + 1:  # the rank is too low for an ETF, so this difference keeps its digits
         of_left, of_right = left.T @ left, right.T @ right
         total = (of_left * of_right).sum()
         if total > 1e-6 * torch.linalg.matrix_norm(of_left) * torch.linalg.matrix_norm(of_right):
@@ -303,5 +303,5 @@ def distance_from_simplex(left: Tensor, right: Tensor) -> Tensor:
 
 
 def undefined(like: Tensor) -> Tensor:
-    """Return the answer of a metric that has none."""
+    """Return nan, the value of a metric that is not defined."""
     return torch.full((), torch.nan, dtype=torch.float64, device=like.device)

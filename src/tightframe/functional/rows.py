@@ -1,4 +1,4 @@
-"""The table of all metrics: what each is called, what it needs, how it is computed, what it should be."""
+"""The table of all metrics: names, needs, functions and ideals."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _energy(num_classes: int) -> float:
 
 EVERYWHERE, AT_CLASSIFIER, IN_LAYERS = ("default", "layer"), ("default",), ("layer",)
 
-BOTH = ".{means,classifier}"  # the centred class means, or the rows of the classifier as they are
+BOTH = ".{means,classifier}"  # the centred class means, or the rows of the classifier
 SPAN = "{,.span}"  # the class means, or their projections on the span of the frame
 RULE = "{,.crm,.tree-order}"  # the rule that ranks the classes: their logits, or one of functional.decisions
 SUFFIXES = {
@@ -142,7 +142,7 @@ METRICS: tuple[Metric, ...] = (
          f"{PAPYAN}; {ZHU}", function=c.nc1, ideal=0.0, presets=EVERYWHERE),
     _row("nc1.pinv_sum", "means scatter", "NC1 (sum)", "within-class over between-class scatter, times K",
          "tr(Σ_W Σ_B⁺)", "notebook of Papyan et al.", function=partial(c.nc1, variant="pinv_sum"), ideal=0.0),
-    _row("vci", "means scatter", "VCI", "variability that the class means leave unexplained",
+    _row("vci", "means scatter", "VCI", "variability that the class means do not explain",
          "1 − tr(Σ_T⁺ Σ_B)/min(d, K − 1)", "Xu & Liu 2023", function=c.vci, ideal=0.0, presets=EVERYWHERE),
     _row("nc3.distance", "means weight", "NC3 distance", "class means to class vectors, squared",
          "‖W/‖W‖_F − A/‖A‖_F‖_F²", PAPYAN, function=c.nc3_distance, ideal=0.0, presets=AT_CLASSIFIER),
@@ -163,7 +163,7 @@ METRICS: tuple[Metric, ...] = (
          "‖Wμ_G + b‖; some code calls it NC4", ZHU, function=c.bias_collapse, ideal=0.0, presets=AT_CLASSIFIER),
     _row("nc5", "means", "NC5", "cosine of class means and the mean of outliers", "mean |cos(μ_k, μ_outliers)|",
          "Ben Ammar et al. 2024", ideal=0.0),
-    # from class vectors that nobody trains
+    # from fixed class vectors
     _of_frame(f"frame.alignment{SPAN}", "frame alignment", "cosine of class mean and its fixed class vector",
               "mean cos(μ_k, w_k)", ideal=1.0),
     _of_frame(f"frame.cosine_error{SPAN}", "frame cosines", "mean error of the cosines of class means",
@@ -185,16 +185,16 @@ METRICS: tuple[Metric, ...] = (
                 "share of samples whose nearest class mean is another class's", GALANTI,
                 function=partial(s.agreement, one="nearest", other="labels", wanted=False), ideal=0.0, percent=True,
                 presets=IN_LAYERS),
-    _of_samples("nc4.agreement", "means logits", "NC4 agreement", "classifier decides like the nearest class mean",
+    _of_samples("nc4.agreement", "means logits", "NC4 agreement", "agreement of classifier and nearest class mean",
                 "share of samples on which network and nearest mean agree, bias included", PAPYAN,
                 function=partial(s.agreement, one="nearest", other="decision"), ideal=1.0, percent=True,
                 presets=AT_CLASSIFIER),
     _of_samples("nc4.agreement_without_bias", "means weight", "NC4 agreement without bias",
-                "largest product with a class vector decides like the nearest class mean",
+                "agreement of largest product and nearest class mean",
                 "share of samples on which argmax Wh and nearest mean agree", WU,
                 function=partial(s.agreement, one="nearest", other="decision_without_bias"), ideal=1.0, percent=True),
     _of_samples("ncc.mismatch", "means logits", "nearest-mean mismatch",
-                "nearest class mean decides unlike the network",
+                "disagreement of network and nearest class mean",
                 "share of samples on which the network decides otherwise than the nearest mean",
                 "Ben-Shaul & Dekel 2022",
                 function=partial(s.agreement, one="nearest", other="decision", wanted=False), ideal=0.0, percent=True),
@@ -208,7 +208,7 @@ METRICS: tuple[Metric, ...] = (
                 presets=AT_CLASSIFIER),
     _of_samples("cross_entropy", "logits", "cross-entropy", "minus the log of the probability of the label",
                 "mean of −log softmax(z)_y", "", function=s.entropy, presets=AT_CLASSIFIER),
-    _of_samples("numerical_rank", "", "numerical rank", "of one class's features, not centred",
+    _of_samples("numerical_rank", "", "numerical rank", "rank of one class's features, not centred",
                 "mean over classes of (‖H_k‖_* / ‖H_k‖_F)², uncentred", MARKOU, ideal=1.0),
     # from a hierarchy of classes
     *(
@@ -240,10 +240,10 @@ METRICS: tuple[Metric, ...] = (
     _row("class_mean_accuracy", "", "class-mean accuracy", "accuracy averaged over classes", ideal=1.0, percent=True),
     _row("loss", "", "loss", "the training objective"),
     _row("etf.alignment", "", "ETF alignment", "cosine of tracked class means and their nearest ETF", ideal=1.0),
-    _row("etf.drift", "", "ETF drift", "how far the ETF moved in a step, relative", ideal=0.0),
+    _row("etf.drift", "", "ETF drift", "relative movement of the ETF in a step", ideal=0.0),
     _row("etf.rank", "", "ETF rank", "directions that the tracked class means determine", ideal=_rank),
     _row("etf.smallest_singular_value", "", "ETF σ_min", "weakest direction of the tracked class means", ideal=1.0),
-    _row("effective_depth", "", "effective depth", "first layer from which the nearest class mean errs little"),
+    _row("effective_depth", "", "effective depth", "first layer from which nearest class means err little"),
     _row("lock.distance", "", "lock distance", "relative change of a weight when it was locked", ideal=0.0),
     _row("trainable_parameters", "", "trainable parameters", "numbers that training changes"),
 )

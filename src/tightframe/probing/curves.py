@@ -168,8 +168,9 @@ def probe_layers(
         return tuple(values.get(metric, math.nan) for values in measured.values.values())
 
     found = {place.layer: of_layer for place, of_layer in measured.moments.items()}
-    columns = [along(metric) for metric in ("ncc.error", "ncc.mismatch", "cdnv", nc1)]
-    return LayerCurves(found, *columns, split, tap)
+    return LayerCurves(
+        found, along("ncc.error"), along("ncc.mismatch"), along("cdnv"), along(nc1), split=split, tap=tap
+    )
 
 
 def effective_depth(curve: Sequence[float], epsilon: float = 0.01, mode: str = "suffix") -> int | None:

@@ -119,8 +119,10 @@ class Engine:
 
     def forget(self) -> None:
         """Forget a forward pass that was not looked at."""
-        for part in filter(None, (self.probe, self.watch)):
-            part.forget()
+        if self.probe is not None:
+            self.probe.forget()
+        if self.watch is not None:
+            self.watch.forget()
 
     def look(self, labels: Any, output: Any) -> Looked:
         """Return features, labels and logits of the last forward pass, one row a sample.
