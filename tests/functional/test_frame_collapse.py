@@ -139,19 +139,30 @@ def test_which_directions_the_span_holds(size, outside):
     assert F.outside_span(moments, frame).item() == pytest.approx(outside, abs=1e-14)
 
 
-def test_bad_input():
-    moments = collapsed().moments(scatter=False)
-    calls = (F.frame_cosine_error, F.frame_duality, F.frame_alignment, F.outside_span, F.frame_metrics)
-    for call in calls:
-        with pytest.raises(ShapeError, match=r"must have shape \(K, d\) = \(4, 6\), got \(6, 4\)"):
-            call(moments, torch.ones(6, 4))
-        with pytest.raises(DtypeError):
-            call(moments, torch.ones(4, 6).long())
-        with pytest.raises(NonFiniteError):
-            call(moments, torch.full((4, 6), torch.nan))
-    with pytest.raises(ArgumentError, match="statistic must be one of 'mean', 'std', got 'max'"):
-        F.frame_cosine_error(moments, torch.ones(4, 6), "max")
-    with pytest.raises(ArgumentError, match="variant must be one of 'means', 'features', got 'all'"):
-        F.outside_span(moments, torch.ones(4, 6), "all")
-    with pytest.raises(ArgumentError, match="scatter"):
-        F.outside_span(moments, torch.ones(4, 6), "features")
+@pytest.mark.parametrize(
+    ("frame", "error", "message"),
+    [
+        (torch.ones(6, 4), ShapeError, r"must have shape \(K, d\) = \(4, 6\), got \(6, 4\)"),
+        (torch.ones(4, 6).long(), DtypeError, "floating-point"),
+        (torch.full((4, 6), torch.nan), NonFiniteError, "finite"),
+    ],
+)
+@pytest.mark.parametrize(
+    "call", [F.frame_cosine_error, F.frame_duality, F.frame_alignment, F.outside_span, F.frame_metrics]
+)
+def test_bad_frames(call, frame, error, message):
+    with pytest.raises(error, match=message):
+        call(collapsed().moments(scatter=False), frame)
+
+
+@pytest.mark.parametrize(
+    ("call", "option", "message"),
+    [
+        (F.frame_cosine_error, "max", "statistic must be one of 'mean', 'std', got 'max'"),
+        (F.outside_span, "all", "variant must be one of 'means', 'features', got 'all'"),
+        (F.outside_span, "features", "scatter"),
+    ],
+)
+def test_bad_options(call, option, message):
+    with pytest.raises(ArgumentError, match=message):
+        call(collapsed().moments(scatter=False), torch.ones(4, 6), option)

@@ -6,7 +6,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from tests.training.models import (
     TRAIN,
-    VALIDATION,
     K,
     Pairs,
     Plain,
@@ -20,9 +19,7 @@ from tests.training.models import (
     shuffled,
     trainer,
 )
-from tightframe import functional as F
 from tightframe.errors import ArgumentError, NonFiniteError, Notice, ShapeError
-from tightframe.moments import ClassMoments
 from tightframe.nn import DotRegressionLoss, SimplexETFClassifier
 from tightframe.probing import measure
 from tightframe.training import NeuralCollapseCallback, make_loader
@@ -128,28 +125,6 @@ def test_patterns_name_layers_and_the_classifier_stays_itself():
     places = {(e, s, f"net.{i}") for e in (0, 3) for s in ("train", "validation") for i in (0, 2, 4)}
     assert {(r.epoch, r.split, r.layer) for r in errors} == places
     assert len(errors) == 12
-
-
-def test_validation_is_compared_with_the_means_of_training():
-    callback = NeuralCollapseCallback()
-    model = fit_with(callback, validation=ordered()).eval()
-    inputs, labels = VALIDATION.tensors
-    train_features, features = (model.net[:6](h).detach() for h in (TRAIN.tensors[0], inputs))
-    train, own = (
-        ClassMoments.from_samples(h, y, K, True) for h, y in ((train_features, TRAIN.tensors[1]), (features, labels))
-    )
-    found = callback.records.where(split="validation", epoch=2)
-    expected = {
-        "ncc.accuracy": F.ncc_accuracy(features, labels, train),
-        "nc4.agreement": F.nc4_agreement(features, model(inputs), train),
-        "cosine_margin": F.cosine_margins(features, labels, train, model.net[6].weight).mean(),
-        "nc1.pinv": F.nc1(own),
-    }
-    for name, value in expected.items():
-        assert found.value(name) == pytest.approx(value.item(), rel=1e-5), name
-    assert found.value("cosine_margin") != pytest.approx(
-        F.cosine_margins(features, labels, own, model.net[6].weight).mean().item(), rel=1e-3
-    )
 
 
 def test_validation_alone_has_no_training_means():
