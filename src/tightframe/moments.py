@@ -88,7 +88,7 @@ class ClassMoments:
         self.num_classes = num_classes
         self.dim = dim
         self.packed = packed
-        self._facts: tuple[int, dict[Any, Any]] = -1, {}  # see tightframe.functional.geometry.fact
+        self._facts: tuple[int, dict[Any, Any]] = -1, {}  # see tightframe.functional.geometry.kept
         # The layout of `packed`: two counters of bad samples; the coarsest precision of what the sums hold, 0 if they
         # hold nothing, and of what was folded in before; counts, sums of squares, references, sums, products.
         parts = [2, 1, 1, num_classes, num_classes, num_classes * dim, num_classes * dim, dim * dim if scatter else 0]

@@ -19,7 +19,7 @@ from tightframe.functional.geometry import (
     Vectors,
     centered_vectors,
     distance_from_simplex,
-    fact,
+    kept,
     matrix_of,
     of_present,
     undefined,
@@ -94,17 +94,14 @@ def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Te
     return singular_values.new_tensor(float(singular_values.numel()))
 
 
-def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
-    """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means."""
-    return fact(moments, _counted_svd, weighting)
-
-
 def _centered(moments: ClassMoments, weighting: str) -> Tensor:
     vectors = centered_vectors(moments, weighting)
     return vectors.rows / vectors.scale
 
 
-def _counted_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
+@kept
+def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
+    """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means."""
     centered, means = _centered(moments, weighting), of_present(moments).means
     _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
     # Rounding of the means: in proportion to their own size, and to the deviations that were summed for them.

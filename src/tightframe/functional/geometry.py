@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -40,27 +40,29 @@ class Present(NamedTuple):
     traces: Tensor
 
 
-def fact(moments: ClassMoments, function: Callable[..., T], *options: Any) -> T:
-    """Return ``function(moments, *options)``, kept until the moments change; do not change the result.
+def kept(function: Callable[..., T]) -> Callable[..., T]:
+    """Keep the result of a function of moments and options until the moments change; do not change the result.
 
     Nothing is kept for tensors made in inference mode, because their changes are not counted.
     """
-    packed = moments._settle().packed
-    version = -1 if packed.is_inference() else packed._version
-    if version != moments._facts[0] or version < 0:
-        moments._facts = version, {}
-    known = moments._facts[1]
-    if (function, options) not in known:
-        known[function, options] = function(moments, *options)
-    return known[function, options]
+
+    @wraps(function)
+    def once(moments: ClassMoments, *options: Any) -> T:
+        packed = moments._settle().packed
+        version = -1 if packed.is_inference() else packed._version
+        if version != moments._facts[0] or version < 0:
+            moments._facts = version, {}
+        known = moments._facts[1]
+        if (function, options) not in known:
+            known[function, options] = function(moments, *options)
+        return known[function, options]
+
+    return once
 
 
+@kept
 def of_present(moments: ClassMoments) -> Present:
-    """Return the moments of the present classes; where all are present they are views."""
-    return fact(moments, _of_present)
-
-
-def _of_present(moments: ClassMoments) -> Present:
+    """Return the moments of the present classes; if all are present they are views."""
     present = moments.present
     number = int(present.sum())
     which = slice(None) if number == moments.num_classes else present
@@ -246,12 +248,9 @@ def as_vectors(vectors: ClassMoments | Tensor | Vectors, name: str = "vectors") 
     return vectors if isinstance(vectors, Vectors) else Vectors(matrix_of(vectors, name))
 
 
+@kept
 def centered_vectors(moments: ClassMoments, weighting: str = "class") -> Vectors:
-    """Return the centred class means of moments, which are kept with them."""
-    return fact(moments, _centered_vectors, weighting)
-
-
-def _centered_vectors(moments: ClassMoments, weighting: str) -> Vectors:
+    """Return the centred class means of moments."""
     present = of_present(moments)
     return Vectors(moments.centered_means(weighting) if present.number else present.means)
 

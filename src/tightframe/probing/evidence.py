@@ -60,7 +60,7 @@ class Head:
         return "prepared" if changes else "input"
 
     def features(self, seen: Seen, logits: Tensor | None) -> Tensor:
-        """Return features ``(B, d)``, or ``(B, ..., d)`` if logits have positions, as the class vectors receive them."""
+        """Return features ``(B, d)``, or ``(B, ..., d)`` if logits have positions, as class vectors receive them."""
         if version(seen.given) != seen.version:
             raise ArgumentError(
                 f"the input of the classifier {self.name!r} was changed in place after the classifier ran; replace "

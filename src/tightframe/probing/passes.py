@@ -38,21 +38,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Two things that bypass hooks are switched off as well: the fast path of ``nn.TransformerEncoder``, and graphs of
     ``torch.compile``.
     """
+    # Nothing was compiled if dynamo was never imported, and importing it takes seconds.
+    compiled = "torch._dynamo" in sys.modules
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with restored_modes(model), _uncompiled():
+        with restored_modes(model), torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
             model.eval()
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _uncompiled() -> contextlib.AbstractContextManager[object]:
-    # Nothing was compiled where dynamo was never imported, and importing it takes seconds.
-    if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
 
 
 def logits_of(output: Any, wanted: Logits | None = None) -> Tensor:
