@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks._timing import Row, extra_memory, megabytes, one_thread, report
 from tightframe import functional as F
+from tightframe.moments import ClassMoments
 
 OF_MEANS = ("nc2_equiangularity", "nc2_max_angle", "nc2_gram", "nc2_min_separation", "gnc2", "cdnv")
 WITH_ROWS = ("nc3_gram", "frame_cosine_error")
@@ -17,7 +18,7 @@ WITH_ROWS = ("nc3_gram", "frame_cosine_error")
 
 def prepare(name: str, K: int, d: int) -> Callable[[], Tensor]:
     generator = torch.Generator().manual_seed(0)
-    moments = F.ClassMoments(K, d)
+    moments = ClassMoments(K, d)
     for _ in range(2):
         moments.update(torch.randn(K, d, generator=generator), torch.arange(K))
     moments.mean  # noqa: B018  # reading finishes the sums

@@ -31,11 +31,6 @@ def assert_ten_digits(points):
     assert np.all(np.abs(found - wanted) <= 1e-10 * wanted)
 
 
-def test_by_hand():
-    points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 0.0]], dtype=torch.float64)
-    assert pairwise_sq_distances(points).tolist() == [[0, 25, 9], [25, 0, 16], [9, 16, 0]]
-
-
 @pytest.mark.parametrize("shape", [(1, 3), (2, 1), (7, 4), (60, 512)])
 def test_against_all_differences(shape):
     assert_ten_digits(draw(*shape))

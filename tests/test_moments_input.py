@@ -19,7 +19,7 @@ from tightframe.errors import (
 )
 from tightframe.moments import ClassMoments
 
-from ..problems import UNEVEN, assert_same, batches, collapsed, draw, law
+from .problems import UNEVEN, assert_same, batches, collapsed, draw, law
 
 NAN, INF = float("nan"), float("inf")
 
@@ -126,15 +126,18 @@ def test_squares_that_overflow_are_refused_in_one_dimension_too(rows, monkeypatc
     assert torch.equal(moments.packed, before)
 
 
-def test_from_samples_checks_too():
-    with pytest.raises(ShapeError, match="features must have shape"):
-        ClassMoments.from_samples(draw(3), torch.zeros(3).long(), 1)
-    with pytest.raises(ShapeError, match="labels must have shape"):
-        ClassMoments.from_samples(draw(3, 2), torch.zeros(2).long(), 1)
-    with pytest.raises(LabelError, match="got 1"):
-        ClassMoments.from_samples(draw(3, 2), torch.tensor([0, 1, 0]), 1)
-    with pytest.raises(NonFiniteError):
-        ClassMoments.from_samples(torch.full((1, 2), INF), torch.tensor([0]), 1)
+@pytest.mark.parametrize(
+    ("features", "labels", "error", "message"),
+    [
+        (draw(3), [0, 0, 0], ShapeError, "features must have shape"),
+        (draw(3, 2), [0, 0], ShapeError, "labels must have shape"),
+        (draw(3, 2), [0, 1, 0], LabelError, "got 1"),
+        (torch.full((1, 2), INF), [0], NonFiniteError, "finite"),
+    ],
+)
+def test_from_samples_checks_too(features, labels, error, message):
+    with pytest.raises(error, match=message):
+        ClassMoments.from_samples(features, labels, 1)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, "3"])
@@ -145,18 +148,19 @@ def test_sizes_are_positive_integers(value):
         ClassMoments(1, value)
 
 
-def test_reading_what_is_not_there():
-    moments = ClassMoments(2, 3)
-    with pytest.raises(ArgumentError, match=r"hold no scatter.*scatter=True"):
-        _ = moments.scatter
-    for weighting in ("class", "sample"):
-        with pytest.raises(EmptyDataError, match="no sample was seen"):
-            moments.global_mean(weighting)
-    with pytest.raises(EmptyDataError):
-        moments.centered_means()
-    moments.update(torch.ones(1, 3), torch.tensor([0]))
-    with pytest.raises(ArgumentError, match="weighting must be one of 'class', 'sample', got 'balanced'"):
-        moments.global_mean("balanced")
+@pytest.mark.parametrize(
+    ("read", "error", "message"),
+    [
+        (lambda moments: moments.scatter, ArgumentError, r"hold no scatter.*scatter=True"),
+        (lambda moments: moments.global_mean("class"), EmptyDataError, "no sample was seen"),
+        (lambda moments: moments.global_mean("sample"), EmptyDataError, "no sample was seen"),
+        (lambda moments: moments.centered_means(), EmptyDataError, "no sample was seen"),
+        (lambda moments: moments.global_mean("balanced"), ArgumentError, "'class', 'sample', got 'balanced'"),
+    ],
+)
+def test_reading_what_is_not_there(read, error, message):
+    with pytest.raises(error, match=message):
+        read(ClassMoments(2, 3))
 
 
 def test_an_empty_batch_changes_no_bit():

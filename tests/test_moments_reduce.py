@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 
 from tightframe.moments import ClassMoments
 
-from ..problems import UNEVEN, assert_same, draw
+from .problems import UNEVEN, assert_same, draw
 
 
 def reduce_on_rank(rank, folder):

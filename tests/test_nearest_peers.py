@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -31,23 +30,6 @@ def test_trust_region_reaches_the_closed_form(delta):
     assert (found - peers.frame_of(task.previous)).norm() > 0.01  # there was something to find
 
 
-def test_without_the_pull_any_mean_of_the_rows_gives_the_same_etf():
-    found, U, _ = frames(12, 5, delta=0.0)
-    torch.testing.assert_close(peers.frame_of(U), found, rtol=0, atol=1e-6)
-
-
-def test_a_mean_of_the_rows_in_the_way_moves_what_is_nearest_by_a_trifle():
-    found, U, _ = frames(12, 5, delta=1e-3)
-    off = (peers.frame_of(U) - found).abs().max()
-    assert 1e-6 < off < 1e-3
-
-
-def test_trust_region_keeps_float32():
-    found, U, _ = frames(12, 5, delta=1e-3, apart=True, dtype=torch.float32)
-    assert U.dtype == torch.float32
-    torch.testing.assert_close(peers.frame_of(U), found, rtol=0, atol=1e-5)
-
-
 def test_objective_is_that_of_the_paper():
     d, K, delta = 6, 4, 0.25
     generator = torch.Generator().manual_seed(0)
@@ -57,45 +39,12 @@ def test_objective_is_that_of_the_paper():
     assert peers.objective(H.numpy(), U.numpy(), U0.numpy(), delta) == pytest.approx(expected.item(), rel=1e-14)
 
 
-def test_problem_apart_leaves_the_last_dimension_to_the_mean_of_the_rows():
-    task = peers.problem(9, 4, apart=True)
-    assert not task.means[:, -1].any()
-    torch.testing.assert_close(task.previous[-1], torch.full((4,), 0.5, dtype=torch.float64))
-    torch.testing.assert_close(task.previous.mean(dim=1)[:-1], torch.zeros(8, dtype=torch.float64))
-    assert task.proximal == pytest.approx(1.5e-3)
-
-
-def test_constraint_jacobian_is_the_derivative():
-    U, step = torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    i, j = np.triu_indices(4)
-    expected = (U.T @ step + step.T @ U)[i, j]
-    torch.testing.assert_close(peers.constraint_jacobian(U).flatten(1) @ step.flatten(), expected)
-
-
 @pytest.mark.parametrize(("d", "K"), [(10, 3), (30, 12)])
 def test_derivative_of_the_declarative_node_is_ours(d, K):
     ours, theirs = (call() for call in nearest_gradient.backwards(d, K, torch.float64))
     assert ours.abs().max() > 0.1
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10 * theirs.abs().max().item())
     assert nearest_gradient.difference(d, K).met
-
-
-def test_derivative_of_the_declarative_node_is_that_of_the_closed_form_by_differences():
-    task = peers.problem(8, 3, apart=True)
-    H, previous = peers.normalized(task.means), peers.frame_of(task.previous)
-    grad, step = nearest_gradient.cotangent(8, 3, torch.float64), 1e-6 * nearest_gradient.cotangent(8, 3, torch.float64)
-    _, theirs = nearest_gradient.backwards(8, 3, torch.float64)
-
-    def value(means):
-        return (nearest_simplex_etf(means, previous=previous, proximal=task.proximal).frame * grad).sum()
-
-    expected = (value(H.T + step) - value(H.T - step)) / 2
-    torch.testing.assert_close((theirs() * step).sum(), expected, rtol=1e-6, atol=0)
-
-
-def test_memory_is_that_of_both_passes_in_float32():
-    assert nearest_gradient.whole(12, 4)().shape == (4, 12)
-    assert nearest_gradient.published(12, 4)().dtype == torch.float32
 
 
 def test_both_train_free_features_alike():
@@ -133,14 +82,6 @@ def test_every_way_leads_to_the_polar_factor(way, kappa):
     assert torch.linalg.cond(A).item() == pytest.approx(kappa, rel=1e-4)
     squared = way is nearest_solve.eigenvectors
     torch.testing.assert_close(way(A), truth, rtol=0, atol=1e-13 * (kappa**2 if squared else 10 * kappa))
-
-
-def test_rows_of_the_ways():
-    rows = nearest_solve.run_ways([(8, 4, 1e1, 1)])
-    names = [row.name.partition(": ")[2] for row in rows[:6]]
-    assert names[0] == "eigenvectors of the Gram matrix"
-    assert len(set(names)) == 6
-    assert all(float(row.peer) < 1e-12 for row in rows)
 
 
 @pytest.mark.parametrize("module", [nearest_solve, nearest_gradient], ids=lambda m: m.__name__)

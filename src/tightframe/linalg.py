@@ -31,9 +31,9 @@ def helmert_basis(n: int, *, dtype: torch.dtype = torch.float64, device: torch.d
     .. math:: q_j = (0, \dots, 0, m, -1, \dots, -1) / \sqrt{m (m + 1)}.
 
     Args:
-        n: length of the vectors, n >= 1.
-        dtype: floating-point type of the result.
-        device: where to put it.
+        n: Length of the vectors, n >= 1.
+        dtype: Floating-point type of the result.
+        device: Device of the result.
 
     Raises:
         ArgumentError: if n is not an integer >= 1.
@@ -55,7 +55,7 @@ def helmert_product(x: Tensor) -> Tensor:
     A row of Q is constant left of its diagonal, so the product is one cumulative sum: O(n) a vector.
 
     Args:
-        x: coordinates in the basis, floating point.
+        x: Coordinates in the basis, floating point.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
@@ -74,7 +74,7 @@ def helmert_coordinates(x: Tensor) -> Tensor:
     These are the coordinates of ``x - x.mean(-1)``, which :func:`helmert_product` gives back. O(n) a vector.
 
     Args:
-        x: floating point, n >= 1.
+        x: Vectors ``(…, n)``, floating point, n >= 1.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
@@ -104,9 +104,9 @@ def haar_orthonormal(rows: int, cols: int, generator: torch.Generator) -> Tensor
     the law would be the factorisation's, not Haar's (Mezzadri, Notices of the AMS 54, 2007).
 
     Args:
-        rows: length of the columns.
-        cols: how many, at most ``rows``.
-        generator: source of the draw, on the CPU.
+        rows: Length of the columns.
+        cols: Number of columns, at most ``rows``.
+        generator: Source of the draw, on the CPU.
 
     Raises:
         ArgumentError: if ``rows`` or ``cols`` is not a positive integer, or ``cols > rows``.
@@ -169,9 +169,9 @@ def scale_to_one(x: Tensor) -> float:
 def pair_sq_distances(points: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield the squared Euclidean distances between the rows of ``points (n, d)``, each pair once, block by block.
 
-    One matrix product gives those of a block. Where two points lie so close, compared with their spread, that the
-    product cancels, the difference itself is squared, so every distance is right to about ten digits in float64. Beside
-    the points, and a copy of them, no more than a few blocks are held.
+    One matrix product gives the distances of a block. For two points so close, compared with their spread, that the
+    product cancels, the difference itself is squared. So every distance has about ten right digits in float64. Beside
+    the points and a copy of them only a few blocks are held.
 
     Yields:
         Indices of the rows on either side, which broadcast, and the squared distances.

@@ -1,4 +1,4 @@
-"""ClassMoments: what collapse metrics need to know of any number of samples, in float64 and in one pass."""
+"""ClassMoments: count, mean and scatter of every class, in float64 and in one pass over any number of samples."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ class ClassMoments:
     :math:`S_k \ge \frac{1}{n_k} \sum_i \lVert\delta_i\rVert^2`: rounding cannot turn a variance negative, a class whose
     features are equal has variance 0 exactly, and the order and the size of the batches do not matter beyond rounding.
 
-    All numbers live in one float64 vector, :attr:`packed`, which is what to store or to send.
+    All numbers are in one float64 vector, :attr:`packed`; store or send that.
 
-    On a CPU bad input raises at once and changes nothing. On an accelerator looking at values would stall it, so bad
-    samples are left out and counted there, and the first reading raises.
+    On a CPU bad input raises at once and changes nothing. On an accelerator a look at the values would stall it, so bad
+    samples are left out and counted, and the next reading raises.
 
     Args:
-        num_classes: K >= 1.
-        dim: feature dimension d >= 1.
-        scatter: also keep the pooled within-class scatter ``(d, d)``, which ``nc1`` (pinv) and ``vci`` need.
-        device: where to accumulate; it must support float64.
-        packed: an earlier :attr:`packed` vector to go on with; it is used in place, not copied.
+        num_classes: Number of classes K >= 1.
+        dim: Feature dimension d >= 1.
+        scatter: Whether to keep the pooled within-class scatter ``(d, d)``, which ``nc1`` (pinv) and ``vci`` need.
+        device: Device to accumulate on; it must support float64.
+        packed: Earlier :attr:`packed` vector to continue with; it is used in place, not copied.
 
     Example:
         >>> import torch
@@ -88,7 +88,7 @@ class ClassMoments:
         self.num_classes = num_classes
         self.dim = dim
         self.packed = packed
-        self._facts: tuple[int, dict[Any, Any]] = -1, {}  # see tightframe.functional.facts
+        self._facts: tuple[int, dict[Any, Any]] = -1, {}  # see tightframe.functional.geometry.kept
         # The layout of `packed`: two counters of bad samples; the coarsest precision of what the sums hold, 0 if they
         # hold nothing, and of what was folded in before; counts, sums of squares, references, sums, products.
         parts = [2, 1, 1, num_classes, num_classes, num_classes * dim, num_classes * dim, dim * dim if scatter else 0]
@@ -124,7 +124,7 @@ class ClassMoments:
 
     @property
     def device(self) -> torch.device:
-        """Where the moments are accumulated."""
+        """Device of the moments."""
         return self.packed.device
 
     @property
@@ -184,12 +184,12 @@ class ClassMoments:
         return self.mean[self.present] - self.global_mean(weighting)
 
     def update(self, features: Tensor, labels: Tensor, ignore_index: int | None = None) -> None:
-        """Fold in a batch.
+        """Add a batch.
 
         Args:
             features: Features ``(B, d)``, floating point, finite; B may be 0. A tensor, a numpy array or a list.
             labels: Labels ``(B,)``, integers in 0..K-1; likewise.
-            ignore_index: label whose samples are left out, such as -100; no other stray label is ever ignored.
+            ignore_index: Label whose samples are left out, such as -100; any other label out of range is an error.
 
         Raises:
             DtypeError, ShapeError, DeviceError: if the tensors do not fit.
@@ -220,7 +220,7 @@ class ClassMoments:
         rows = max(CHUNK * torch.get_num_threads() // self.dim, 1 if self._products is None else 256)
         pieces = [(features, labels)]
         if labels.numel() > rows:
-            _check_squares(features)  # before the first piece is in the sums, as a later one must not fail
+            _check_squares(features)  # before any piece is added, because a later one must not fail
             pieces = list(zip(features.split(rows), labels.split(rows), strict=True))
         try:
             new = self._adopt_references(features, labels)
@@ -248,7 +248,7 @@ class ClassMoments:
         return classes
 
     def _update_masked(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> None:
-        """Fold in without reading any value on the host: no shape depends on the data."""
+        """Add a batch without reading any value on the host: no shape depends on the data."""
         if labels.numel() == 0:
             return
         wanted = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels != ignore_index
@@ -301,7 +301,7 @@ class ClassMoments:
         return _unpack, (self.num_classes, self.dim, self.has_scatter, self.packed)
 
     def merge(self, other: ClassMoments) -> None:
-        """Fold in the moments of other samples, such as another shard's.
+        """Add the moments of other samples, such as another shard's.
 
         Raises:
             ShapeError: if K, d or the presence of the scatter differ.
@@ -322,7 +322,7 @@ class ClassMoments:
     def all_reduce_(self, group: dist.ProcessGroup | None = None) -> ClassMoments:
         """Merge the moments of all ranks in place, on every rank; needs ``torch.distributed`` initialised.
 
-        The state is reduced where it lies, beside one more ``(K, d)``: no rank ever holds the states of the others.
+        The state is reduced in place with one more ``(K, d)``: no rank holds the states of others.
         """
         dist.all_reduce(self._bad, group=group)  # first, so that every rank raises or none
         self._raise_if_bad()
@@ -330,11 +330,11 @@ class ClassMoments:
         dist.all_reduce(self._eps, op=dist.ReduceOp.MAX, group=group)
         counts = self._count.clone().unsqueeze(1)
         dist.all_reduce(self._count, group=group)
-        # Means are averaged as differences from an origin that the ranks agree on, lest an offset cost digits.
+        # Means are averaged as differences from an origin common to all ranks, so that an offset costs no digits.
         origin = torch.where(counts > 0, self._reference, -torch.inf)
         dist.all_reduce(origin, op=dist.ReduceOp.MAX, group=group)
         origin.masked_fill_(self._count.unsqueeze(1) == 0, 0)
-        gap = torch.sub(self._reference, origin, out=self._sum)  # the sums are empty now and lend their memory
+        gap = torch.sub(self._reference, origin, out=self._sum)  # the sums are empty now, so their memory is free
         torch.mul(gap, counts, out=self._reference)
         dist.all_reduce(self._reference, group=group)
         self._reference.div_(self._count.clamp(min=1).unsqueeze(1))
@@ -360,10 +360,10 @@ _scratch = threading.local()
 
 
 def _differences(features: Tensor, labels: Tensor, references: Tensor) -> Tensor:
-    """Return the features minus the references of their classes, in memory that the thread's next call uses again.
+    """Return the features minus the references of their classes, in memory that the next call of the thread reuses.
 
     Fresh memory for every batch would cost more than the arithmetic. Moments of several layers, updated in turn, share
-    it: memory of their own would never be in the cache.
+    it: separate memory would never be in the cache.
     """
     size = features.numel()
     memory = getattr(_scratch, "memory", None)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from tightframe.errors import ArgumentError, DeviceError, DtypeError, NonFiniteError, ShapeError
 from tightframe.functional import (
-    ClassMoments,
     between_class_rank,
     bias_collapse,
     cdnv,
@@ -30,6 +29,7 @@ from tightframe.functional import (
     nc5,
     vci,
 )
+from tightframe.moments import ClassMoments
 
 from ..problems import (
     collapsed,
@@ -70,18 +70,13 @@ def test_fewer_than_two_vectors_give_nan(rows):
 
 def test_all_means_coincide():
     h = torch.tensor([[0.0, 1.0], [2.0, 1.0], [1.0, 0.0], [1.0, 2.0]])
-    moments = ClassMoments.from_samples(h, torch.tensor([0, 0, 1, 1]), 2, scatter=True)
-    for variant in ("pinv", "pinv_sum", "ratio"):
-        assert math.isnan(nc1(moments, variant).item())
-    assert between_class_rank(moments).item() == 0
-    assert cdnv(moments).item() == INF
-    assert vci(moments).item() == 1
-    assert math.isnan(vci(moments, "rank").item())
-    for metric in (nc2_equinorm, nc2_equiangularity, nc2_max_angle, nc2_gram, nc2_etf_gap, nc2_min_separation, gnc2):
-        assert math.isnan(metric(moments).item())
-    W = draw(2, 2)
-    for value in (nc3_distance(moments, W), nc3_gram(moments, W), nc3_alignment(moments, W)):
-        assert math.isnan(value.item())
+    moments, W = ClassMoments.from_samples(h, torch.tensor([0, 0, 1, 1]), 2, scatter=True), draw(2, 2)
+    undefined = [nc1(moments, variant) for variant in ("pinv", "pinv_sum", "ratio")] + [vci(moments, "rank")]
+    of_vectors = nc2_equinorm, nc2_equiangularity, nc2_max_angle, nc2_gram, nc2_etf_gap, nc2_min_separation, gnc2
+    undefined += [metric(moments) for metric in of_vectors]
+    undefined += [metric(moments, W) for metric in (nc3_distance, nc3_gram, nc3_alignment)]
+    assert all(value.isnan() for value in undefined)
+    assert [metric(moments).item() for metric in (between_class_rank, cdnv, vci)] == [0, INF, 1]
 
 
 def test_two_of_three_means_coincide():
@@ -135,30 +130,29 @@ def test_absent_classes_are_left_out():
         assert metric(sparse).item() == pytest.approx(metric(dense).item(), rel=1e-12)
 
 
-def test_unknown_choices():
-    moments, W = collapsed().moments(), draw(4, 6)
-    for call in (
-        lambda: nc1(moments, "svd"),
-        lambda: vci(moments, "pinv"),
-        lambda: nc3_distance(moments, W, "l1"),
-    ):
-        with pytest.raises(ArgumentError, match="variant must be one of"):
-            call()
-    for metric in (nc1, vci, between_class_rank):
-        with pytest.raises(ArgumentError, match="weighting must be one of 'class', 'sample', got 'batch'"):
-            metric(moments, weighting="batch")
-    for metric in (nc3_distance, nc3_gram, nc3_alignment, bias_collapse):
-        with pytest.raises(ArgumentError, match="weighting must be one of"):
-            metric(moments, W, weighting="batch")
-    with pytest.raises(ArgumentError, match="kernel must be one of"):
-        gnc2(W, "gauss")
-    with pytest.raises(ArgumentError, match="statistic must be one of"):
-        gnc2(W, "log", "median")
-    with pytest.raises(ArgumentError, match="statistic must be one of"):
-        nc3_alignment(moments, W, "median")
-    for power in (0, 1.0, True):
-        with pytest.raises(ArgumentError, match="power must be an integer >= 1"):
-            cdnv(moments, power=power)
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, W: nc1(m, "svd"), "variant must be one of"),
+        (lambda m, W: vci(m, "pinv"), "variant must be one of"),
+        (lambda m, W: nc3_distance(m, W, "l1"), "variant must be one of"),
+        *(
+            (lambda m, W, f=f: f(m, weighting="batch"), "weighting must be one of 'class', 'sample', got 'batch'")
+            for f in (nc1, vci, between_class_rank)
+        ),
+        *(
+            (lambda m, W, f=f: f(m, W, weighting="batch"), "weighting must be one of")
+            for f in (nc3_distance, nc3_gram, nc3_alignment, bias_collapse)
+        ),
+        (lambda m, W: gnc2(W, "gauss"), "kernel must be one of"),
+        (lambda m, W: gnc2(W, "log", "median"), "statistic must be one of"),
+        (lambda m, W: nc3_alignment(m, W, "median"), "statistic must be one of"),
+        *((lambda m, W, p=p: cdnv(m, power=p), "power must be an integer >= 1") for p in (0, 1.0, True)),
+    ],
+)
+def test_unknown_choices(call, message):
+    with pytest.raises(ArgumentError, match=message):
+        call(collapsed().moments(), draw(4, 6))
 
 
 def test_scatter_is_asked_for_where_it_is_needed():
@@ -181,21 +175,25 @@ def test_bad_vectors():
             metric(torch.tensor([[1.0, NAN], [0.0, 1.0]]))
 
 
-def test_bad_weights():
-    moments = collapsed().moments()
-    for metric in (nc3_distance, nc3_gram, nc3_alignment, bias_collapse):
-        for shape in ((5, 6), (4, 5), (24,), (4, 6, 1)):
-            with pytest.raises(ShapeError, match=r"weight must have shape \(K, d\) = \(4, 6\), got"):
-                metric(moments, torch.ones(shape))
-        with pytest.raises(DeviceError, match="weight is on meta and the moments on cpu"):
-            metric(moments, torch.ones(4, 6, device="meta"))
-        with pytest.raises(DtypeError, match="weight must be a floating-point"):
-            metric(moments, torch.ones(4, 6).long())
-        with pytest.raises(NonFiniteError, match="weight must be finite"):
-            metric(moments, torch.full((4, 6), INF))
-    for shape in ((5,), (6, 1), ()):
-        with pytest.raises(ShapeError, match=r"outlier_mean must have shape \(d,\) = \(6,\)"):
-            nc5(moments, torch.ones(shape))
+BAD_WEIGHTS = [
+    *((torch.ones(s), ShapeError, r"\(K, d\) = \(4, 6\), got") for s in ((5, 6), (4, 5), (24,), (4, 6, 1))),
+    (torch.ones(4, 6, device="meta"), DeviceError, "weight is on meta and the moments on cpu"),
+    (torch.ones(4, 6).long(), DtypeError, "weight must be a floating-point"),
+    (torch.full((4, 6), INF), NonFiniteError, "weight must be finite"),
+]
+
+
+@pytest.mark.parametrize(("weight", "error", "message"), BAD_WEIGHTS)
+@pytest.mark.parametrize("metric", [nc3_distance, nc3_gram, nc3_alignment, bias_collapse])
+def test_bad_weights(metric, weight, error, message):
+    with pytest.raises(error, match=message):
+        metric(collapsed().moments(), weight)
+
+
+@pytest.mark.parametrize("shape", [(5,), (6, 1), ()])
+def test_bad_outlier_means(shape):
+    with pytest.raises(ShapeError, match=r"outlier_mean must have shape \(d,\) = \(6,\)"):
+        nc5(collapsed().moments(), torch.ones(shape))
 
 
 @pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist, torch.nn.Parameter])

@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from tightframe.functional import (
-    ClassMoments,
     between_class_rank,
     frame_alignment,
-    frame_cosine_error,
     frame_metrics,
     nc1,
     nc3_alignment,
     vci,
 )
+from tightframe.moments import ClassMoments
 
 from ..problems import Problem, collapsed, draw, scattered
 from .literal import OF_MOMENTS, OF_VECTORS, RANDOM
@@ -168,12 +167,3 @@ def test_all_pairs_block_by_block(data, monkeypatch):
     for module in ("tightframe.linalg", "tightframe.functional.geometry"):
         monkeypatch.setattr(f"{module}.BLOCK", 2 * problem.num_classes)
     assert all_metrics(problem) == pytest.approx(wanted, rel=1e-11, abs=1e-14, nan_ok=True)
-
-
-def test_frame_cosine_errors_are_their_formula():
-    moments, frame = RANDOM["balanced"]().moments(), draw(5, 8, seed=5)
-    cosines = [torch.corrcoef(torch.cat([m, -m], dim=1)) for m in (moments.mean, frame)]  # a mean of zero: no centring
-    errors = (cosines[0] - cosines[1])[tuple(torch.triu_indices(5, 5, 1))]
-    assert frame_cosine_error(moments, frame).item() == pytest.approx(errors.abs().mean().item(), rel=1e-13)
-    spread = errors.std(correction=0).item()
-    assert frame_cosine_error(moments, frame, "std").item() == pytest.approx(spread, rel=1e-13)

@@ -14,7 +14,6 @@ from tests.probing.zoo import BATCH, LABELS, VECTORS, D, K, Net, body
 from tightframe.errors import ArgumentError, EmptyDataError, Notice, ShapeError, TightframeError
 from tightframe.moments import ClassMoments
 from tightframe.probing import find_classifier, measure, watch
-from tightframe.records import Records
 
 DATA = list(zip(VECTORS.split(BATCH), LABELS.split(BATCH), strict=True))
 
@@ -192,13 +191,6 @@ def test_one_logit_is_no_pair_of_classes():
         measure(net(nn.Linear(D, 1)), [(x, y % 2) for x, y in DATA])
     with pytest.raises(TightframeError):
         measure(VECTORS[:0], LABELS[:0])
-
-
-def test_the_newest_value_is_not_the_last_row():
-    records = Records()
-    for epoch in (2, 10, 1):
-        records.add("nc1.pinv", epoch, epoch=epoch)
-    assert records.value("nc1.pinv") == 10
 
 
 def test_several_outputs_of_different_widths_are_said_to_be_a_choice():

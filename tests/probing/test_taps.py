@@ -5,7 +5,6 @@ from torch import nn
 from tests.probing.material import (
     GPT,
     INPUTS,
-    LABELS,
     REDUCE,
     Block,
     Conv1D,
@@ -15,6 +14,7 @@ from tests.probing.material import (
     mlp,
 )
 from tightframe.errors import ArgumentError, ShapeError
+from tightframe.nn import SimplexETFClassifier
 from tightframe.probing import Probe, linear_maps, match_layers
 
 
@@ -202,8 +202,16 @@ def test_a_pattern_that_names_nothing(pattern, near):
 
 
 def test_linear_maps_of_every_kind():
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Linear(2, 2), Conv1D(2, 2), nn.BatchNorm1d(2), mlp())
-    assert linear_maps(model) == ["0", "2", "3", "5.0", "5.3", "5.5"]
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 1),
+        nn.ReLU(),
+        nn.Linear(2, 2),
+        Conv1D(2, 2),
+        nn.BatchNorm1d(2),
+        mlp(),
+        SimplexETFClassifier(5, K),
+    )
+    assert linear_maps(model) == ["0", "2", "3", "5.0", "5.3", "5.5", "6"]
     assert linear_maps(nn.Linear(2, 2)) == [""]
 
 
@@ -341,7 +349,3 @@ def test_means_are_not_rounded_to_half_precision():
 def test_poolings_that_do_not_apply(module, value, pooling, mask, error, text):
     with pytest.raises(error, match=f"layer '0': .*{text}"):
         pooled(module, value, pooling, mask)
-
-
-def test_labels_are_not_needed_here():
-    assert len(taken(mlp())["5"]) == len(LABELS)

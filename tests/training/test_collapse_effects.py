@@ -1,10 +1,7 @@
 """What NeuralCollapseCallback leaves behind, and what it leaves alone."""
 
-import copy
 import pickle
-import random
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -15,7 +12,6 @@ from torch.utils.data import DataLoader, Sampler
 from tests.training.models import (
     TRAIN,
     K,
-    Pairs,
     Plain,
     Weights,
     fit_with,
@@ -33,43 +29,6 @@ from tightframe.training import NeuralCollapseCallback, make_loader
 pytestmark = quiet
 
 # --- what stays as it was ---
-
-
-class Noisy(Pairs):
-    """Samples with noise from one of the generators that a data set may draw from."""
-
-    def __init__(self, draw):
-        super().__init__()
-        self.draw = draw
-
-    def __getitem__(self, index):
-        inputs, label = super().__getitem__(index)
-        return inputs + self.draw(), label
-
-
-GENERATORS = {
-    "torch": lambda: torch.rand(()).item(),
-    "python": random.random,
-    "numpy": lambda: float(np.random.rand()),
-}
-
-
-@pytest.mark.parametrize("draw", [None, *GENERATORS])
-def test_training_is_the_same_with_and_without(draw):
-    def outcome(*callbacks):
-        torch.manual_seed(4)
-        random.seed(4)
-        np.random.seed(4)
-        data = TRAIN if draw is None else Noisy(GENERATORS[draw])
-        model = Plain()
-        fitted = trainer(*callbacks)
-        fitted.fit(model, shuffled(data), ordered())
-        numbers = torch.get_rng_state().tolist(), random.random(), np.random.rand()
-        return model.state_dict(), copy.deepcopy(fitted.optimizers[0].state_dict()), numbers
-
-    plain, watched = outcome(), outcome(NeuralCollapseCallback(layers=["net.4"], every_n_steps=1))
-    assert all(torch.equal(plain[0][name], watched[0][name]) for name in plain[0])
-    assert plain[1:] == watched[1:]
 
 
 class Counting(Sampler):
@@ -159,12 +118,6 @@ def test_absent_classes_in_a_snapshot(tmp_path):
     fit_with(NeuralCollapseCallback(snapshot_dir=tmp_path), train=shuffled(data), max_epochs=1)
     means = Snapshot.load(tmp_path / "epoch-00001.safetensors").class_means
     assert means.isnan().all(dim=1).tolist() == [True, False, False]
-
-
-def test_no_snapshots_unless_asked_for(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    fit_with(NeuralCollapseCallback(), max_epochs=1)
-    assert list(tmp_path.rglob("*.safetensors")) == []
 
 
 # --- checkpoints ---

@@ -1,12 +1,12 @@
-"""Collapse metrics that need the moments of the features, perhaps with the classifier, and nothing else.
+"""Collapse metrics of the moments of features, some of them together with the classifier.
 
 Conventions of every function here and in :mod:`tightframe.functional.geometry`:
 
 - it returns a 0-d float64 tensor on the device of its input;
 - absent classes are left out, of the means and of the classifier's rows alike, and K counts the classes present;
-- where a limit 0/0 is met, or fewer than two classes are present, the answer is nan: there is no hidden epsilon;
-- ``weighting`` says which global mean centres the class means: ``"class"`` (the mean of the class means) or
-  ``"sample"``. They differ when classes are imbalanced.
+- a limit 0/0, or fewer than two present classes, gives nan: there is no hidden epsilon;
+- ``weighting`` names the global mean that centres the class means: ``"class"`` (the mean of the class means) or
+  ``"sample"``. They differ if classes are imbalanced.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from tightframe.errors import DeviceError, ShapeError, as_tensor, check_choice, check_positive
-from tightframe.functional.facts import fact, of_present
 from tightframe.functional.geometry import (
     Vectors,
     centered_vectors,
     distance_from_simplex,
+    kept,
     matrix_of,
+    of_present,
     undefined,
     unit_rows,
 )
@@ -40,18 +41,18 @@ def nc1(moments: ClassMoments, variant: str = "pinv", *, weighting: str = "class
     ========== ============================================================= ==========================================
 
     :math:`\Sigma_W` averages over samples, :math:`\Sigma_B=A^\top A/K` over classes. The pseudo-inverse comes from the
-    singular values of A itself, of which :func:`between_class_rank` tells how many count.
+    singular values of A itself; :func:`between_class_rank` is the number of those that count.
 
     Args:
-        moments: with ``scatter=True`` unless the variant is ``ratio``.
-        variant: see above.
-        weighting: see the module.
+        moments: Class moments, with ``scatter=True`` unless the variant is ``ratio``.
+        variant: Name in the table.
+        weighting: Global mean, see the module.
 
     Returns:
         A number >= 0; 0 if every class has collapsed to a point, nan if all class means coincide.
 
     Raises:
-        ArgumentError: if the variant is unknown, or needs a scatter that is not there.
+        ArgumentError: if the variant is unknown, or if it needs a scatter that the moments lack.
 
     Example:
         >>> h = torch.tensor([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]])
@@ -80,11 +81,12 @@ def nc1(moments: ClassMoments, variant: str = "pinv", *, weighting: str = "class
 
 
 def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Tensor:
-    """Return how many directions the centred class means span, as :func:`nc1` counts them; K - 1 at most.
+    """Return the number of directions that the centred class means span, as :func:`nc1` counts them; at most K - 1.
 
-    A singular value counts if it exceeds what rounding can make: of the means and the decomposition, in float64, and of
-    the features, in the coarsest type they came in. A feature is rounded in proportion to its whole size, and the
-    errors of many samples average out, so bfloat16 features can tell means apart that differ by less than its epsilon.
+    A singular value counts if rounding alone cannot make it: rounding of the means and the decomposition, in float64,
+    and of the features, in the coarsest type they came in. A feature is rounded in proportion to its whole size, and
+    the errors of many samples average out. So bfloat16 features can tell means apart that differ by less than its
+    epsilon.
     """
     if of_present(moments).number < 2:
         return undefined(moments.packed)
@@ -92,20 +94,17 @@ def between_class_rank(moments: ClassMoments, *, weighting: str = "class") -> Te
     return singular_values.new_tensor(float(singular_values.numel()))
 
 
-def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
-    """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means."""
-    return fact(moments, _counted_svd, weighting)
-
-
 def _centered(moments: ClassMoments, weighting: str) -> Tensor:
     vectors = centered_vectors(moments, weighting)
     return vectors.rows / vectors.scale
 
 
-def _counted_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
+@kept
+def _between_class_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]:
+    """Return the singular values ``(r,)`` that count and right singular vectors ``(r, d)`` of the centred means."""
     centered, means = _centered(moments, weighting), of_present(moments).means
     _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
-    # What the means carry of rounding: of their own size, and of the deviations that were summed for them.
+    # Rounding of the means: in proportion to their own size, and to the deviations that were summed for them.
     size = torch.linalg.matrix_norm(means) + moments.trace.sum().sqrt()
     noise = torch.finfo(torch.float64).eps * (max(centered.shape) * singular_values[0] + 4 * size)
     # The spectral norm of independent errors is near their longest row plus their longest column.
@@ -118,20 +117,20 @@ def _counted_svd(moments: ClassMoments, weighting: str) -> tuple[Tensor, Tensor]
 
 
 def mean_rounding(moments: ClassMoments) -> tuple[Tensor, Tensor]:
-    r"""Return what share of the mean square of a class ``(K',)`` rounding of its features leaves in that of its mean.
+    r"""Return the share of a class's mean square ``(K',)`` that rounding of its features leaves in the mean's square.
 
-    A feature is known to :math:`\epsilon`, that of its type, times its size: a share :math:`\epsilon^2` of the mean
-    square, of which n independent errors leave the n-th part. Errors are independent where rounding moves samples
-    apart; the variance of the class, in units of that of the rounding, bounds how often it does.
+    A feature is known to :math:`\epsilon` of its type times its size: a share :math:`\epsilon^2` of the mean square.
+    The mean of n independent errors keeps the n-th part of it. Errors are independent if rounding moves samples apart;
+    the variance of the class, divided by that of the rounding, bounds how many do.
 
     Returns:
-        The shares, and beside them the variance within each class ``(K',)``.
+        Shares, and the variance within each class, both ``(K',)``.
     """
     _, _, count, mean, trace = of_present(moments)
     unit, within = moments.eps.square(), trace / count
     square = mean.square().sum(dim=1) + within
     errors = torch.minimum(count, 1 + within / (unit * square))
-    return unit / errors.nan_to_num(1), within  # where all features are zero, so is their rounding
+    return unit / errors.nan_to_num(1), within  # if all features are zero, so is their rounding
 
 
 def cdnv(moments: ClassMoments, *, power: int = 1) -> Tensor:
@@ -141,11 +140,11 @@ def cdnv(moments: ClassMoments, *, power: int = 1) -> Tensor:
         v_k=\mathbb E\lVert h-\mu_k\rVert^2
 
     Args:
-        moments: no scatter needed.
-        power: p; 1 is Galanti's, 2 is what the code of Wu & Papyan 2024 computes.
+        moments: Class moments; no scatter is needed.
+        power: Power p; 1 is Galanti's, 2 that of the code of Wu & Papyan 2024.
 
     Returns:
-        A number >= 0; infinite if two classes share their mean, nan if these two have collapsed as well.
+        A number >= 0; infinite if two classes share their mean, nan if both have also collapsed.
     """
     check_positive("power", power)
     _, num_present, count, means, trace = of_present(moments)
@@ -169,16 +168,16 @@ def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "clas
     .. math:: \frac{\operatorname{tr}\bigl((\Lambda+C)^{-1}C\bigr)+r-\operatorname{rank}\Sigma_B}{r}, \qquad
         C=V^\top\Sigma_WV-V^\top\Sigma_WP\,(P\Sigma_WP)^+P\Sigma_WV, \quad P=I-VV^\top,
 
-    where C is what is left of the scatter in V once the directions outside of V have predicted it.
+    where C is the scatter in V that the directions outside of V do not predict.
 
     Args:
-        moments: with ``scatter=True``.
-        variant: ``"bound"``: r = min(d, K - 1), as published code has it; ``"rank"``: r = rank of :math:`\Sigma_B`.
-        weighting: see the module.
+        moments: Class moments with ``scatter=True``.
+        variant: Divisor r, ``"bound"``: min(d, K - 1), as in published code; ``"rank"``: rank of :math:`\Sigma_B`.
+        weighting: Global mean, see the module.
 
     Returns:
-        A number in [0, 1]; 0 at collapse, and right to its last digits near it. With ``"bound"`` merged class means
-        raise it. nan if all features are one point.
+        A number in [0, 1]; 0 at collapse, and accurate to its last digits near it. With ``"bound"`` merged class
+        means raise it. nan if all features are one point.
     """
     check_choice("variant", variant, ("bound", "rank"))
     num_present = of_present(moments).number
@@ -194,17 +193,17 @@ def vci(moments: ClassMoments, variant: str = "bound", *, weighting: str = "clas
 
 
 def _unpredicted(moments: ClassMoments, directions: Tensor) -> Tensor:
-    """Return C of :func:`vci`, of the within-class scatter per sample and the directions V of the means ``(r, d)``."""
+    """Return C of :func:`vci` from the within-class scatter per sample and the directions V of the means ``(r, d)``."""
     _, _, count, means, _ = of_present(moments)
     size, scatter = count.sum(), moments.scatter
     variances = scatter.diagonal() / size
     of_features = moments.eps.square() * (count @ means.square() / size + variances).max()
-    varies = (variances > 0) | (means != means[0]).any(dim=0)  # units that give one number to all samples do not
+    varies = (variances > 0) | (means != means[0]).any(dim=0)  # a unit that gives one number to all samples does not
     if not varies.all():
         scatter, directions = scatter[varies][:, varies], directions[:, varies]
     within = scatter / size
     if len(directions) < len(within):
-        # With far more than rounding in every direction, C is the inverse of the inverse's part.
+        # If every direction holds far more than rounding, C is the inverse of a block of the inverse.
         floor = torch.maximum(1e-8 * within.trace(), 2 * of_features)
         _, fails = torch.linalg.cholesky_ex(within - torch.eye(len(within)).to(within) * floor)
         if not fails:
@@ -217,7 +216,7 @@ def _unpredicted(moments: ClassMoments, directions: Tensor) -> Tensor:
     mixed = across - inside @ directions
     outside = within.addmm_(directions.T, mixed, alpha=-1).addmm_(across.T, directions, alpha=-1)
     eigenvalues, basis = torch.linalg.eigh(outside)
-    # What a direction outside must exceed: rounding of the scatter, and of the features along any one coordinate.
+    # A direction outside must exceed rounding: of the scatter, and of the features along any one coordinate.
     rounding = moments.dim * torch.finfo(torch.float64).eps * (eigenvalues[-1] + variances.max())
     counted = eigenvalues > torch.maximum(rounding, of_features)
     predicted = mixed @ basis[:, counted] / eigenvalues[counted].sqrt()
@@ -232,10 +231,10 @@ def nc3_distance(
     .. math:: \Bigl\lVert\frac{W}{\lVert W\rVert_F}-\frac{A}{\lVert A\rVert_F}\Bigr\rVert_F^2
 
     Args:
-        moments: of the classifier's input.
-        weight: ``(K, d)`` rows of the classifier.
-        variant: ``"squared"`` (Papyan, Han & Donoho 2020, fig. 5) or ``"norm"``, its square root.
-        weighting: see the module.
+        moments: Class moments of the classifier's input.
+        weight: Weight of the classifier ``(K, d)``.
+        variant: Distance, ``"squared"`` (Papyan, Han & Donoho 2020, fig. 5) or ``"norm"``, its square root.
+        weighting: Global mean, see the module.
 
     Returns:
         A number in [0, 4] (squared); 0 at collapse; nan if either matrix is zero.
@@ -249,7 +248,7 @@ def nc3_distance(
 
 
 def nc3_gram(moments: ClassMoments, weight: Tensor | Vectors, *, weighting: str = "class") -> Tensor:
-    r"""Self-duality as Zhu et al. 2021 (eq. 13) have it: :func:`~tightframe.functional.nc2_gram` of :math:`WA^\top`.
+    r"""Self-duality as in Zhu et al. 2021 (eq. 13): :func:`~tightframe.functional.nc2_gram` of :math:`WA^\top`.
 
     Returns:
         A number in [0, 2]; 0 at collapse; nan if the product is zero.
@@ -264,12 +263,12 @@ def nc3_alignment(
     """Self-duality class by class, from the cosines between each class's row and its centred mean.
 
     Args:
-        moments: of the classifier's input.
-        weight: ``(K, d)`` rows of the classifier.
-        statistic: ``"mean"``: 1 minus the mean cosine (GNC3, Jiang et al. 2024), in [0, 2] and 0 at collapse;
-            ``"variance"``: their sample variance; ``"dot_variance"``: that of the dot products, neither row nor mean
-            normalised ("uniform duality", Wu & Papyan 2024).
-        weighting: see the module.
+        moments: Class moments of the classifier's input.
+        weight: Weight of the classifier ``(K, d)``.
+        statistic: Number to return, ``"mean"``: 1 minus the mean cosine (GNC3, Jiang et al. 2024), in [0, 2] and 0 at
+            collapse; ``"variance"``: sample variance of the cosines; ``"dot_variance"``: sample variance of the dot
+            products, with neither row nor mean normalised ("uniform duality", Wu & Papyan 2024).
+        weighting: Global mean, see the module.
     """
     check_choice("statistic", statistic, ("mean", "variance", "dot_variance"))
     rows, means = _rows_and_means(moments, weight, weighting)
@@ -307,8 +306,8 @@ def nc5(moments: ClassMoments, outlier_mean: Tensor) -> Tensor:
     """Mean over classes of ``|cos(mean of the class, mean of outliers)|``, uncentred (Ben Ammar et al. 2024, eq. 5).
 
     Args:
-        moments: of the classifier's input on its own classes.
-        outlier_mean: ``(d,)`` mean feature of out-of-distribution samples.
+        moments: Class moments of the classifier's input on its own classes.
+        outlier_mean: Mean feature of out-of-distribution samples ``(d,)``.
 
     Returns:
         A number in [0, 1]; 0 if outliers are orthogonal to every class; nan if a mean is zero.
@@ -328,7 +327,7 @@ def _rows_and_means(moments: ClassMoments, weight: Tensor | Vectors, weighting: 
 
 
 def vectors_of_present(moments: ClassMoments, weight: Tensor | Vectors) -> Vectors:
-    """Return the rows of a classifier that belong to present classes, which may be given in place of its weight."""
+    """Return the rows of a weight that belong to present classes; :class:`Vectors` are returned as they are."""
     return weight if isinstance(weight, Vectors) else Vectors(rows_of_present(moments, weight))
 
 

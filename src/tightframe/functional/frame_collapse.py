@@ -2,15 +2,14 @@ r"""Collapse of class means onto a given frame, such as a hierarchy-aware one.
 
 Conventions of every function here:
 
-- nothing is centred: the rows of such a frame need not sum to zero, so class means :math:`\mu_c` are taken as they are;
+- nothing is centred: the rows of such a frame need not sum to zero, so raw class means :math:`\mu_c` are used;
 - absent classes are left out, of the means and of the frame's rows alike;
-- ``in_span=True`` first projects the means onto the span of the frame's rows. Where the frame's rank is below d (a
-  frame of largest separation in d = K has rank K - 1), features can hide in directions that no logit sees, and
-  their raw angles then tell of these and not of the classes;
-- a mean has no part in the span if what it has there is no more than rounding, of the features too;
-- the span holds the frame's singular directions above 1e-6 of the largest, and above what the rounding of its entries
-  can make;
-- where a limit 0/0 is met, or fewer than two classes are present, the answer is nan.
+- ``in_span=True`` first projects the means onto the span of the frame's rows. If the frame's rank is below d (a frame
+  of largest separation in d = K has rank K - 1), features may have parts in directions that no logit sees, which
+  change their raw angles;
+- a mean has no part in the span if its projection is no larger than rounding, also of the features;
+- the span holds the frame's singular directions above 1e-6 of the largest, and above the rounding of its entries;
+- a limit 0/0, or fewer than two present classes, gives nan.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from torch import Tensor
 
 from tightframe.errors import as_tensor, check_choice
 from tightframe.functional.collapse import mean_rounding, rows_of_present
-from tightframe.functional.facts import of_present
-from tightframe.functional.geometry import undefined, unit_rows
+from tightframe.functional.geometry import of_present, undefined, unit_rows
 from tightframe.linalg import pair_sq_distances, pooled_var_mean
 from tightframe.moments import ClassMoments
 
@@ -34,10 +32,10 @@ def frame_cosine_error(
     .. math:: \delta_{ij}=\cos(\mu_i,\mu_j)-\cos(w_i,w_j)
 
     Args:
-        moments: of the classifier's input.
-        frame: ``(K, d)`` rows :math:`w_c`.
-        statistic: ``"mean"`` of :math:`|\delta|`, or ``"std"`` of :math:`\delta` (population).
-        in_span: see the module.
+        moments: Class moments of the classifier's input.
+        frame: Frame ``(K, d)`` with rows :math:`w_c`.
+        statistic: Statistic, ``"mean"`` of :math:`|\delta|`, or ``"std"`` of :math:`\delta` (population).
+        in_span: Whether to project the means, see the module.
 
     Returns:
         A 0-d float64 tensor in [0, 2]; 0 at collapse; nan if a mean is zero.
@@ -57,9 +55,9 @@ def frame_duality(moments: ClassMoments, frame: Tensor, *, in_span: bool = False
     .. math:: \Bigl\lVert\frac{W}{\lVert W\rVert_F}-\frac{M}{\lVert M\rVert_F}\Bigr\rVert_F^2
 
     Args:
-        moments: of the classifier's input.
-        frame: ``(K, d)``.
-        in_span: see the module.
+        moments: Class moments of the classifier's input.
+        frame: Frame ``(K, d)``.
+        in_span: Whether to project the means, see the module.
 
     Returns:
         A 0-d float64 tensor in [0, 4]; 0 at collapse; nan if all means are zero.
@@ -71,9 +69,9 @@ def frame_alignment(moments: ClassMoments, frame: Tensor, *, in_span: bool = Fal
     r"""Cosine :math:`\cos(\mu_c,w_c)` of every present class.
 
     Args:
-        moments: of the classifier's input.
-        frame: ``(K, d)``.
-        in_span: see the module.
+        moments: Class moments of the classifier's input.
+        frame: Frame ``(K, d)``.
+        in_span: Whether to project the means, see the module.
 
     Returns:
         ``(K',)`` float64 in [-1, 1]; 1 at collapse; nan where a mean is zero.
@@ -93,16 +91,16 @@ def outside_span(moments: ClassMoments, frame: Tensor, variant: str = "means") -
     r"""Share of squared norm that lies outside the span of the frame's rows, where no logit sees it.
 
     Args:
-        moments: of the classifier's input; with ``scatter=True`` for the features.
-        frame: ``(K, d)``.
-        variant: ``"means"``: of the class means, :math:`\sum_c\lVert\mu_c-P\mu_c\rVert^2/\sum_c\lVert\mu_c\rVert^2`;
-            ``"features"``: of all samples.
+        moments: Class moments of the classifier's input; with ``scatter=True`` for the features.
+        frame: Frame ``(K, d)``.
+        variant: Vectors to take, ``"means"``: the class means,
+            :math:`\sum_c\lVert\mu_c-P\mu_c\rVert^2/\sum_c\lVert\mu_c\rVert^2`; ``"features"``: all samples.
 
     Returns:
         A 0-d float64 tensor in [0, 1]; nan if all is zero.
 
     Raises:
-        ArgumentError: if the variant is unknown, or needs a scatter that is not there.
+        ArgumentError: if the variant is unknown, or if it needs a scatter that the moments lack.
 
     Example:
         >>> moments = ClassMoments.from_samples(torch.tensor([[3.0, 4.0], [-3.0, 4.0]]), torch.tensor([0, 1]), 2)
@@ -118,8 +116,8 @@ def frame_metrics(moments: ClassMoments, frame: Tensor) -> dict[str, Tensor]:
     """Compute the metrics of this module by id; alignments are averaged over classes.
 
     Args:
-        moments: of the classifier's input; with a scatter, ``frame.outside.features`` is computed too.
-        frame: ``(K, d)``.
+        moments: Class moments of the classifier's input; with a scatter, ``frame.outside.features`` is computed too.
+        frame: Frame ``(K, d)``.
 
     Returns:
         From metric id to a 0-d float64 tensor; ids that end in ``.span`` are of the projected means.
@@ -178,10 +176,10 @@ def _directions(moments: ClassMoments, frame: Tensor, in_span: bool) -> tuple[Te
 
 
 def _inside(moments: ClassMoments, basis: Tensor) -> Tensor:
-    """Return the projections of the means on the span of a basis; zero where nothing but rounding is left."""
+    """Return the projections of the means on the span of a basis; zero where only rounding is left."""
     means = of_present(moments).means
     inside = means @ basis.T @ basis
-    # What is left of a mean at right angles to the span is rounding, of the mean or of the features, without direction.
+    # The projection of a mean orthogonal to the span is rounding, of the mean or of the features, without direction.
     share, within = mean_rounding(moments)
     share = share.clamp(min=(moments.dim * torch.finfo(torch.float64).eps) ** 2)
     counts = inside.square().sum(dim=1) > share * (means.square().sum(dim=1) + within)

@@ -1,34 +1,83 @@
 """Collapse metrics of class vectors alone: their norms and angles, and how far they are from a simplex ETF.
 
-*Vectors* are either :class:`ClassMoments`, which stand for their centred class means, or a matrix ``(K, d)`` such as
-``classifier.weight``, used as it is, or :class:`Vectors`, which are kept for several metrics. The other conventions
-are those of :mod:`tightframe.functional.collapse`.
+*Vectors* are :class:`ClassMoments`, which stand for their centred class means; or a matrix ``(K, d)`` such as
+``classifier.weight``, used as it is; or :class:`Vectors`, which are kept for several metrics. The other conventions are
+those of :mod:`tightframe.functional.collapse`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from functools import cached_property, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from tightframe.errors import as_tensor, check_choice, check_features, check_finite
-from tightframe.functional.facts import fact, of_present
 from tightframe.linalg import BLOCK, pair_sq_distances, pooled_var_mean, scale_to_one
 from tightframe.moments import ClassMoments
 
+T = TypeVar("T")
+
+
+class Present(NamedTuple):
+    """Moments of the classes that have samples, to read and not to change.
+
+    Args:
+        which: Index of these classes among the K.
+        number: Number K' of them.
+        counts: Samples of each ``(K',)``.
+        means: Class means ``(K', d)``.
+        traces: Sums of squared distances from these ``(K',)``.
+    """
+
+    which: Tensor | slice
+    number: int
+    counts: Tensor
+    means: Tensor
+    traces: Tensor
+
+
+def kept(function: Callable[..., T]) -> Callable[..., T]:
+    """Keep the result of a function of moments and options until the moments change; do not change the result.
+
+    Nothing is kept for tensors made in inference mode, because their changes are not counted.
+    """
+
+    @wraps(function)
+    def once(moments: ClassMoments, *options: Any) -> T:
+        packed = moments._settle().packed
+        version = -1 if packed.is_inference() else packed._version
+        if version != moments._facts[0] or version < 0:
+            moments._facts = version, {}
+        known = moments._facts[1]
+        if (function, options) not in known:
+            known[function, options] = function(moments, *options)
+        return known[function, options]
+
+    return once
+
+
+@kept
+def of_present(moments: ClassMoments) -> Present:
+    """Return the moments of the present classes; if all are present they are views."""
+    present = moments.present
+    number = int(present.sum())
+    which = slice(None) if number == moments.num_classes else present
+    return Present(which, number, moments.count[which], moments.mean[which], moments.trace[which])
+
 
 class Vectors:
-    """Class vectors, and what several metrics need of them, computed once.
+    """Class vectors, with what several metrics compute from them, kept after the first use.
 
     Args:
         matrix: Vectors ``(K', d)``, finite, in float64.
 
     Attributes:
         scale: Power of two that brings the largest entry near 1.
-        rows: The vectors times this scale, in which no sum of products leaves the range of float64.
+        rows: Vectors times this scale, whose sums of products stay in the range of float64.
     """
 
     def __init__(self, matrix: Tensor) -> None:
@@ -42,7 +91,7 @@ class Vectors:
 
     @property
     def squares(self) -> Iterable[Tensor]:
-        """Squared distances between the directions, each pair once, block by block; kept if they are few."""
+        """Squared distances between the directions, each pair once, block by block; kept if there are few."""
         return self._few_squares if len(self.rows) ** 2 <= BLOCK else self._squares()
 
     @cached_property
@@ -57,8 +106,8 @@ def nc2_equinorm(vectors: ClassMoments | Tensor | Vectors, *, correction: int = 
     """Equal norms: standard deviation of the class vectors' norms over their mean (Papyan, Han & Donoho 2020, fig. 2).
 
     Args:
-        vectors: moments or ``(K, d)``.
-        correction: 1 for the sample standard deviation of published code, 0 for the population's.
+        vectors: Class moments, or vectors ``(K, d)``.
+        correction: Correction of the standard deviation: 1, as in published code, or 0 for the population's.
 
     Returns:
         A number >= 0; 0 at collapse, nan if all vectors are zero.
@@ -116,11 +165,11 @@ def nc2_etf_gap(vectors: ClassMoments | Tensor | Vectors, variant: str = "relati
         =\frac{\sqrt{\sum_i(\sigma_i-\bar\sigma)^2+\lVert M^\top\mathbf 1\rVert^2/K}}{\lVert M\rVert_F}
 
     where Q is an orthonormal basis of the sum-zero vectors and :math:`\sigma` are the K - 1 singular values of
-    :math:`Q^\top M`. No difference of large numbers is taken, so the gap is right down to rounding.
+    :math:`Q^\top M`. No large numbers are subtracted, so the gap is accurate to rounding.
 
     Args:
-        vectors: moments or ``(K, d)``.
-        variant: ``"relative"`` is g; ``"squared"`` the squared distance of M and ETF, each of Frobenius norm 1,
+        vectors: Class moments, or vectors ``(K, d)``.
+        variant: Distance, ``"relative"``: g; ``"squared"``: squared distance of M and ETF, each of Frobenius norm 1,
             :math:`2-2\sqrt{1-g^2}` (the "ETF distance" of Markou, Ajanthan & Gould 2024).
 
     Returns:
@@ -154,15 +203,15 @@ def gnc2(vectors: ClassMoments | Tensor | Vectors, kernel: str = "log", statisti
 
     Over pairs at distance :math:`\rho` on the unit sphere, the kernel is :math:`\log(1/\rho)` (``"log"``),
     :math:`\rho` (``"distance"``) or :math:`\rho^{-(d-2)}` (``"riesz"``). The Riesz energy leaves the range of floating
-    point at a few hundred dimensions, so its *logarithm* is returned, computed in log space.
+    point at a few hundred dimensions, so its *logarithm* is returned.
 
     Args:
-        vectors: moments or ``(K, d)``.
-        kernel: ``"log"``, ``"distance"`` or ``"riesz"``.
-        statistic: ``"mean"`` or ``"variance"`` over pairs (population); for Riesz the logarithm of either.
+        vectors: Class moments, or vectors ``(K, d)``.
+        kernel: Kernel ``"log"``, ``"distance"`` or ``"riesz"``.
+        statistic: Statistic over pairs, ``"mean"`` or ``"variance"`` (population); for Riesz its logarithm.
 
     Returns:
-        A number; nan if a vector is zero; infinite, but for ``"distance"``, if two directions coincide.
+        A number; nan if a vector is zero; infinite, except for ``"distance"``, if two directions coincide.
     """
     check_choice("kernel", kernel, ("log", "distance", "riesz"))
     check_choice("statistic", statistic, ("mean", "variance"))
@@ -183,7 +232,7 @@ def gnc2(vectors: ClassMoments | Tensor | Vectors, kernel: str = "log", statisti
         largest = _least_square(vectors).log() * (-exponent / 2)
         variance, _ = pooled_var_mean(part.sub_(largest).exp_() for part in energies)
         value = 2 * largest + variance.log()
-    return value.where(~value.isnan(), torch.inf)  # only infinite energies, of equal directions, give nan here
+    return value.where(~value.isnan(), torch.inf)  # nan comes only from infinite energies, of equal directions
 
 
 def nc0(weight: Tensor | Vectors) -> Tensor:
@@ -199,12 +248,9 @@ def as_vectors(vectors: ClassMoments | Tensor | Vectors, name: str = "vectors") 
     return vectors if isinstance(vectors, Vectors) else Vectors(matrix_of(vectors, name))
 
 
+@kept
 def centered_vectors(moments: ClassMoments, weighting: str = "class") -> Vectors:
-    """Return the centred class means of moments, which are kept with them."""
-    return fact(moments, _centered_vectors, weighting)
-
-
-def _centered_vectors(moments: ClassMoments, weighting: str) -> Vectors:
+    """Return the centred class means of moments."""
     present = of_present(moments)
     return Vectors(moments.centered_means(weighting) if present.number else present.means)
 
@@ -230,17 +276,17 @@ def distance_from_simplex(left: Tensor, right: Tensor) -> Tensor:
     """Return the distance of the normalised products ``left @ right.T (K, K)`` from the simplex ETF's.
 
     Args:
-        left: ``(K, d)``, whose largest entry is near 1.
-        right: the same.
+        left: Vectors ``(K, d)``, whose largest entry is near 1.
+        right: Vectors like those.
     """
     num_classes, dim = left.shape
     if num_classes < 2:
         return undefined(left)
-    # The products are a multiple of the ETF's, and what is at right angles to that.
+    # The products are a multiple of the ETF's plus a part orthogonal to it.
     root = (num_classes - 1) ** 0.5
     along = (left.flatten() @ right.flatten() - left.sum(dim=0) @ right.sum(dim=0) / num_classes).item() / root
     rest = None
-    if num_classes > dim + 1:  # of too low a rank for an ETF, so that this difference keeps its digits
+    if num_classes > dim + 1:  # the rank is too low for an ETF, so this difference keeps its digits
         of_left, of_right = left.T @ left, right.T @ right
         total = (of_left * of_right).sum()
         if total > 1e-6 * torch.linalg.matrix_norm(of_left) * torch.linalg.matrix_norm(of_right):
@@ -256,5 +302,5 @@ def distance_from_simplex(left: Tensor, right: Tensor) -> Tensor:
 
 
 def undefined(like: Tensor) -> Tensor:
-    """Return the answer of a metric that has none."""
+    """Return nan, the value of a metric that is not defined."""
     return torch.full((), torch.nan, dtype=torch.float64, device=like.device)

@@ -1,4 +1,4 @@
-"""What to compute together: presets, selections and descriptions of the rows of the table of metrics."""
+"""Presets, selections, values and descriptions of the rows of the table of metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tightframe.functional.geometry import centered_vectors
 from tightframe.functional.rows import BOTH, METRICS, SUFFIXES, Metric
 from tightframe.moments import ClassMoments
 
-__all__ = ["METRICS", "PRESETS", "Metric", "Row", "collapse_metrics", "describe", "evaluate", "select", "table"]
+NEEDS = ("means", "scatter", "weight", "bias", "frame", "samples", "logits", "distances")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Row:
 
     Args:
         id: Id under which its value is recorded.
-        metric: Metric with what the id chooses among its alternatives.
+        metric: Metric of this very id, without alternatives.
         options: Keyword arguments of the function.
     """
 
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Described(Metric):
-    """A metric as it is shown for one number of classes: its ideal is a number or None."""
+    """A metric as shown for one number of classes: its ideal is a number or None."""
 
     ideal: float | None = None
 
@@ -60,7 +60,7 @@ _ROWS = {id: metric for metric in METRICS for id in _expand(metric.id)}
 
 @cache
 def _find(id: str) -> Metric | None:
-    """Return the row of an id, with what a choice among alternatives changes: label, needs and function."""
+    """Return the row of an id. A choice among alternatives changes its label, needs and function."""
     metric = _ROWS.get(re.sub(r"@\d+", "@k", id))
     if metric is None or metric.id == id:
         return metric
@@ -74,7 +74,7 @@ def _find(id: str) -> Metric | None:
 
 
 def _of_means(function: Callable[..., Tensor], moments: ClassMoments, weighting: str = "class") -> Tensor:
-    """Apply a function of class vectors to class means centred as wanted."""
+    """Apply a function of class vectors to centred class means."""
     return function(centered_vectors(moments, weighting))
 
 
@@ -99,19 +99,15 @@ def _preset(ids: str, **options: Any) -> list[Entry]:
     return entries
 
 
-_DEFAULT = _preset(
-    f"nc1.ratio nc1.rank cdnv nc2.{{equinorm,equiangularity,max_angle,gram,etf_gap,min_separation}}{BOTH} "
-    f"gnc2.log{BOTH} nc1.pinv vci nc3.distance nc3.gram nc3.alignment nc0 bias_collapse "
-    + " ".join(metric.id for metric in METRICS if "frame" in metric.needs)
-    + " ncc.accuracy nc4.agreement cosine_margin accuracy cross_entropy"
-)
+def _usual(name: str) -> list[Entry]:
+    """Return the ids whose rows name this preset; one for layers has no classifier."""
+    entries = _preset(" ".join(metric.id for metric in METRICS if name in metric.presets))
+    return [entry for entry in entries if name != "layer" or "weight" not in _known(entry[0]).needs]
+
+
 PRESETS: Mapping[str, list[Entry]] = {
-    "default": _DEFAULT,
-    "layer": [
-        entry
-        for entry in [*_DEFAULT, *_preset("ncc.error")]
-        if _known(entry[0]).needs <= {"means", "scatter", "samples"} and entry[0] != "ncc.accuracy"
-    ],
+    "default": _usual("default"),
+    "layer": _usual("layer"),
     "papyan2020": _preset(
         f"nc1.pinv nc2.{{equinorm,equiangularity,max_angle}}{BOTH} nc3.distance ncc.mismatch accuracy"
     ),
@@ -130,12 +126,12 @@ PRESETS: Mapping[str, list[Entry]] = {
 
 
 def select(preset: Preset, have: Collection[str]) -> list[Row]:
-    """Return the rows that can be computed from what there is.
+    """Return the rows that can be computed from given inputs.
 
     Args:
         preset: Name of a preset, or a list of metric ids, each alone or in a pair with a mapping of options. An id may
             hold alternatives in braces.
-        have: Names of what there is, see :class:`Metric`; with ``weight`` there is always a ``bias``, perhaps None.
+        have: Names of the inputs, see ``needs`` of :class:`Metric`; with ``weight`` comes a ``bias``, perhaps None.
 
     Raises:
         ArgumentError: if a preset or an id is not known.
@@ -176,12 +172,12 @@ def evaluate(
     """Compute the rows that need no samples.
 
     Args:
-        rows: Rows that :func:`select` returned; those that need samples are passed over, see
+        rows: Rows that :func:`select` returned; rows that need samples are skipped, see
             :class:`tightframe.functional.samples.Judge`.
         moments: Moments of the layer.
-        weight: ``(K, d)`` of the classifier, None if no row needs it.
-        bias: ``(K,)`` of the classifier, if it has one.
-        frame: ``(K, d)`` class vectors that nobody trains, None if no row needs them.
+        weight: Weight of the classifier ``(K, d)``; None if no row needs it.
+        bias: Bias of the classifier ``(K,)``, if it has one.
+        frame: Fixed class vectors ``(K, d)``; None if no row needs them.
 
     Returns:
         From the id of the row to a 0-d float64 tensor.
@@ -215,12 +211,12 @@ def collapse_metrics(
 
     Args:
         moments: Moments of the classifier's input; without scatter, ``nc1.pinv`` and ``vci`` are left out.
-        weight: ``(K, d)`` of the classifier; without it, so are the metrics that need it.
-        bias: ``(K,)`` of the classifier, if it has one.
-        preset: None for the usual metrics; a list of metric ids; or the metrics of one published code, in its
-            conventions: ``papyan2020`` (the paper), ``papyan_notebook`` (its authors' code), ``zhu2021`` (centred on
-            the mean over samples), ``markou2024`` (the same, and distances to the nearest ETF) or ``rhubarbwu`` (the
-            package of Wu & Papyan).
+        weight: Weight of the classifier ``(K, d)``; without it the metrics that need it are left out.
+        bias: Bias of the classifier ``(K,)``, if it has one.
+        preset: Metrics to compute: None for the usual ones; a list of metric ids; or the metrics of one published code,
+            in its conventions: ``papyan2020`` (the paper), ``papyan_notebook`` (its authors' code), ``zhu2021``
+            (centred on the mean over samples), ``markou2024`` (the same, and distances to the nearest ETF) or
+            ``rhubarbwu`` (the package of Wu & Papyan).
 
     Returns:
         From metric id to a 0-d float64 tensor.
@@ -239,11 +235,11 @@ def collapse_metrics(
 
 
 def describe(id: str, num_classes: int | None = None) -> Described:
-    """Describe a metric id; one that is not known is shown under its own name.
+    """Describe a metric id; an unknown id is its own label.
 
     Args:
         id: Metric id such as ``nc1.pinv``.
-        num_classes: K, which some ideals depend on.
+        num_classes: Number of classes K, on which some ideals depend.
 
     Example:
         >>> describe("nc2.gram.classifier").label
@@ -265,17 +261,16 @@ def table() -> str:
         title = next(title for need, title in _SECTIONS.items() if need in metric.needs or not need)
         ideal = metric.ideal
         text = ideal.__doc__.rstrip(".") if callable(ideal) and ideal.__doc__ else "" if ideal is None else f"{ideal:g}"
-        needs = "means or weight" if BOTH in metric.id else ", ".join(n for n in _NEEDS if n in metric.needs)
+        needs = "means or weight" if BOTH in metric.id else ", ".join(n for n in NEEDS if n in metric.needs)
         cells = [f"`{metric.id}`", metric.formula or metric.meaning, text, metric.source, needs]
         sections.setdefault(title, []).append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     head = "| id | formula | at collapse | source | needs |\n|---|---|---|---|---|\n"
     return "\n\n".join(f"## {title}\n\n{head}" + "\n".join(rows) for title, rows in sections.items())
 
 
-_NEEDS = ("means", "scatter", "weight", "bias", "frame", "samples", "logits", "distances")
 _SECTIONS = {
     "distances": "From a hierarchy of classes",
-    "frame": "From class vectors that nobody trains",
+    "frame": "From fixed class vectors",
     "samples": "From a second look at the samples",
     "means": "From the moments of one layer",
     "weight": "From the moments of one layer",

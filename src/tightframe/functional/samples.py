@@ -1,4 +1,4 @@
-"""Collapse metrics that look at the samples a second time, once the class means are known."""
+"""Collapse metrics of samples, which need a second look once the class means are known."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 class Judge:
     """Judge samples by class means and class vectors, batch by batch.
 
-    What every batch needs of the means and of the class vectors is computed once, when the first batch needs it.
+    Numbers that every batch needs from the means and the class vectors are computed once, at the first use.
 
     Args:
         moments: Moments of the *training* features, also when the samples are not; None if no row needs means.
@@ -61,19 +61,19 @@ class Judge:
         """Return the value of every sample, for each row of the registry that looks at samples.
 
         Args:
-            rows: Rows that :func:`tightframe.functional.registry.select` returned; those that need no samples are
-                passed over.
+            rows: Rows that :func:`tightframe.functional.registry.select` returned; rows that need no samples are
+                skipped.
             features: Inputs of the classifier ``(B, d)``, finite.
             labels: Labels ``(B,)`` in 0..K-1; None if no row needs them.
             logits: Outputs of the network ``(B, K)``, finite; None if no row needs them.
-            decision: Classes ``(B,)`` of the largest logits, where the logits are gone.
+            decision: Classes ``(B,)`` of the largest logits, if the logits were not kept.
 
         Returns:
             From the id of the row to ``(B,)`` float64 values.
 
         Raises:
             DtypeError, ShapeError, LabelError, NonFiniteError: if a tensor is not as above.
-            ArgumentError: if a row needs moments, class vectors or logits that are not there.
+            ArgumentError: if a row needs moments, class vectors or logits that are not given.
         """
         look = Look(self, features, labels, logits, decision)
         return {
@@ -116,14 +116,14 @@ class Judge:
 
 
 class Look:
-    """One batch, and what several rows need of it, computed once. Rows of samples are functions of a look.
+    """One batch, with numbers that several rows need, computed once. Rows of samples are functions of a look.
 
     Args:
-        judge: Judge that knows class means and class vectors.
+        judge: Judge that holds class means and class vectors.
         features: Features ``(B, d)``.
         labels: Labels ``(B,)``, None if no function reads them.
         logits: Logits ``(B, K)``, None if no function reads them.
-        decision: Classes ``(B,)`` of the largest logits, where the logits are gone.
+        decision: Classes ``(B,)`` of the largest logits, if the logits were not kept.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ def margin(look: Look, weighting: str = "class") -> Tensor:
 
 
 def _products(samples: Tensor, vectors: Tensor) -> Tensor:
-    """Return the products of samples with vectors ``(B, K)``, the other way round where this is faster."""
+    """Return the products of samples with vectors ``(B, K)``, transposed where this is faster."""
     few = 16 * len(vectors) < len(samples)
     return (vectors @ samples.T).T if few else samples @ vectors.T
 
@@ -254,7 +254,8 @@ def ncc_accuracy(features: Tensor, labels: Tensor, moments: ClassMoments) -> Ten
 def nc4_agreement(features: Tensor, logits: Tensor, moments: ClassMoments) -> Tensor:
     """Share of samples on which the network decides as the nearest class mean does (Papyan, Han & Donoho 2020, fig. 7).
 
-    The network speaks through its logits, bias included. One minus this is the mismatch that some papers plot.
+    The decision of the network is its largest logit, bias included. One minus this number is the mismatch that some
+    papers plot.
 
     Args:
         features: Inputs of the classifier ``(B, d)``.
@@ -279,10 +280,10 @@ def cosine_margins(
         labels: Labels ``(B,)`` in 0..K-1.
         moments: Moments whose global mean centres the features.
         weight: Rows of the classifier ``(K, d)``, K >= 2.
-        weighting: Global mean that is taken, ``"class"`` or, as in the published code, ``"sample"``.
+        weighting: Global mean, ``"class"`` or, as in the published code, ``"sample"``.
 
     Returns:
-        ``(B,)`` float64 in [-2, 2]; K/(K - 1) at collapse; nan where a sample lies at the global mean.
+        ``(B,)`` float64 in [-2, 2]; K/(K - 1) at collapse; nan for a sample at the global mean.
     """
     return margin(_some(Look(Judge(moments, weight), features, labels)), weighting)
 

@@ -1,8 +1,7 @@
 """torchmetrics classes over the functions of ``tightframe.functional``."""
 
-from tightframe.metrics.collapse import CDNV, NC1, NC2, NC3, MomentsMetric, NeuralCollapse
+from tightframe.metrics.collapse import CDNV, NC1, NC2, NC3, FrameCollapse, MomentsMetric, NeuralCollapse
 from tightframe.metrics.confusion import ConfusedPairs
-from tightframe.metrics.frame_collapse import FrameCollapse
 from tightframe.metrics.samples import NC4Agreement, NCCAccuracy
 from tightframe.metrics.severity import HierarchicalDistance, HierarchicalMetrics, MistakeSeverity
 

@@ -1,4 +1,4 @@
-"""What the metrics have in common beside their numbers."""
+"""Base class of the metrics: states, checkpoints, copies and casts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torchmetrics import Metric
 class StreamedMetric(Metric):
     """A metric whose update looks at its own batch alone, and whose values have no gradient.
 
-    Its states are its own and can always be updated: what was made in inference mode, or belongs to a checkpoint, is
-    copied before it becomes a state. They move with a parent module and are never cast with it.
+    Its states can always be updated: a tensor made in inference mode, or of a checkpoint, is copied before it becomes a
+    state. States move with a parent module and are never cast with it.
     """
 
     is_differentiable = False
@@ -42,7 +42,7 @@ class StreamedMetric(Metric):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for name in self._defaults:
-            setattr(self, name, getattr(self, name))  # a copy made in inference mode did not come through __setattr__
+            setattr(self, name, getattr(self, name))  # a copy made in inference mode bypasses __setattr__
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *messages: list[str]

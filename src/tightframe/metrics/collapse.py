@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tightframe.errors import ArgumentError, check_choice
+from tightframe.errors import ArgumentError, check_choice, check_features, check_finite
 from tightframe.functional.registry import Preset, evaluate, select
+from tightframe.functional.rows import METRICS
 from tightframe.metrics._base import StreamedMetric
 from tightframe.moments import ClassMoments
 
@@ -19,15 +20,15 @@ class MomentsMetric(StreamedMetric):
     """Base of metrics that are functions of :class:`ClassMoments`: it gathers them, a subclass computes.
 
     The state is one float64 vector, which ``half()`` or ``to(torch.bfloat16)`` of a parent module never casts.
-    Synchronisation reduces it in place, so it needs one copy of the state and not one for every rank. Metrics of a
+    Synchronisation reduces it in place, so it needs one copy of the state instead of one per rank. Metrics of a
     ``MetricCollection`` that gather the same moments share them, as torchmetrics' compute groups do.
 
     Args:
-        num_classes: K.
-        dim: feature dimension d.
-        scatter: gather the pooled scatter ``(d, d)`` too.
-        ignore_index: label whose samples are left out.
-        kwargs: passed to ``torchmetrics.Metric``.
+        num_classes: Number of classes K.
+        dim: Feature dimension d.
+        scatter: Whether to gather the pooled scatter ``(d, d)``.
+        ignore_index: Label whose samples are left out.
+        kwargs: Arguments of ``torchmetrics.Metric``.
     """
 
     packed: Tensor
@@ -76,14 +77,14 @@ class NeuralCollapse(MomentsMetric):
     """All collapse metrics of a layer, or those of one published code, as a dict keyed by metric id.
 
     Args:
-        num_classes: K.
-        dim: feature dimension d.
-        classifier: the model's last linear map, or anything with ``weight (K, d)`` and perhaps ``bias (K,)``; it is
-            read when the metrics are computed, and is not part of this metric. None leaves out what needs it.
-        preset: see :func:`tightframe.functional.collapse_metrics`.
-        scatter: gather the pooled scatter ``(d, d)``, which ``nc1.pinv`` and ``vci`` need.
-        ignore_index: label whose samples are left out.
-        kwargs: passed to ``torchmetrics.Metric``.
+        num_classes: Number of classes K.
+        dim: Feature dimension d.
+        classifier: Last linear map of the model, or an object with ``weight (K, d)`` and perhaps ``bias (K,)``. It is
+            read when the metrics are computed, and is not part of this metric. None leaves out metrics that need it.
+        preset: Metrics to compute, see :func:`tightframe.functional.collapse_metrics`.
+        scatter: Whether to gather the pooled scatter ``(d, d)``, which ``nc1.pinv`` and ``vci`` need.
+        ignore_index: Label whose samples are left out.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> import torch
@@ -106,13 +107,46 @@ class NeuralCollapse(MomentsMetric):
     ) -> None:
         super().__init__(num_classes, dim, scatter=scatter, ignore_index=ignore_index, **kwargs)
         self.preset = "default" if preset is None else preset
-        select(self.preset, ())  # an unknown one raises here, not after the samples
+        select(self.preset, ())  # an unknown one raises before any sample is read
         self._classifier = _Reference(classifier)
 
     def compute(self) -> dict[str, Tensor]:
         """Return 0-d float64 tensors by metric id."""
         weight, bias = self._classifier.parameters()
         return self._evaluate(self.preset, weight=weight, bias=bias)
+
+
+class FrameCollapse(MomentsMetric):
+    """All metrics of :func:`tightframe.functional.frame_metrics`, as a dict keyed by metric id.
+
+    Args:
+        frame: Class vectors ``(K, d)``; a copy is kept in its own precision, from which its rounding is known.
+        scatter: Whether to gather the pooled scatter ``(d, d)``, which ``frame.outside.features`` needs.
+        ignore_index: Label whose samples are left out.
+        kwargs: Arguments of ``torchmetrics.Metric``.
+
+    Raises:
+        DtypeError, ShapeError, NonFiniteError: if the frame is not a finite floating-point matrix.
+
+    Example:
+        >>> import torch
+        >>> metric = FrameCollapse(torch.eye(3))
+        >>> metric.update(torch.eye(3), torch.arange(3))
+        >>> metric.compute()["frame.alignment"]
+        tensor(1., dtype=torch.float64)
+    """
+
+    frame: Tensor
+
+    def __init__(self, frame: Tensor, *, scatter: bool = False, ignore_index: int | None = None, **kwargs: Any) -> None:
+        check_features(frame, name="frame")
+        check_finite(frame, "frame")
+        super().__init__(frame.shape[0], frame.shape[1], scatter=scatter, ignore_index=ignore_index, **kwargs)
+        self.register_buffer("frame", frame.detach().clone(), persistent=False)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return 0-d float64 tensors by metric id."""
+        return self._evaluate([metric.id for metric in METRICS if "frame" in metric.needs], frame=self.frame)
 
 
 class _OneRow(MomentsMetric):
@@ -178,7 +212,7 @@ class NC2(_OneRow):
     Args:
         num_classes: Number of classes K.
         dim: Feature dimension d.
-        variant: ``equinorm``, ``equiangularity``, ``max_angle``, ``gram`` or ``etf_gap``, each ``functional.nc2_*``.
+        variant: Measure ``equinorm``, ``equiangularity``, ``max_angle``, ``gram`` or ``etf_gap``.
         kwargs: Options of ``MomentsMetric``.
     """
 
@@ -194,7 +228,7 @@ class NC3(_OneRow):
         num_classes: Number of classes K.
         dim: Feature dimension d.
         classifier: Module as in :class:`NeuralCollapse`.
-        variant: ``distance``, ``gram`` or ``alignment``, each ``functional.nc3_*``.
+        variant: Measure ``distance``, ``gram`` or ``alignment``, each ``functional.nc3_*``.
         kwargs: Options of ``MomentsMetric``.
     """
 
@@ -230,7 +264,7 @@ class _Reference:
 
 
 def _merge_packed(states: Tensor, num_classes: int, dim: int, scatter: bool) -> Tensor:
-    """Merge packed moments ``(n, size)`` into one."""
+    """Merge packed moments ``(n, size)`` into one vector."""
     parts = [ClassMoments(num_classes, dim, scatter=scatter, packed=state) for state in states]
     for other in parts[1:]:
         parts[0].merge(other)

@@ -45,7 +45,7 @@ class NCCAccuracy(_Share):
 
     Args:
         moments: Moments of the training features.
-        kwargs: passed to ``torchmetrics.Metric``.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> moments = ClassMoments.from_samples(torch.tensor([[0.0], [4.0]]), torch.tensor([0, 1]), 2)
@@ -65,7 +65,7 @@ class NC4Agreement(_Share):
 
     Args:
         moments: Moments of the training features.
-        kwargs: passed to ``torchmetrics.Metric``.
+        kwargs: Arguments of ``torchmetrics.Metric``.
     """
 
     def update(self, features: Tensor, logits: Tensor) -> None:

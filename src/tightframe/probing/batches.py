@@ -1,4 +1,4 @@
-"""What a user's loader yields: inputs and labels of any common form, read without a trace."""
+"""Batches of a user's loader: inputs and labels in any common form, read without changing the loader."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import inspect
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,11 @@ Forward = Callable[[nn.Module, Any], Any]
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
-    """Return what a model is to be given of a batch, and the labels.
+    """Return the inputs of a model, and the labels, from a batch.
 
     Args:
-        batch: ``(inputs, labels, ...)``, of which the rest is left out, or a mapping with one of ``labels``, ``label``,
-            ``targets``, ``target`` and ``y``.
+        batch: Pair ``(inputs, labels, ...)``, whose further parts are left out, or a mapping with one of ``labels``,
+            ``label``, ``targets``, ``target`` and ``y``.
 
     Raises:
         ArgumentError: if it is neither.
@@ -58,7 +59,7 @@ def labels_of(value: Any, device: torch.device) -> Tensor:
     """Return labels as int64 on a device.
 
     Raises:
-        DtypeError: if they are no integers.
+        DtypeError: if they are not integers.
     """
     labels = as_labels(value)
     if labels.dtype != torch.int64:
@@ -85,7 +86,7 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """Run a model on what a batch holds beside its labels.
+    """Run a model on the inputs of a batch.
 
     A mapping is passed by keyword if the model's ``forward`` takes all of its names, else a lone value by position;
     anything else is passed as it is.
@@ -115,15 +116,15 @@ def _parameters(model: nn.Module) -> tuple[list[str], bool]:
 
 
 class Reading:
-    """One loader, read as it is: its own sampler, workers and collate, and everything left as it was.
+    """One loader, read as it is, with its own sampler, workers and collate; nothing is changed by the reading.
 
     Every pass begins with the same random numbers, so a shuffled or augmented loader yields the same samples again.
 
     Args:
-        loader: iterable of batches. Of a ``DataLoader`` a copy is read, lest the iterator that a training holds is
-            disturbed. A ``CombinedLoader`` of Lightning is read with all that it combines.
-        max_batches: number of batches to read; None for all.
-        transfer: function that moves a batch to the device of a model; None for :func:`to_device`.
+        loader: Iterable of batches. A ``DataLoader`` is copied before it is read, so that the iterator of a training is
+            not disturbed. A ``CombinedLoader`` of Lightning is read with all that it combines.
+        max_batches: Number of batches to read; None for all.
+        transfer: Function that moves a batch to the device of a model; None for :func:`to_device`.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Reading:
 
     @property
     def once(self) -> bool:
-        """Whether the loader can be read but once."""
+        """Whether the loader can be read only once."""
         return any(isinstance(part, Iterator) and length_of(part) is None for part in self.parts)
 
     def __len__(self) -> int:
@@ -187,46 +188,36 @@ class Reading:
         states = [(owner, dict(vars(owner))) for owner in self.owners if isinstance(owner, Sampler)]
         inside = [(v, copy.copy(v)) for _, state in states for v in state.values() if isinstance(v, list | dict | set)]
         generators = {id(g): g for owner in self.owners for g in vars(owner).values() if isinstance(g, _GENERATORS)}
-        saved = [(g, _state(g)) for g in generators.values()]
-        python, numpy = random.getstate(), np.random.get_state()
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-        try:
+        with contextlib.ExitStack() as afterwards:
+            for generator in generators.values():
+                afterwards.callback(_restorer(generator))
+            for container, before in inside:
+                afterwards.callback(_put_back, container, before)
+            for owner, state in states:
+                afterwards.callback(vars(owner).update, state)
+                afterwards.callback(vars(owner).clear)
+            afterwards.callback(random.setstate, random.getstate())
+            afterwards.callback(np.random.set_state, np.random.get_state())
+            devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
             with torch.random.fork_rng(devices=devices):
                 yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-            for owner, state in states:
-                vars(owner).clear()
-                vars(owner).update(state)
-            for container, before in inside:
-                _put_back(container, before)
-            for generator, state in saved:
-                _restore(generator, state)
 
 
 _GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
-def _state(generator: Any) -> Any:
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
+def _restorer(generator: Any) -> Callable[[], None]:
+    """Return a function that puts a generator back into the state it has now."""
     if isinstance(generator, np.random.Generator):
-        return copy.deepcopy(generator.bit_generator.state)
-    return generator.get_state() if isinstance(generator, np.random.RandomState) else generator.getstate()
-
-
-def _restore(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.set_state(state)
+        inner = generator.bit_generator
+        return partial(setattr, inner, "state", copy.deepcopy(inner.state))
+    if isinstance(generator, random.Random):
+        return partial(generator.setstate, generator.getstate())
+    return partial(generator.set_state, generator.get_state())
 
 
 def _put_back(container: Any, before: Any) -> None:
-    """Give a container the parts it had, unless it has them: the training may be in the middle of it."""
+    """Give a container its earlier parts, unless it still has them: a training may be in the middle of it."""
     now, then = ([*c, *(c.values() if isinstance(c, dict) else ())] for c in (container, before))
     if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
         container.clear()
@@ -234,7 +225,7 @@ def _put_back(container: Any, before: Any) -> None:
 
 
 def _owners(loader: Any) -> list[Any]:
-    """Return the loader, its samplers and its data sets, whatever holds random numbers of its own."""
+    """Return the loader, its samplers and its data sets: everything that may hold random numbers of its own."""
     found: dict[int, Any] = {}
     waiting = [loader]
     while waiting:
@@ -287,7 +278,7 @@ def length_of(loader: Any) -> int | None:
 
 
 def _notice(loader: Any) -> None:
-    """Say where a loader leaves out samples, or repeats them."""
+    """Give a notice if a loader leaves out samples, or repeats them."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return
     batches = loader.batch_sampler

@@ -25,9 +25,9 @@ class HeadWatch:
     """Reads the classifier's input in every forward pass, and finds the classifier in the first.
 
     Args:
-        model: any module.
-        classifier: dotted name, module, or ``(weight, bias)``; None to find it by evidence.
-        features: name or module whose output goes into the map ``(weight, bias)``.
+        model: Module that holds the classifier.
+        classifier: Dotted name, module, or ``(weight, bias)``; None to find it by evidence.
+        features: Name or module whose output goes into the map ``(weight, bias)``.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class HeadWatch:
             yield
 
     def forget(self) -> None:
-        """Forget what a forward pass left that nobody read."""
+        """Forget a forward pass that was not read."""
         self._seen = []
 
     @property
     def state(self) -> tuple[str, str, bool] | None:
-        """What was found, for ranks that have no data to find it by."""
+        """Result of the search, for ranks without data."""
         return None if self.head is None else (self.name or "", self.head.reading, self.head.log)
 
     @state.setter
@@ -97,7 +97,7 @@ class HeadWatch:
             large = [seen for seen in self._seen if seen.gave.ndim > 2]
             if len(large) >= MAPS_KEPT:
                 self._seen = [seen for seen in self._seen if seen is not large[0]]
-        # What comes next may change an output in place, which is compared.
+        # The next module may change this output in place, and it is compared later.
         gave = gave.detach().clone() if self._first or gave.ndim == 2 else gave.detach()
         given = given.detach().clone() if given.is_inference() else given.detach()
         self._seen.append(Seen(self._names[module], module, given, version(given), gave))
@@ -105,10 +105,10 @@ class HeadWatch:
     def read(self, logits: Tensor | None) -> tuple[str, Tensor]:
         """Return the tap and the features, ``(B, d)`` or ``(B, ..., d)``, of the last forward pass; forget them.
 
-        A classifier that was found earlier is compared with the logits again, as exits or experts may take turns.
+        A classifier that was found earlier is compared with the logits again, because exits or experts may take turns.
 
         Args:
-            logits: of the model; None if it gives none.
+            logits: Logits of the model; None if it gives none.
 
         Raises:
             ArgumentError: if no classifier is found, or it did not run.
@@ -168,10 +168,10 @@ class HeadWatch:
 
 
 def name_of(model: nn.Module, module: str | nn.Module | None, argument: str) -> str:
-    """Return the dotted name of one module of a model, given by name or as it is.
+    """Return the dotted name of one module of a model, given by its name or as a module.
 
     Raises:
-        ArgumentError: if it is none of the model, or a pattern names several.
+        ArgumentError: if it is not in the model, or if a pattern names several.
     """
     if isinstance(module, str):
         names = match_layers(model, [module], argument)
@@ -191,13 +191,13 @@ def _is_batch(value: Any) -> bool:
 def find_classifier(model: nn.Module, inputs: Any = None) -> str:
     """Return the dotted name of the model's classifier.
 
-    With inputs it is the module whose output is the model's on them. Without, it is what the model says of itself
+    With inputs it is the module whose output on them is the model's. Without inputs it is the one that the model names
     (:class:`tightframe.nn.Classifier`, ``get_classifier()`` of timm, ``get_output_embeddings()`` of Hugging Face), else
     the last ``nn.Linear`` in the order of registration, which may be another layer: pass inputs to be sure.
 
     Args:
-        model: any module.
-        inputs: a batch of its inputs; a tensor, or a mapping of keyword arguments.
+        model: Module that holds the classifier.
+        inputs: Batch of its inputs, a tensor or a mapping of keyword arguments.
 
     Raises:
         ArgumentError: if there is none; name the layer yourself then.

@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -25,29 +27,31 @@ OWN = "own"
 
 
 class Engine:
-    """Measures one model: its classifier is found once, then any number of splits is measured.
+    """Measures one model: the classifier is found once, then any number of splits is measured.
 
     Args:
-        model: any module.
-        classifier: dotted name of the classifier, the module, or ``(weight, bias)`` together with ``features``; None
-            to find it by evidence in the first batch, False to look at ``layers`` alone.
-        features: module, or its name, whose output goes into the map ``(weight, bias)``.
-        layers: dotted names or patterns of further modules; None for all linear maps that run.
-        tap: where the features of these are read, see :class:`Probe`.
-        pooling: how tokens and maps become vectors there, see :class:`Probe`.
-        mask_of: function from a batch to the mask ``(B, T)`` of its tokens, for ``pooling="mask"``.
-        forward: function of the model and the inputs of a batch, in place of a plain call.
-        logits: key, index or function that finds the logits in the model's output.
-        num_classes: K; None for the number of logits.
-        scatter: whether to gather ``(d, d)`` scatters.
-        rows: preset or ids of the metrics at the classifier's input.
-        layer_rows: preset or ids of the metrics at other layers.
-        ignore_index: label whose samples are left out.
-        hold_bytes: memory for the features that a second look needs.
-        spill_bytes: size of a temporary file for them once they take more; beyond that the data are read once more.
-        max_batches: number of batches to read of each split.
-        all_ranks: whether the loaders of all ranks of ``torch.distributed`` make up the split; all must measure then.
-        on_batch: function of the name of a split and of what a batch of it gave.
+        model: Module that maps inputs to logits ``(B, K)``, or ``(B, ..., K)``.
+        classifier: Dotted name of the classifier, the module itself, or ``(weight (K, d), bias (K,) or None)`` together
+            with ``features``. None finds it by evidence in the first batch: the module whose output, for the input it
+            received, is the model's. False measures ``layers`` alone.
+        features: Module, or its name, whose output goes into the map ``(weight, bias)``.
+        layers: Dotted names of further modules to measure, or patterns as in :func:`match_layers`; None for all linear
+            maps that run.
+        tap: Place where the features of ``layers`` are read, see :class:`Probe`.
+        pooling: Way to turn tokens and maps into vectors there, see :class:`Probe`.
+        mask_of: Function from a batch to the mask ``(B, T)`` of its tokens, for ``pooling="mask"``.
+        forward: Function of the model and the inputs of a batch, in place of a plain call.
+        logits: Key, index or function that finds the logits in the model's output.
+        num_classes: Number of classes K; None for the number of logits.
+        scatter: Whether to gather ``(d, d)`` scatters, which ``nc1.pinv`` and ``vci`` need.
+        preset: Metrics to compute, see :func:`tightframe.functional.collapse_metrics`; None for ``default`` at the
+            classifier's input and ``layer`` at other layers.
+        ignore_index: Label whose samples are left out, such as padding.
+        hold_bytes: Memory for features that are looked at twice, once the class means are known.
+        spill_bytes: Size of a temporary file for them when they take more memory; beyond it the data are read again.
+        max_batches: Number of batches to read of each split; needed for loaders that never end.
+        all_ranks: Whether the loaders of all ranks of ``torch.distributed`` make up the split; then all must measure.
+        on_batch: Function of the name of a split and of what one of its batches gave.
     """
 
     def __init__(
@@ -64,8 +68,7 @@ class Engine:
         logits: Logits | None = None,
         num_classes: int | None = None,
         scatter: bool = True,
-        rows: str | Sequence[str] = "default",
-        layer_rows: str | Sequence[str] = "layer",
+        preset: registry.Preset | None = None,
         ignore_index: int | None = None,
         hold_bytes: int = 2**28,
         spill_bytes: int = 2**32,
@@ -79,12 +82,12 @@ class Engine:
             )
         if max_batches is not None:
             check_positive("max_batches", max_batches)
-        for chosen in (rows, layer_rows):
-            registry.select(chosen, ())  # an unknown one is an error before any work
+        self._rows, self._layer_rows = ("default", "layer") if preset is None else (preset, preset)
+        registry.select(self._rows, ())  # an unknown one is an error before any work
         if isinstance(model, torch.jit.ScriptModule):
             raise ArgumentError(
-                "model must be one whose layers can be watched, got a scripted or traced module; measure the module it "
-                "was made of"
+                "model must be a module whose layers can be watched, got a scripted or traced one; measure the module "
+                "it was made from"
             )
         self.model = model
         self.mask_of = mask_of
@@ -98,7 +101,6 @@ class Engine:
         self.all_ranks = all_ranks
         self.on_batch = on_batch
         self._logits = logits
-        self._rows, self._layer_rows = rows, layer_rows
         self.watch = None if classifier is False else HeadWatch(model, classifier, features)
         self.tap = tap
         self.probe = None if layers is not None and not layers else Probe(model, layers, tap=tap, pooling=pooling)
@@ -111,22 +113,23 @@ class Engine:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch the model for what :meth:`look` needs, as long as the ``with`` block lasts."""
+        """Watch the model for :meth:`look`, as long as the ``with`` block lasts."""
         with self.probe or contextlib.nullcontext(), self.watch.watching() if self.watch else contextlib.nullcontext():
             yield
 
     def forget(self) -> None:
         """Forget a forward pass that was not looked at."""
-        for part in (self.probe, self.watch):
-            if part is not None:
-                part.forget()
+        if self.probe is not None:
+            self.probe.forget()
+        if self.watch is not None:
+            self.watch.forget()
 
     def look(self, labels: Any, output: Any) -> Looked:
-        """Return what the last forward pass left, one row a sample.
+        """Return features, labels and logits of the last forward pass, one row a sample.
 
         Args:
-            labels: ``(B,)``, or ``(B, ...)`` where every position has one.
-            output: of the model.
+            labels: Labels ``(B,)``, or ``(B, ...)`` if every position has one.
+            output: Output of the model.
         """
         labels = labels_of(labels, self.device)
         if labels.ndim == 2 and labels.shape[1] == 1 and getattr(output, "ndim", 0) == 2:
@@ -150,16 +153,15 @@ class Engine:
         for place, h in features.items():
             if h.ndim != 2 or len(h) != len(labels):
                 raise ShapeError(
-                    f"layer {place.layer!r} must give one row a sample, {len(labels)} as there are labels, got "
+                    f"layer {place.layer!r} must give one row per sample, {len(labels)} like the labels, got "
                     f"{len(h)}; samples must be the first dimension"
                 )
+        looked = Looked(features, labels, logits)
         if self.ignore_index is not None:
             wanted = labels != self.ignore_index
-            features = {place: h[wanted] for place, h in features.items()}
-            labels, logits = labels[wanted], None if logits is None else logits[wanted]
-        looked = Looked(features, labels, logits)
+            looked = looked.each(lambda tensor: tensor[wanted])
         # Without float64 on the device, all that follows is on the CPU.
-        return looked.to(torch.device("cpu")) if labels.device.type == "mps" else looked
+        return looked.each(Tensor.cpu) if labels.device.type == "mps" else looked
 
     def _read_logits(self, output: Any, labels: Tensor) -> Tensor | None:
         try:
@@ -168,7 +170,7 @@ class Engine:
                 logits = logits.movedim(1, -1)
             if logits.shape[-1] == 1:
                 raise ShapeError(
-                    "the model's output is one logit z a sample; measure it as two classes, with logits=lambda z: "
+                    "the model's output is one logit z per sample; measure it as two classes, with logits=lambda z: "
                     "torch.cat([0 * z, z], 1), classifier=(weight, bias), whose first rows are zero, and features="
                 )
             expected = (*labels.shape, self.num_classes or logits.shape[-1])
@@ -182,32 +184,31 @@ class Engine:
                 return None
             if self.watch.found:
                 raise
-            warnings.warn(f"without accuracy and NC4: {error}", Notice, stacklevel=2)
+            warnings.warn(f"accuracy and NC4 are left out: {error}", Notice, stacklevel=2)
             return None
         self.num_classes = logits.shape[-1]
         return logits
 
     def passes(self, reading: Reading, each: Callable[[Looked], None]) -> None:
-        """Read a loader once, run the model on its batches, and hand over what each gave."""
+        """Read a loader once, run the model on its batches, and call ``each`` with the result."""
         # Random numbers come back last, when the workers of the loader have ended.
         with reading.undisturbed(), evaluating(self.model), torch.no_grad(), self.watching():
             for batch, kept in shown(reading.batches(self.device), len(reading) or None, "measuring"):
                 if self.probe is not None and self.mask_of is not None:
-                    self.probe.mask = _checked_mask(self.mask_of(batch)).to(self.device)
+                    mask = self.mask_of(batch)
+                    if not bool((mask != 0).any(dim=-1).all()):
+                        raise ArgumentError("mask_of must keep at least one token of every sample, got none of some")
+                    self.probe.mask = mask.to(self.device)
                 inputs, labels = split_batch(batch)
                 if getattr(labels, "shape", (1,))[:1] == (0,):
                     continue
                 output = call(self.model, inputs) if self.forward is None else self.forward(self.model, inputs)
                 looked = self.look(labels, output)
                 del batch, inputs, labels, output
-                if kept is not None and kept < len(looked.labels):
-                    looked = looked.first(max(kept, 0))
+                if kept is not None:
+                    looked = looked.each(itemgetter(slice(max(kept, 0))))
                 each(looked)
                 del looked
-
-    def reading(self, loader: Iterable[Any] | Reading) -> Reading:
-        """Return how a loader is read."""
-        return loader if isinstance(loader, Reading) else Reading(loader, self.max_batches)
 
     def weights(self) -> tuple[Tensor | None, Tensor | None]:
         """Return weight and bias of the classifier as they are now; None without one."""
@@ -218,14 +219,14 @@ class Engine:
         have = {"means", "samples"} | ({"scatter"} if self.scatter else set()) | ({"logits"} if logits else set())
         if place.layer != FEATURES or self.watch is None:
             return registry.select(self._layer_rows, have)
-        module = None if self.watch.head is None else self.watch.head.module
-        fixed = module is not None and not trains_matrix(module)
-        rows = registry.select(self._rows, have | {"weight", "bias"} | ({"frame"} if fixed else set()))
-        if not isinstance(self._rows, str):  # ids that somebody chose
-            every = {"scatter", "frame", "logits", "distances", "weight", "bias", "means", "samples"}
-            for row in registry.select(self._rows, every):
+        head = self.watch.head
+        fixed = head is not None and head.module is not None and not trains_matrix(head.module)
+        have |= {"weight", "bias"} | ({"frame"} if fixed else set())
+        rows = registry.select(self._rows, have)
+        if not isinstance(self._rows, str):  # a list of ids
+            for row in registry.select(self._rows, registry.NEEDS):
                 if row not in rows:
-                    needs = ", ".join(sorted(row.metric.needs - have - {"weight", "bias"}))
+                    needs = ", ".join(sorted(row.metric.needs - have))
                     warnings.warn(f"{row.id} is left out, as it needs {needs}", Notice, stacklevel=2)
         return rows
 
@@ -234,12 +235,12 @@ class Engine:
         data: Mapping[str, Iterable[Any] | Reading],
         reference: str | Mapping[Place, ClassMoments] | None = None,
     ) -> Iterator[Measured]:
-        """Measure splits, the one whose means judge the others first.
+        """Measure splits, first the one whose means judge the others.
 
         Args:
-            data: loaders, or how they are read, by the name of their split.
-            reference: the split whose class means judge samples, ``"own"`` for those of each split itself, or moments
-                by place; None leaves out what needs such means.
+            data: Loaders, or their :class:`Reading`, by the name of the split.
+            reference: Name of the split whose class means judge samples, ``"own"`` for the means of each split itself,
+                or moments by place. None leaves out the metrics that need such means.
 
         Raises:
             EmptyDataError: if a split has no batch.
@@ -251,8 +252,10 @@ class Engine:
             names.sort(key=lambda name: name != reference)
         known = reference if isinstance(reference, Mapping) else None
         for name in names:
-            split = Split(self, name, self.reading(data[name]), known, own=reference in (OWN, name))
-            together(split.read, self.all_ranks)
+            loader = data[name]
+            reading = loader if isinstance(loader, Reading) else Reading(loader, self.max_batches)
+            split = Split(self, name, reading, known, own=reference in (OWN, name))
+            together(partial(self.passes, reading, split.add), self.all_ranks)
             if self.all_ranks:
                 split.reduce()
             together(split.look_again, self.all_ranks)
@@ -262,9 +265,3 @@ class Engine:
             if reference == name:
                 known = measured.moments
             yield measured
-
-
-def _checked_mask(mask: Tensor) -> Tensor:
-    if not bool((mask != 0).any(dim=-1).all()):
-        raise ArgumentError("mask_of must keep at least one token of every sample, got a sample without")
-    return mask

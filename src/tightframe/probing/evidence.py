@@ -1,4 +1,4 @@
-"""Evidence that a module is the classifier: what it returns for what it was given is what the model returns."""
+"""Evidence that a module is the classifier: its output, for the input it received, is the model's output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALLEST = -60.0  # logits below the largest of their row that a float32 probabi
 
 
 class Seen(NamedTuple):
-    """A module that ran: what it was given, how often that had been changed in place by then, and what it returned."""
+    """A module that ran: its input, the number of in-place changes of that input by then, and its output."""
 
     name: str
     module: nn.Module
@@ -35,12 +35,12 @@ class Head:
     """The classifier of a model, and how its input becomes one vector a sample.
 
     Args:
-        name: dotted name, or "" where weight and bias were given.
-        module: the classifier; None where weight and bias were given.
-        reading: ``"whole"``: its output has the shape of the logits; ``"mean"``: the logits are averages over maps or
-            tokens; ``"token"``: they are the output at one token.
-        matrix: weight ``(K, d)`` and bias ``(K,)`` or None, where they were given.
-        log: whether the model returns probabilities, whose logarithms are logits.
+        name: Dotted name, or "" if weight and bias were given.
+        module: Module of the classifier; None if weight and bias were given.
+        reading: Relation of its output to the logits, ``"whole"``: both have one shape; ``"mean"``: the logits are
+            averages over maps or tokens; ``"token"``: they are the output at one token.
+        matrix: Weight ``(K, d)`` and bias ``(K,)`` or None, if they were given.
+        log: Whether the model returns probabilities, whose logarithms are logits.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Head:
     log: bool = False
 
     def logits(self, output: Tensor) -> Tensor:
-        """Return the logits of what the model returned."""
+        """Return the logits of an output of the model."""
         return output.clamp(min=torch.finfo(output.dtype).tiny).log() if self.log else output
 
     def tap(self, seen: Seen) -> str:
@@ -60,7 +60,7 @@ class Head:
         return "prepared" if changes else "input"
 
     def features(self, seen: Seen, logits: Tensor | None) -> Tensor:
-        """Return features ``(B, d)``, or ``(B, ..., d)`` where logits have positions, as class vectors meet them."""
+        """Return features ``(B, d)``, or ``(B, ..., d)`` if logits have positions, as class vectors receive them."""
         if version(seen.given) != seen.version:
             raise ArgumentError(
                 f"the input of the classifier {self.name!r} was changed in place after the classifier ran; replace "
@@ -81,7 +81,7 @@ class Head:
         return given
 
     def check_weights(self, seen: Seen) -> None:
-        """Raise :class:`ArgumentError` if the module gives something else with the weights that it has now."""
+        """Raise :class:`ArgumentError` if the module gives another output with its present weights."""
         if self.module is None or (found := _own_matrix(self.module)) is None:
             return
         with evaluating(self.module), unwatched(self.module):
@@ -109,8 +109,8 @@ class Head:
                 found = module.weight.detach(), _bias_of(module)
         if found is None:
             raise ArgumentError(
-                f"classifier {self.name!r} ({type(module).__name__}) is no affine map and has no weight (K, d); pass "
-                "classifier=(weight, bias) and features=, the module whose output it receives"
+                f"classifier {self.name!r} ({type(module).__name__}) is not an affine map and has no weight (K, d); "
+                "pass classifier=(weight, bias) and features=, the module whose output it receives"
             )
         return found
 
@@ -118,13 +118,12 @@ class Head:
 def decide(seen: list[Seen], logits: Tensor) -> Head:
     """Return the classifier among the modules that ran: one whose output is the model's, up to a constant per row.
 
-    Among several that lie apart from each other, it is the one that ran last; a wrapper, such as LoRA's, that adds
-    something to a linear map of the same input comes before that map.
+    Of several that lie apart from each other, it is the one that ran last. A wrapper, such as LoRA's, that adds
+    something to a linear map of the same input is preferred to that map.
 
     Args:
-        seen: what ran in one forward pass, in its order.
-        logits: ``(B, K)``, or ``(B, ..., K)`` where every position has logits; log-probabilities or probabilities will
-            do.
+        seen: Modules that ran in one forward pass, in their order.
+        logits: Logits, log-probabilities or probabilities ``(B, K)``, or ``(B, ..., K)`` if every position has them.
 
     Raises:
         ArgumentError: if none fits; the message lists the candidates and how far each is off.
@@ -143,14 +142,14 @@ def decide(seen: list[Seen], logits: Tensor) -> Head:
             misses[item.name] = gap
     known = [name for name, (item, *_) in fits.items() if is_linear(item.module)]
     known = known or [name for name, (item, *_) in fits.items() if _explained(item)]
-    # In half precision rounding hides a good deal, so what is equal comes first.
+    # In half precision rounding hides much, so equal outputs come first.
     known = [name for name in known if not gaps[name]] or known
     innermost = [name for name in known if not any(is_inside(other, name) for other in known)]
     if not innermost:
         off = ", ".join(f"{name!r} is off by {gap:.2g}" for name, gap in list(misses.items())[-8:])
         seen_to = f"{off} times the rounding of the outputs" if off else "no linear map with as many outputs ran"
         raise ArgumentError(
-            f"no module gives the model's output, so none is known to be its classifier: {seen_to}; name it with "
+            f"no module gives the model's output, so its classifier is not known: {seen_to}; name it with "
             "classifier='...', or pass classifier=(weight, bias) and features=, the module whose output it receives"
         )
     name = innermost[-1]
@@ -162,13 +161,13 @@ def decide(seen: list[Seen], logits: Tensor) -> Head:
 
 
 def evidence(item: Seen, logits: Tensor) -> tuple[float, str, bool]:
-    """Return how far a module's output is from the model's, in units of what rounding allows.
+    """Return the distance of a module's output from the model's, in units of the rounding that is allowed.
 
     Returns:
-        The distance; how the output is read, see :class:`Head`; and whether the model gives probabilities.
+        The distance, the reading of the output (see :class:`Head`), and whether the model gives probabilities.
     """
     gave = channels_last(item.module, item.gave)
-    if gave.shape == logits.shape and torch.equal(gave, logits):  # as mostly, and cheaper than to measure
+    if gave.shape == logits.shape and torch.equal(gave, logits):  # the usual case, and cheaper than a distance
         return 0.0, "whole", False
     readings = {"whole": gave}
     if gave.ndim > logits.ndim == 2 and gave.shape[0] == logits.shape[0]:
@@ -203,12 +202,12 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def channels_last(module: nn.Module, value: Tensor) -> Tensor:
-    """Return what a module was given, or gave, with the features as the last dimension."""
+    """Return an input or output of a module with the features as the last dimension."""
     return value.movedim(1, -1) if isinstance(module, CONVOLUTIONS) and value.ndim > 2 else value
 
 
 def _relative(logits: Tensor, floor: float = -math.inf) -> Tensor:
-    """Return logits relative to the largest of their row, and none below a floor: probabilities end there."""
+    """Return logits relative to the largest of their row, clamped at a floor, where probabilities end."""
     logits = logits.double()
     return (logits - logits.amax(dim=-1, keepdim=True)).clamp_(min=floor)
 
@@ -223,7 +222,7 @@ def _distances(gave: Tensor, target: Tensor, floor: float = -math.inf) -> Tensor
 
 
 def _own_matrix(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Return weight ``(K, d)`` and bias of a module that is known to be nothing but this map."""
+    """Return weight ``(K, d)`` and bias of a module that is known to be exactly this map."""
     plain = type(module).forward is nn.Linear.forward
     if not plain and not isinstance(module, Classifier) and not isinstance(module, CONVOLUTIONS):
         return None
@@ -244,7 +243,7 @@ def _bias_of(module: nn.Module) -> Tensor | None:
 
 
 def _width(module: nn.Module) -> int | None:
-    """Return the width of the input of a module that wraps or is a linear map, if it can be told."""
+    """Return the input width of a module that is or wraps a linear map, if it is known."""
     for name in ("in_features", "nx"):
         if isinstance(width := getattr(module, name, None), int):
             return width
@@ -257,10 +256,10 @@ def _width(module: nn.Module) -> int | None:
 
 @torch.no_grad()
 def _affine(module: nn.Module, width: int, given: Tensor | None = None) -> tuple[Tensor, Tensor | None] | None:
-    """Return the matrix and the offset of an affine map of vectors, found by calling it; None if it is none."""
+    """Return matrix and offset of an affine map of vectors, found by calling it; None if it is not affine."""
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     try:
-        if torch.finfo(like.dtype).bits < 32:  # whose rounding hides what is not affine
+        if torch.finfo(like.dtype).bits < 32:  # its rounding hides what is not affine
             module, like = copy.deepcopy(module).float(), like.float()
         basis = torch.eye(width, device=like.device, dtype=like.dtype)
         trial = basis.cumsum(dim=1).flip(0)[:8] / 3 if given is None else given.to(basis)
@@ -268,7 +267,7 @@ def _affine(module: nn.Module, width: int, given: Tensor | None = None) -> tuple
             bias = first_result(module(basis[:1] * 0))[0]
             weight = first_result(module(basis)) - bias
             expected, found = torch.addmm(bias, trial, weight), first_result(module(trial))
-    except Exception:  # whatever a module raises on vectors that it is not made for
+    except Exception:  # a module may raise anything on vectors it is not made for
         return None
     close = (found - expected).abs().amax() <= 1e2 * torch.finfo(basis.dtype).eps * width**0.5 * (
         expected.abs().amax() + bias.abs().amax()
@@ -277,7 +276,7 @@ def _affine(module: nn.Module, width: int, given: Tensor | None = None) -> tuple
 
 
 def _explained(item: Seen) -> bool:
-    """Return whether an output comes from the input of the module by class vectors: an affine map, or cosines."""
+    """Return whether class vectors map the input of a module to its output: by an affine map, or by cosines."""
     matrices = any(p.ndim > 1 for p in (*item.module.parameters(), *item.module.buffers()))
     if not matrices and not callable(getattr(item.module, "weight", None)):
         return False  # a scale or a normalisation of the logits
@@ -293,7 +292,7 @@ def _explained(item: Seen) -> bool:
 
 
 def _adds_to(outer: Seen, inner: Seen, seen: list[Seen]) -> bool:
-    """Return whether a module adds something with parameters of its own to a map of the same input inside of it."""
+    """Return whether a module adds something, with own parameters, to a map of the same input inside it."""
     if outer.given.shape != inner.given.shape or not torch.equal(outer.given, inner.given):
         return False
     own = set(inner.module.parameters())

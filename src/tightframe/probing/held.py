@@ -1,4 +1,4 @@
-"""Features of samples kept for a second look: in memory, then in a mapped file, then not at all."""
+"""Features of samples kept for a second look: in memory, else in a mapped file, else not at all."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Held:
     """Batches of tensors kept for a second look.
 
     Args:
-        hold_bytes: memory to keep them in.
-        spill_bytes: bytes of a temporary file that holds them once they take more memory.
+        hold_bytes: Memory to keep them in.
+        spill_bytes: Size of a temporary file that holds them when they take more memory.
 
     Attributes:
-        complete: whether every batch was kept; after the first that does not fit, none is.
+        complete: Whether every batch was kept; after the first that does not fit, none is.
 
     Example:
         >>> held = Held(hold_bytes=0, spill_bytes=100)
@@ -43,7 +43,7 @@ class Held:
         self._end = 0
 
     def add(self, batch: Mapping[Any, Tensor]) -> None:
-        """Keep a batch, if all before it were kept and it fits."""
+        """Keep a batch, if it fits and all before it were kept."""
         if not self.complete:
             return
         batch = {name: _alone(tensor) for name, tensor in batch.items()}
@@ -83,7 +83,7 @@ class Held:
         if self._file is None or not self._end:
             return
         for places in self._layout:
-            # Each batch is mapped for itself, and let go before the next.
+            # Each batch is mapped alone, and released before the next.
             yield {
                 name: torch.from_numpy(np.memmap(self._file, np.uint8, "c", start, (shape.numel() * dtype.itemsize,)))
                 .view(dtype)
@@ -95,7 +95,7 @@ class Held:
         """Forget everything."""
         self._batches, self._layout = [], []
         if self._file is not None:
-            with contextlib.suppress(OSError):  # of what could not be written
+            with contextlib.suppress(OSError):  # of bytes that could not be written
                 self._file.close()
             self._file = None
 
@@ -105,5 +105,5 @@ def _size(batch: Mapping[Any, Tensor]) -> int:
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """Return a contiguous copy on the CPU: the other tokens of a sample are not kept, and loaders may reuse memory."""
+    """Return a contiguous copy on the CPU: other tokens of a sample are not kept, and loaders may reuse memory."""
     return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Measure the collapse of a model, in three lines: from its loaders, or while it runs in a loop of the user's."""
+"""Measure the collapse of a model: from its loaders, or while it runs in a loop of the user's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tightframe.moments import ClassMoments
 from tightframe.probing.batches import Forward
 from tightframe.probing.engine import OWN, Engine
 from tightframe.probing.evidence import Head
-from tightframe.probing.passes import Logits
 from tightframe.probing.probe import hooked
 from tightframe.probing.split import FEATURES, Measured, Place, Split
 from tightframe.records import Records
@@ -32,67 +31,48 @@ def measure(
     data: Iterable[Any] | Mapping[str, Iterable[Any]],
     *,
     classifier: str | nn.Module | Sequence[Any] | Literal[False] | None = None,
-    features: str | nn.Module | None = None,
-    layers: Sequence[str] = (),
-    tap: str = "input",
-    pooling: str | None = "flatten",
+    layers: Sequence[str] | None = (),
     forward: Forward | None = None,
-    logits: Logits | None = None,
     reference: Reference | None = None,
-    num_classes: int | None = None,
-    scatter: bool = True,
-    preset: str | Sequence[str] | None = None,
-    ignore_index: int | None = None,
     split: str = TRAIN,
-    hold_bytes: int = 2**28,
-    spill_bytes: int = 2**32,
-    max_batches: int | None = None,
-    all_ranks: bool = False,
     run: str = "",
     seed: int = 0,
     epoch: int = 0,
     step: int = 0,
+    **options: Any,
 ) -> Records:
     """Measure the collapse of a model, in eval mode and in one pass over each split.
 
     Samples are judged by the class means of *training* features: nearest class mean, NC4 and cosine margin of a test
-    split take the means of ``train``. A lone test split has none to be judged by, so these are left out, with a notice.
+    split take the means of ``train``. A lone test split has no such means, so these metrics are left out with a notice.
 
-    Loaders are read as they are, with their own samplers, workers and collate; random numbers and modes are left as
-    they were. A batch is ``(inputs, labels, ...)``, or a mapping with one of ``labels``, ``label``, ``targets``,
-    ``target`` and ``y``, whose other values are passed by keyword if the model's ``forward`` takes their names.
+    Loaders are read as they are, with their own samplers, workers and collate. Random numbers and modes are left as
+    they were. A batch is ``(inputs, labels, ...)``, or a mapping with one of the keys ``labels``, ``label``,
+    ``targets``, ``target`` and ``y``, whose other values are passed by keyword if the model's ``forward`` takes their
+    names.
 
     Args:
-        model: module that maps inputs to logits ``(B, K)``; or features ``(N, d)``, with their labels ``(N,)`` as
+        model: Module that maps inputs to logits ``(B, K)``; or features ``(N, d)``, with their labels ``(N,)`` as
             ``data``, and perhaps ``classifier=(weight, bias)`` or a linear layer.
-        data: loader of one split, or a mapping from the names of splits to loaders.
-        classifier: dotted name of the classifier, the module, or ``(weight (K, d), bias (K,) or None)`` together with
-            ``features``. None finds it by evidence: the module whose output, for what it was given, is the model's.
-            False looks at ``layers`` alone.
-        features: module, or its name, whose output goes into the map ``(weight, bias)``.
-        layers: dotted names of further modules to measure, or patterns as in :func:`match_layers`.
-        tap: where their features are read, see :class:`Probe`.
-        pooling: how tokens and maps become vectors there, see :class:`Probe`.
-        forward: function of the model and the inputs of a batch, in place of a plain call.
-        logits: key, index or function that finds the logits in the model's output.
-        reference: name of the split whose class means judge samples (``train``), moments of the classifier's input,
+        data: Loader of one split, or a mapping from the names of splits to loaders.
+        classifier: Dotted name of the classifier, the module, or ``(weight (K, d), bias (K,) or None)`` together with
+            ``features``. None finds it by evidence; False measures ``layers`` alone.
+        layers: Dotted names of further modules to measure, or patterns as in :func:`match_layers`; None for all linear
+            maps that run.
+        forward: Function of the model and the inputs of a batch, in place of a plain call.
+        reference: Name of the split whose class means judge samples (``train``), moments of the classifier's input,
             moments by ``(layer, tap)``, or ``"own"`` for the means of each split itself.
-        num_classes: K; None for the number of logits.
-        scatter: whether to gather ``(d, d)`` scatters, which ``nc1.pinv`` and ``vci`` need.
-        preset: see :func:`tightframe.functional.collapse_metrics`; None for the usual ones.
-        ignore_index: label whose samples are left out, such as padding.
-        split: name of a lone loader's split.
-        hold_bytes: memory for features that are looked at twice, once the class means are known.
-        spill_bytes: size of a temporary file for them once they take more; beyond that the loader is read twice.
-        max_batches: number of batches to read of each split; needed for loaders that never end.
-        all_ranks: whether the loaders of all ranks of ``torch.distributed`` make up the splits.
-        run: name written into every row.
-        seed: seed written into every row.
-        epoch: epoch written into every row.
-        step: step written into every row.
+        split: Name of a lone loader's split.
+        run: Name written into every row.
+        seed: Seed written into every row.
+        epoch: Epoch written into every row.
+        step: Step written into every row.
+        options: Further arguments of :class:`tightframe.probing.Engine`: ``preset``, ``num_classes``, ``features``,
+            ``logits``, ``tap``, ``pooling``, ``mask_of``, ``scatter``, ``ignore_index``, ``hold_bytes``,
+            ``spill_bytes``, ``max_batches``, ``all_ranks``.
 
     Returns:
-        One row a split, place and metric. The classifier's input is called ``features``.
+        One row per split, place and metric. The classifier's input is called ``features``.
 
     Raises:
         EmptyDataError: if a split has no batch.
@@ -108,44 +88,23 @@ def measure(
     """
     if isinstance(model, Mapping):
         raise ArgumentError(
-            "model must be a module or the features (N, d) of one split, got a mapping; call it once a split"
+            "model must be a module or the features (N, d) of one split, got a mapping; call measure once per split"
         )
     if not isinstance(model, nn.Module):
         if isinstance(classifier, nn.Module):
             classifier = Head(FEATURES, classifier).weights()
         elif isinstance(classifier, Tensor):
             classifier = classifier, None
-        data = [(as_tensor(model, "model"), as_labels(data))]
-        model, features, classifier = (
-            nn.Sequential(OrderedDict({FEATURES: nn.Identity()})),
-            FEATURES,
-            classifier or None,
-        )
-        if classifier is None:
-            layers, features, classifier = [FEATURES], None, False
-            num_classes = num_classes or int(data[0][1].max()) + 1 if len(data[0][1]) else 1
+        labels = as_labels(data)
+        data = [(as_tensor(model, "model"), labels)]
+        model = nn.Sequential(OrderedDict({FEATURES: nn.Identity()}))
+        if classifier:
+            options |= {"features": FEATURES, "logits": partial(_logits, classifier)}
         else:
-            logits = partial(_logits, classifier)
+            layers, classifier = [FEATURES], False
+            options["num_classes"] = options.get("num_classes") or (int(labels.max()) + 1 if len(labels) else 1)
     splits = dict(data) if isinstance(data, Mapping) else {split: data}
-    engine = Engine(
-        model,
-        classifier=classifier,
-        features=features,
-        layers=layers,
-        tap=tap,
-        pooling=pooling,
-        forward=forward,
-        logits=logits,
-        num_classes=num_classes,
-        scatter=scatter,
-        rows="default" if preset is None else preset,
-        layer_rows="layer" if preset is None else preset,
-        ignore_index=ignore_index,
-        hold_bytes=hold_bytes,
-        spill_bytes=spill_bytes,
-        max_batches=max_batches,
-        all_ranks=all_ranks,
-    )
+    engine = Engine(model, classifier=classifier, layers=layers, forward=forward, **options)
     records = Records()
     for measured in engine.measure(splits, reference_of(reference, list(splits))):
         record(records, measured, run=run, seed=seed, epoch=epoch, step=step)
@@ -166,7 +125,7 @@ def record(records: Records, measured: Measured, **columns: Any) -> None:
 
 
 def reference_of(wanted: Reference | None, splits: Sequence[str]) -> str | Mapping[Place, ClassMoments] | None:
-    """Return what samples are judged by: a split, ``"own"``, moments by place, or None.
+    """Return the reference that samples are judged by: a split, ``"own"``, moments by place, or None.
 
     Raises:
         ArgumentError: if it is none of these.
@@ -183,9 +142,9 @@ def reference_of(wanted: Reference | None, splits: Sequence[str]) -> str | Mappi
     if TRAIN in splits:
         return TRAIN
     warnings.warn(
-        f"there is no split {TRAIN!r} beside {list(splits)}, so there are no training means to judge samples by, and "
-        "nearest-mean accuracy, NC4 and cosine margin are left out; pass {'train': ..., 'test': ...}, "
-        "reference=moments, or reference='own'",
+        f"no split {TRAIN!r} in {list(splits)}, so there are no training means to judge samples by: nearest-mean "
+        "accuracy, NC4 and cosine margin are left out; pass {'train': ..., 'test': ...}, reference=moments, or "
+        "reference='own'",
         Notice,
         stacklevel=3,
     )
@@ -196,15 +155,14 @@ class watch:  # noqa: N801  # used as a word: `with tf.watch(model) as seen`
     """Measure a model while it runs in a loop of the user's.
 
     Args:
-        model: module that maps inputs to logits ``(B, K)``, in eval mode.
-        split: name of the split that the loop goes over.
-        reference: moments as in :func:`measure`; None takes the means of this split itself if it is ``train``.
-        preset: metrics as in :func:`measure`.
-        options: further arguments of :class:`tightframe.probing.engine.Engine`, such as ``classifier`` and ``layers``.
+        model: Module that maps inputs to logits ``(B, K)``, in eval mode.
+        split: Name of the split that the loop goes over.
+        reference: Moments as in :func:`measure`; None takes the means of this split itself if it is ``train``.
+        options: Further arguments of :class:`tightframe.probing.Engine`, such as ``preset`` and ``layers``.
 
     Attributes:
-        records: one row a place and metric, once the ``with`` block has ended.
-        moments: class moments by ``(layer, tap)``, for the ``reference`` of another split.
+        records: One row per place and metric, after the ``with`` block has ended.
+        moments: Class moments by ``(layer, tap)``, for the ``reference`` of another split.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -222,12 +180,11 @@ class watch:  # noqa: N801  # used as a word: `with tf.watch(model) as seen`
         *,
         split: str = TRAIN,
         reference: Reference | None = None,
-        preset: str | Sequence[str] | None = None,
         **options: Any,
     ) -> None:
         self.records = Records()
         self.moments: Mapping[Place, ClassMoments] = {}
-        self._engine = Engine(model, rows=preset or "default", layer_rows=preset or "layer", **options)
+        self._engine = Engine(model, **options)
         found = reference_of(reference, [split])
         known = found if isinstance(found, Mapping) else None
         self._split = Split(self._engine, split, None, known, own=isinstance(found, str))
@@ -244,7 +201,7 @@ class watch:  # noqa: N801  # used as a word: `with tf.watch(model) as seen`
         return self
 
     def add(self, labels: Any) -> None:
-        """Fold in the forward pass that the model has just made, with its labels ``(B,)``.
+        """Add the forward pass that the model has just made, with its labels ``(B,)``.
 
         Raises:
             ArgumentError: if the model has not run since the last call.

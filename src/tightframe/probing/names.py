@@ -15,18 +15,18 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def match_layers(model: nn.Module, patterns: Sequence[str], argument: str = "layers") -> list[str]:
-    """Return the dotted names of the modules that patterns name, each once, in the order of patterns and of the model.
+    """Return the dotted names of the modules that patterns match, each once, in the order of patterns and model.
 
     A pattern is compared part by part, so ``*`` does not reach across a dot: ``"blocks.*.mlp"`` names the ``mlp`` of
-    every block, and ``"blocks.*"`` the blocks without what is inside of them.
+    every block, and ``"blocks.*"`` the blocks without their parts.
 
     Args:
-        model: any module.
-        patterns: dotted names, whose parts may hold ``*``, ``?`` and ``[...]``.
-        argument: what errors call them.
+        model: Module whose parts are named.
+        patterns: Dotted names, whose parts may hold ``*``, ``?`` and ``[...]``.
+        argument: Name of the patterns in errors.
 
     Raises:
-        ArgumentError: if they are one string, or a pattern names no module; the message lists names near it.
+        ArgumentError: if they are one string, or a pattern names no module; the message lists similar names.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 3)))
@@ -76,17 +76,17 @@ def is_inside(name: str, outer: str) -> bool:
 
 
 def is_dense(module: nn.Module) -> bool:
-    """Return whether a module maps the last dimension of its input, whatever comes before it."""
+    """Return whether a module maps the last dimension of an input of any number of dimensions."""
     return isinstance(module, nn.Linear | Classifier) or type(module).__name__ == "Conv1D"
 
 
 def takes_channels_first(module: nn.Module) -> bool | None:
-    """Return whether the features that a module takes are dimension 1 rather than the last; None: it may take any."""
+    """Return whether a module takes features as dimension 1 rather than the last; None: it may take either."""
     if isinstance(module, CONVOLUTIONS):
         return True
     return False if is_dense(module) else None
 
 
 def trains_matrix(module: nn.Module) -> bool:
-    """Return whether a matrix of it is trained, under whatever name; a bias or a scale may be, over a fixed one."""
+    """Return whether a module trains a matrix, under any name; it may train a bias or scale beside a fixed matrix."""
     return any(p.requires_grad and p.ndim > 1 for p in module.parameters())

@@ -35,33 +35,28 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch every module to eval mode, and each back to its own mode.
 
-    What would go past the hooks is switched off as well: the fast path of ``nn.TransformerEncoder``, and graphs that
-    ``torch.compile`` made.
+    Two things that bypass hooks are switched off as well: the fast path of ``nn.TransformerEncoder``, and graphs of
+    ``torch.compile``.
     """
+    # Nothing was compiled if dynamo was never imported, and importing it takes seconds.
+    compiled = "torch._dynamo" in sys.modules
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with restored_modes(model), _uncompiled():
+        with restored_modes(model), torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
             model.eval()
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _uncompiled() -> contextlib.AbstractContextManager[object]:
-    # Nothing was compiled where dynamo was never imported, and importing it takes seconds.
-    if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
-
-
 def logits_of(output: Any, wanted: Logits | None = None) -> Tensor:
     """Return the logits ``(B, K)``, or ``(B, ..., K)``, that a model returned.
 
     Args:
-        output: a tensor, something with ``logits`` as attribute or key, or a tuple whose first tensor of two or more
-            dimensions are the logits, with a notice where others have another width.
-        wanted: key, index or function that finds them in the output; None for the above.
+        output: Tensor, object with ``logits`` as attribute or key, or tuple whose first tensor of two or more
+            dimensions holds the logits, with a notice if others have another width.
+        wanted: Key, index or function that finds them in the output; None for the rule above.
 
     Raises:
         ShapeError: if there are none.
@@ -95,8 +90,8 @@ def _first_of(output: tuple[Any, ...] | list[Any]) -> Any:
     widths = [part.shape[1] for part in parts if part.ndim == 2]
     if len(set(widths)) > 1:
         warnings.warn(
-            f"the model returns outputs of widths {widths}, and the first is taken for the logits; pass logits=0 if it "
-            "is, or another index",
+            f"the model returns outputs of widths {widths}, and the first is taken for the logits; pass logits=0 to "
+            "confirm, or another index",
             Notice,
             stacklevel=2,
         )
@@ -104,7 +99,7 @@ def _first_of(output: tuple[Any, ...] | list[Any]) -> Any:
 
 
 def shown(batches: Iterable[T], total: int | None, text: str) -> Iterator[T]:
-    """Yield what is given, and show the progress of a pass that takes long if a terminal can show it."""
+    """Yield the batches, and show the progress of a long pass on a terminal."""
     start, bar = time.monotonic(), None
     try:
         for index, batch in enumerate(batches):

@@ -1,4 +1,4 @@
-"""One feature vector a sample, out of token features and convolution maps."""
+"""One feature vector per sample, from token features and convolution maps."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ POOLINGS = ("flatten", "mean", "cls", "mask")
 
 
 def pool(value: Tensor, pooling: str | None, mask: Tensor | None, *, channels_first: bool | None) -> Tensor:
-    """Return features ``(B, d)`` of what a layer was given or gave; ``(B, d)`` is returned as it is.
+    """Return features ``(B, d)`` of an input or output of a layer; ``(B, d)`` is returned as it is.
 
     Args:
-        value: ``(B, d)``, tokens ``(B, T, d)`` or maps: ``(B, C, H, W)``, or ``(B, H, W, C)``, of any number of
+        value: Vectors ``(B, d)``, tokens ``(B, T, d)`` or maps ``(B, C, H, W)`` or ``(B, H, W, C)``, of any number of
             dimensions.
-        pooling: ``"flatten"``: all numbers of a sample; ``"mean"``: their mean over tokens or pixels; ``"cls"``: the
-            first token; ``"mask"``: the mean over the tokens that the mask keeps; None: flatten maps, refuse tokens.
-        mask: ``(B, T)`` for ``"mask"``; what is not zero is kept.
-        channels_first: whether the features are dimension 1 rather than the last; None: if there are more than three.
+        pooling: Kind of pooling, ``"flatten"``: all numbers of a sample; ``"mean"``: their mean over tokens or pixels;
+            ``"cls"``: the first token; ``"mask"``: the mean over the tokens that the mask keeps; None: flatten maps,
+            refuse tokens.
+        mask: Mask ``(B, T)`` for ``"mask"``; a token is kept if its entry is not zero.
+        channels_first: Whether the features are dimension 1 rather than the last; None: if there are more than three.
 
     Raises:
         ArgumentError: if the pooling does not apply.

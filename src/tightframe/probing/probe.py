@@ -1,4 +1,4 @@
-"""Probe: capture what layers of a running model are given, or give."""
+"""Probe: capture inputs or outputs of layers of a running model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNWATCHED: list[nn.Module] = []  # modules that are called to find out what the
 
 @contextlib.contextmanager
 def unwatched(module: nn.Module) -> Iterator[None]:
-    """Let a module be called without its being taken for part of a forward pass."""
+    """Call a module without counting the call as part of a forward pass."""
     _UNWATCHED.append(module)
     try:
         yield
@@ -36,9 +36,9 @@ def hooked(modules: Iterable[nn.Module], starts: Starts | None, ends: Ends | Non
     """Call back whenever one of the modules starts and ends, as long as the ``with`` block lasts.
 
     Args:
-        modules: modules of one model.
-        starts: function of the module and the first value that it is given.
-        ends: function of the module, the first value that it was given, and what it returns.
+        modules: Modules of one model.
+        starts: Function of the module and its first argument.
+        ends: Function of the module, its first argument, and its output.
     """
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -63,51 +63,49 @@ def hooked(modules: Iterable[nn.Module], starts: Starts | None, ends: Ends | Non
 
 
 def first_value(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return the first of the values that a module is called with; None if there is none."""
+    """Return the first argument of a call; None if there is none."""
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
 def first_result(output: Any) -> Any:
-    """Return what a module returned, or the first of several results."""
+    """Return the output of a module, or the first of several."""
     return output[0] if isinstance(output, tuple | list) and output else output
 
 
 class Probe:
     """Captures features of named layers, as long as the ``with`` block lasts.
 
-    Where a layer's features are read is the *tap*:
+    The *tap* is the place where a layer's features are read:
 
-    - ``"input"``: what goes into the layer. One that runs several times in a forward pass is seen the last time.
-    - ``"pre"``: what comes out of it, before normalisation and activation.
-    - ``"post"``: what goes into the layer that runs next of those named, after normalisation and activation; of the
-      last one, what comes out of it. In a network with branches, such as the shortcuts of a residual one, name layers
-      that run one after the other.
+    - ``"input"``: the input of the layer. If the layer runs several times in a forward pass, the last input counts.
+    - ``"pre"``: its output, before normalisation and activation.
+    - ``"post"``: the input of the named layer that runs next, after normalisation and activation; for the last layer,
+      its output. In a network with branches, such as shortcuts, name layers that run one after the other.
 
-    With the last two a layer has its place in the order of execution: it must run once in a forward pass, and with
+    With the last two a layer has a place in the order of execution: it must run once in a forward pass, and with
     ``"post"`` none may lie inside another.
 
-    Hooks work on any model, but hooks added after ``torch.compile`` never fire: probe the module first and compile
-    then. ``nn.MultiheadAttention`` reads the weight of its ``out_proj`` and never calls it, so nothing is captured
-    there.
+    Hooks work on any model, but hooks added after ``torch.compile`` never fire: probe the module first, then compile.
+    ``nn.MultiheadAttention`` reads the weight of its ``out_proj`` and never calls it, so nothing is captured there.
 
     Args:
-        model: any module, whose layers take and return tensors with the samples as first dimension; of several
-            arguments or results the first is taken.
-        layers: dotted names of modules of it, or patterns as in :func:`match_layers`; None for all
-            :func:`linear_maps` that run in the first forward pass.
-        tap: see above.
-        pooling: how tokens ``(B, T, d)`` and maps ``(B, C, H, W)`` become one vector a sample: ``"flatten"`` takes all
-            their numbers, ``"mean"`` the mean over tokens or pixels, ``"cls"`` the first token, ``"mask"`` the mean of
-            the tokens that :attr:`mask` keeps; None flattens maps and refuses tokens. The features of a convolution
+        model: Module whose layers take and return tensors with the samples as first dimension; of several arguments or
+            results the first is taken.
+        layers: Dotted names of its modules, or patterns as in :func:`match_layers`; None for all :func:`linear_maps`
+            that run in the first forward pass.
+        tap: Place of the features, see above.
+        pooling: Way to turn tokens ``(B, T, d)`` and maps ``(B, C, H, W)`` into one vector per sample: ``"flatten"``
+            takes all numbers, ``"mean"`` the mean over tokens or pixels, ``"cls"`` the first token, ``"mask"`` the mean
+            of the tokens that :attr:`mask` keeps; None flattens maps and refuses tokens. The features of a convolution
             are dimension 1, those of a linear layer the last, and those of other modules the last of three dimensions
             and dimension 1 of more.
 
     Attributes:
-        mask: ``(B, T)`` of the next forward pass, for ``pooling="mask"``.
+        mask: Mask ``(B, T)`` of the next forward pass, for ``pooling="mask"``.
 
     Raises:
-        ArgumentError: if an option is unknown, if a name is no module of the model (the message lists names near it),
-            if layers lie inside each other, or, in the forward pass, if a layer runs twice.
+        ArgumentError: if an option is unknown, if a name is not a module of the model (the message lists similar
+            names), if layers lie inside each other, or, in the forward pass, if a layer runs twice.
 
     Example:
         >>> import torch
@@ -164,7 +162,7 @@ class Probe:
         self._hooks.close()
 
     def forget(self) -> None:
-        """Forget what a forward pass left that nobody took."""
+        """Forget a forward pass that was not taken."""
         self._captured, self._finished = {}, None
 
     def _after(self, name: str, module: nn.Module, value: Any) -> None:
@@ -173,8 +171,8 @@ class Probe:
                 f"layer {name!r} ran twice in one forward pass, so tap={self.tap!r} cannot tell its place in the "
                 "order; name layers that run once, and call take() after every forward pass"
             )
-        # What comes next may change an output in place, as nn.ReLU(inplace=True) does, so a copy is kept. With
-        # "post" only the last layer's is asked for; which that is, the first forward pass tells.
+        # The next module may change an output in place, as nn.ReLU(inplace=True) does, so a copy is kept. With "post"
+        # only the output of the last layer is needed; the first forward pass shows which layer that is.
         if self.tap == "pre":
             self._capture(name, module, value, copy=True)
         elif isinstance(value, Tensor) and self._final in (None, name):
@@ -193,12 +191,12 @@ class Probe:
         except (ArgumentError, ShapeError) as error:
             raise type(error)(f"layer {name!r}: {error}") from None
         shared = features.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
-        if shared and (copy or features.is_inference()):  # whose changes in place nobody counts
+        if shared and (copy or features.is_inference()):  # its in-place changes are not counted
             features = features.clone()
         self._captured[name] = features, version(features)
 
     def take(self) -> dict[str, Tensor]:
-        """Return what the last forward pass left of each layer, one row a sample, in order of execution; forget it.
+        """Return the features of each layer in the last forward pass, one row per sample, in order of execution.
 
         Raises:
             ArgumentError: if a layer did not run, or one changed what was captured in place.
@@ -220,14 +218,14 @@ class Probe:
         changed = [name for name, (features, before) in captured.items() if version(features) != before]
         if changed:
             raise ArgumentError(
-                f"what layers {changed} gave at tap={self.tap!r} was changed in place after it was captured; use "
+                f"features of layers {changed} at tap={self.tap!r} were changed in place after their capture; use "
                 "tap='pre', or replace the operation by one that is not in place"
             )
         return {name: features for name, (features, _) in captured.items()}
 
 
 def version(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place, where that is counted."""
+    """Return the number of in-place changes of a tensor, if they are counted."""
     return -1 if tensor.is_inference() else tensor._version
 
 

@@ -1,8 +1,9 @@
-"""One split of the data being measured: moments of every place, and what samples give."""
+"""One split of the data being measured: moments of every place, and sums over samples."""
 
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -29,8 +30,8 @@ class Place(NamedTuple):
     """Where features are read.
 
     Args:
-        layer: dotted name of a module, or ``features`` for the classifier's input.
-        tap: ``input``, ``prepared``, ``pre`` or ``post``.
+        layer: Dotted name of a module, or ``features`` for the classifier's input.
+        tap: Tap ``input``, ``prepared``, ``pre`` or ``post``.
     """
 
     layer: str
@@ -38,31 +39,26 @@ class Place(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """What one batch gave: features ``(B, d)`` by place, labels ``(B,)``, and logits ``(B, K)`` if there are any."""
+    """Tensors of one batch: features ``(B, d)`` by place, labels ``(B,)``, and logits ``(B, K)`` if there are any."""
 
     features: dict[Place, Tensor]
     labels: Tensor
     logits: Tensor | None
 
-    def to(self, device: torch.device) -> Looked:
-        """Return it on a device."""
-        features = {place: h.to(device) for place, h in self.features.items()}
-        return Looked(features, self.labels.to(device), None if self.logits is None else self.logits.to(device))
-
-    def first(self, size: int) -> Looked:
-        """Return the first samples alone."""
-        features = {place: h[:size] for place, h in self.features.items()}
-        return Looked(features, self.labels[:size], None if self.logits is None else self.logits[:size])
+    def each(self, function: Callable[[Tensor], Tensor]) -> Looked:
+        """Return the function of every tensor."""
+        features = {place: function(h) for place, h in self.features.items()}
+        return Looked(features, function(self.labels), None if self.logits is None else function(self.logits))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one split gave.
+    """Result of one split.
 
     Args:
-        split: its name.
-        moments: class moments of every place.
-        values: metrics of every place by id.
+        split: Name of the split.
+        moments: Class moments of every place.
+        values: Metrics of every place by id.
     """
 
     split: str
@@ -71,14 +67,14 @@ class Measured:
 
 
 class Split:
-    """Moments, and sums over samples, of one split.
+    """Moments and sums over samples of one split.
 
     Args:
-        engine: engine that runs the model.
-        name: name of the split.
-        reading: its batches; None where they are added by hand.
-        reference: moments by place that samples are judged by; None if there are none.
-        own: whether they are judged by the moments of this split itself, after a second look.
+        engine: Engine that runs the model.
+        name: Name of the split.
+        reading: Batches of the split; None if they are added by hand.
+        reference: Moments by place that samples are judged by; None if there are none.
+        own: Whether samples are judged by the moments of this split itself, after a second look.
     """
 
     def __init__(
@@ -102,11 +98,11 @@ class Split:
         self._with_means: dict[Place, list[registry.Row]] = {}  # of those of samples
         self._without_means: dict[Place, list[registry.Row]] = {}
         self._judges: dict[Place, Judge] = {}
-        self._sums: dict[Place, dict[str, Tensor]] = {}
+        self._sums: dict[Place, dict[str, Tensor]] = defaultdict(dict)
         self._held = Held(engine.hold_bytes, engine.spill_bytes)
 
     def add(self, looked: Looked) -> None:
-        """Fold in what one batch gave."""
+        """Add one batch."""
         features, labels, logits = looked
         for place, h in features.items():
             if place not in self.moments:
@@ -152,15 +148,6 @@ class Split:
         self._without_means[place] = [row for row in of_samples if "means" not in row.metric.needs]
         self._logits = logits
 
-    def _judged_by(self, moments: Mapping[Place, ClassMoments] | None, place: Place, h: Tensor) -> Judge:
-        if moments is None:
-            return Judge(None)
-        if place not in self._judges:
-            weight = self.engine.weights()[0] if place.layer == FEATURES else None
-            weight = None if weight is None else weight.to(h.device)
-            self._judges[place] = Judge(moments_on(moments[place], h.device), weight)
-        return self._judges[place]
-
     def _judge(
         self,
         place: Place,
@@ -170,12 +157,16 @@ class Split:
         others: list[registry.Row],
         **given: Tensor | None,
     ) -> None:
-        """Add up what samples give: in the rows that need class means, if there are moments, and in others."""
+        """Add up the values of samples: of the rows that need class means, if there are moments, and of others."""
         rows = others if moments is None else [*self._with_means[place], *others]
-        if rows:
-            sums = self._sums.setdefault(place, {})
-            for metric, values in self._judged_by(moments, place, h).look(rows, h, labels, **given).items():
-                sums[metric] = sums.get(metric, 0) + values.sum()
+        if not rows:
+            return
+        if place not in self._judges:
+            weight = self.engine.weights()[0] if moments is not None and place.layer == FEATURES else None
+            weight = None if weight is None else weight.to(h.device)
+            self._judges[place] = Judge(None if moments is None else moments_on(moments[place], h.device), weight)
+        for metric, values in self._judges[place].look(rows, h, labels, **given).items():
+            self._sums[place][metric] = self._sums[place].get(metric, 0) + values.sum()
 
     def reduce(self) -> None:
         """Merge the moments of all ranks, one without data included."""
@@ -194,7 +185,7 @@ class Split:
         self.moments = {place: self.moments[place] for place in dims}  # sums are added in this order on every rank
 
     def reduce_sums(self) -> None:
-        """Add what samples gave on all ranks."""
+        """Add the sums of all ranks."""
         judged = self._own or self._reference is not None
         rows = [
             (place, row.id)
@@ -202,22 +193,18 @@ class Split:
             for row in self._rows[place]
             if "samples" in row.metric.needs and (judged or "means" not in row.metric.needs)
         ]
-        packed = [float(self._sums.get(place, {}).get(metric, 0.0)) for place, metric in rows]
+        packed = [float(self._sums[place].get(metric, 0.0)) for place, metric in rows]
         device = next((moments.device for moments in self.moments.values()), None)
         sums = torch.tensor([*packed, self._samples], dtype=torch.float64, device=device)
         dist.all_reduce(sums)
         self._samples = int(sums[-1])
         for (place, metric), value in zip(rows, sums, strict=False):
-            self._sums.setdefault(place, {})[metric] = value
-
-    def read(self) -> None:
-        """Fold in the batches of the loader."""
-        if self._reading is not None:
-            self.engine.passes(self._reading, self.add)
+            self._sums[place][metric] = value
 
     def look_again(self) -> None:
-        """Judge samples by the means of this split itself, which are known now: those held, or read once more."""
+        """Judge samples by the means of this split itself, which are known now: from memory, or in one more pass."""
         if self._held.complete:
+            self._judges = {}  # those of the first look know no means
             for batch in self._held:
                 labels, decision = batch.pop("labels"), batch.pop("decision", None)
                 for place, h in batch.items():
@@ -226,7 +213,7 @@ class Split:
             return
         again = Split(self.engine, self.name, self._reading, self.moments)
         again._quiet = True
-        again.read()
+        self.engine.passes(self._reading, again.add)  # type: ignore[arg-type]  # add() has refused a second look at none
         if again._samples != self._samples:
             raise ArgumentError(
                 f"loader must give the same samples at every pass, got {self._samples} and then {again._samples}; pass "
@@ -236,8 +223,8 @@ class Split:
             before = self.moments[place].mean
             if (moments.mean - before).abs().amax() > 1e-3 * before.abs().amax():
                 warnings.warn(
-                    "the loader gave other samples at its second pass, as augmentation at random does: they are judged "
-                    "by the means of the first; raise hold_bytes or spill_bytes to read it once",
+                    "the loader gave other samples at its second pass, as random augmentation does: they are judged by "
+                    "the means of the first pass; raise hold_bytes or spill_bytes to read it once",
                     Notice,
                     stacklevel=2,
                 )
@@ -257,21 +244,21 @@ class Split:
             weight, bias = self.engine.weights() if place.layer == FEATURES else (None, None)
             weight, bias = (None if part is None else part.to(moments.device) for part in (weight, bias))
             found = registry.evaluate(self._rows[place], moments, weight=weight, bias=bias, frame=weight)
-            found |= {metric: total / self._samples for metric, total in self._sums.get(place, {}).items()}
+            found |= {metric: total / self._samples for metric, total in self._sums[place].items()}
             order = [row.id for row in self._rows[place] if row.id in found]
             values[place] = {metric: found[metric].item() for metric in order}
         return Measured(self.name, self.moments, values)
 
 
 def gathered(value: Any) -> list[Any]:
-    """Return what every rank has."""
+    """Return the values of all ranks."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 def together(work: Callable[[], T], all_ranks: bool = True) -> T:
-    """Return what some work gives; on all ranks it fails on all or on none, lest some wait for one that has failed."""
+    """Return the result of some work. With ``all_ranks`` it fails on every rank or on none, so that no rank waits."""
     if not all_ranks:
         return work()
     error: Exception | None = None
@@ -289,7 +276,7 @@ def together(work: Callable[[], T], all_ranks: bool = True) -> T:
 
 
 def moments_on(moments: ClassMoments, device: torch.device) -> ClassMoments:
-    """Return moments on a device; on their own these are the same."""
+    """Return moments on a device; the same object if they are there."""
     if moments.device == device:
         return moments
     return ClassMoments(moments.num_classes, moments.dim, scatter=moments.has_scatter, packed=moments.packed.to(device))

@@ -35,11 +35,11 @@ SNAPSHOT_SAMPLES = 40
 
 
 class MeasuringCallback(Callback):
-    """Base of callbacks that measure: their rows, and how data and model are used as the Trainer uses them.
+    """Base of callbacks that measure: their rows, and the use of data and model as the Trainer uses them.
 
     Args:
-        batch_size: number of samples of a batch, for loaders of :func:`~tightframe.training.make_loader`.
-        forward: function of the module and the inputs of a batch, in place of a plain call.
+        batch_size: Number of samples of a batch, for loaders of :func:`~tightframe.training.make_loader`.
+        forward: Function of the module and the inputs of a batch, in place of a plain call.
     """
 
     def __init__(self, batch_size: int, forward: Callable[[nn.Module, Any], Any] | None) -> None:
@@ -47,7 +47,7 @@ class MeasuringCallback(Callback):
         self.batch_size = batch_size
         self.forward = forward
         self._records = Records()
-        # Strategies that start processes leave the callback of this one without rows: the first of them writes a file.
+        # If a strategy starts processes, the callback of this one gets no rows: the first of them writes a file.
         self._home, self._spool = os.getpid(), Path(tempfile.gettempdir()) / f"tightframe-{uuid.uuid4().hex}.jsonl"
 
     @property
@@ -59,14 +59,14 @@ class MeasuringCallback(Callback):
         return self._records
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the rows for the process that started this one."""
+        """Save the rows for the process that started this one."""
         launched = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
         if launched and stage == "fit" and trainer.is_global_zero and os.getpid() != self._home:
             self._records.save(self._spool)
 
     @contextlib.contextmanager
     def _measuring(self, trainer: Trainer) -> Iterator[None]:
-        """Let hooks of the Trainer see an evaluation, lest they augment."""
+        """Let hooks of the Trainer see an evaluation, so that they do not augment."""
         stage = trainer.state.stage
         trainer.state.stage = RunningStage.VALIDATING
         try:
@@ -75,7 +75,7 @@ class MeasuringCallback(Callback):
             trainer.state.stage = stage
 
     def _run(self, trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
-        """Return how to run a module on inputs, in the precision of the training."""
+        """Return a function that runs a module on inputs in the precision of the training."""
         precision, forward = trainer.precision_plugin, self.forward
 
         def run(module: nn.Module, inputs: Any) -> Any:
@@ -86,20 +86,20 @@ class MeasuringCallback(Callback):
         return run
 
     def _training_data(self, trainer: Trainer, max_batches: int | None = None, as_it_is: bool = False) -> Reading:
-        """Return how the training data are read: in order and whole if we made the loader, else as it is."""
+        """Return the reading of the training data: in order and whole for a loader of ours, else as it is."""
         combined, loader = trainer.fit_loop._combined_loader, trainer.train_dataloader
         if combined is not None and not (len(combined.flattened) == 1 and combined.flattened[0] is loader):
             loader = CombinedLoader(combined.iterables, combined._mode)
         size = trainer.num_training_batches if _limited(trainer.limit_train_batches) else None
         reading = self._reading(trainer, loader, size, 0, max_batches, as_it_is)
-        if any(isinstance(part, Iterator) for part in reading.parts):  # the very one that the training holds
+        if any(isinstance(part, Iterator) for part in reading.parts):  # the one that the training uses
             raise _spent(loader)
         return reading
 
     def _reading(
         self, trainer: Trainer, loader: Any, size: float | None, index: int, most: int | None, as_it_is: bool = False
     ) -> Reading:
-        """Return how a loader is read: of a limited one as many batches as the Trainer reads."""
+        """Return the reading of a loader, with as many batches as the Trainer reads of it."""
         if size is not None and size != float("inf"):
             most = int(min(size, most or size))
         elif most is None and trainer.max_epochs == -1 and length_of(loader) is None:
@@ -125,31 +125,25 @@ class NeuralCollapseCallback(MeasuringCallback):
 
     The classifier is found before the first step, as :func:`tightframe.measure` finds it. The rows are in
     :attr:`records`, which a checkpoint keeps, and are logged as ``split/layer/metric``. A training from scratch forgets
-    those of an earlier one.
+    the rows of an earlier one.
 
     Args:
-        layers: dotted names of modules whose inputs are measured too, beside the classifier's, called ``features``; or
+        layers: Dotted names of modules whose inputs are measured too, beside the classifier's, called ``features``; or
             patterns as in :func:`tightframe.probing.match_layers`.
-        every_n_epochs: number of epochs between measurements; there is one before training and one at its end, too.
-        every_n_steps: number of optimiser steps between measurements, in place of epochs.
-        splits: which of ``train``, ``validation``: the loaders that the Trainer has. Several validation loaders are
-            called as a :class:`ClassifierModule` says, else ``validation.<key>`` by their key or number.
-        classifier: see :func:`tightframe.measure`.
-        features: see :func:`tightframe.measure`.
-        logits: see :func:`tightframe.measure`.
-        scatter: whether to gather ``(d, d)`` scatters, which ``nc1.pinv`` and ``vci`` need.
-        preset: see :func:`tightframe.functional.collapse_metrics`; None for the usual ones.
-        ignore_index: label whose samples are left out.
-        hold_bytes: memory for features that are looked at twice.
-        spill_bytes: size of a temporary file for them once they take more; beyond that the loader is read twice.
-        max_batches: number of batches to read of each split; needed for streams that never end.
-        batch_size: number of samples of a batch, for loaders of :func:`~tightframe.training.make_loader`; others keep
+        every_n_epochs: Number of epochs between measurements; there is one before training and one at its end, too.
+        every_n_steps: Number of optimizer steps between measurements, in place of epochs.
+        splits: Splits to measure, of ``train`` and ``validation``: the loaders that the Trainer has. Several validation
+            loaders have the names that a :class:`ClassifierModule` gives them, else ``validation.<key>`` by their key
+            or number.
+        classifier, features, logits: Arguments of :class:`tightframe.probing.Engine`, as on the next two lines.
+        scatter, preset, ignore_index, num_classes: Arguments of the engine.
+        hold_bytes, spill_bytes, max_batches: Arguments of the engine.
+        batch_size: Number of samples of a batch, for loaders of :func:`~tightframe.training.make_loader`; others keep
             theirs.
-        num_classes: K; None for the number of logits.
-        forward: function of the module and the inputs of a batch, in place of a plain call.
-        snapshot_dir: directory for a :class:`Snapshot` at every measurement, for the report's pictures; None for none.
-        on_error: what an error after the first measurement does: ``"warn"`` leaves a gap in the records and lets the
-            training go on, ``"raise"`` ends it. An error before the first step always does.
+        forward: Function of the module and the inputs of a batch, in place of a plain call.
+        snapshot_dir: Directory for a :class:`Snapshot` at every measurement, for the report's pictures; None for none.
+        on_error: Reaction to an error after the first measurement: ``"warn"`` leaves a gap in the records and continues
+            the training, ``"raise"`` ends it. An error before the first step always ends it.
     """
 
     def __init__(
@@ -198,8 +192,7 @@ class NeuralCollapseCallback(MeasuringCallback):
             "logits": logits,
             "num_classes": num_classes,
             "scatter": scatter,
-            "rows": "default" if preset is None else preset,
-            "layer_rows": "layer" if preset is None else preset,
+            "preset": preset,
             "ignore_index": ignore_index,
             "hold_bytes": hold_bytes,
             "spill_bytes": spill_bytes,
@@ -228,7 +221,7 @@ class NeuralCollapseCallback(MeasuringCallback):
             self._records, self._measured_step = Records(), -1
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the rows for the process that started this one, and let go of the model."""
+        """Save the rows for the process that started this one, and release the model."""
         super().teardown(trainer, pl_module, stage)
         if stage == "fit":
             self._engine = None
@@ -245,7 +238,7 @@ class NeuralCollapseCallback(MeasuringCallback):
         if trainer.global_step == 0:
             self._measure(trainer, epoch=0)
             return
-        with self._measuring(trainer):  # a training that goes on
+        with self._measuring(trainer):  # a resumed training
             for data in list(self._data(trainer).values())[:1]:
                 data.max_batches = 1
                 together(partial(engine.passes, data, lambda looked: None), engine.all_ranks)
@@ -271,7 +264,7 @@ class NeuralCollapseCallback(MeasuringCallback):
             self._try_to_measure(trainer, epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure what training ended with, if it ended early."""
+        """Measure the final weights if training ended early."""
         if self.every_n_steps is None and trainer.global_step != self._measured_step:
             self._try_to_measure(trainer, trainer.current_epoch)
 
@@ -282,7 +275,7 @@ class NeuralCollapseCallback(MeasuringCallback):
             if self.on_error == "raise":
                 raise
             warnings.warn(
-                f"collapse was not measured after step {trainer.global_step}, the training goes on: "
+                f"collapse was not measured after step {trainer.global_step}, and training continues: "
                 f"{type(error).__name__}: {error}",
                 RuntimeWarning,
                 stacklevel=2,
@@ -351,8 +344,8 @@ class NeuralCollapseCallback(MeasuringCallback):
 
 def _spent(loader: Any) -> ArgumentError:
     return ArgumentError(
-        f"loader must give its batches at every pass, got {type(loader).__name__}, of which measuring would leave "
-        "nothing to the training; pass a DataLoader or a list, or leave its split out of splits"
+        f"loader must give its batches at every pass, got {type(loader).__name__}, which measuring would use up before "
+        "the training; pass a DataLoader or a list, or leave its split out of splits"
     )
 
 
