@@ -9,7 +9,7 @@ import torch
 
 from tightframe.errors import ArgumentError, DeviceError, DimensionError, DtypeError, NonFiniteError, ShapeError
 from tightframe.frames import control_weight, is_simplex_etf, nearest_simplex_weight, simplex_etf, simplex_weight
-from tightframe.frames.layers import StructuredSimplex, canonical_product, num_vertices
+from tightframe.frames.layers import canonical_product, num_vertices
 from tightframe.linalg import haar_orthonormal
 
 SHAPES = [(2, 2), (3, 2), (2, 3), (5, 5), (6, 4), (4, 6), (16, 16), (12, 7), (7, 12), (13, 5), (5, 48)]
@@ -24,11 +24,6 @@ def draw(*shape, seed=7):
     return torch.randn(*shape, dtype=float64, generator=generator(seed))
 
 
-def structured(out, inside, seed=0):
-    simplex = StructuredSimplex.draw(out, inside, generator(seed))
-    return simplex.product(torch.eye(inside, dtype=float64)).T
-
-
 def centering(k):
     return math.sqrt(k / (k - 1)) * (torch.eye(k, dtype=float64) - 1 / k)
 
@@ -40,7 +35,6 @@ def vertices(weight):
 CONSTRUCTIONS = {
     "haar": lambda out, inside: simplex_weight(out, inside, dtype=float64),
     "canonical": lambda out, inside: simplex_weight(out, inside, kind="canonical", dtype=float64),
-    "structured": structured,
     "aligned": lambda out, inside: nearest_simplex_weight(draw(out, inside), gain=1.0),
 }
 
@@ -311,88 +305,6 @@ class TestCanonicalProduct:
     def test_half_precision_is_summed_in_float32(self):
         x = draw(3, 6).bfloat16()
         assert torch.equal(canonical_product(x, 4), canonical_product(x.float(), 4))
-
-
-class TestStructured:
-    @pytest.mark.parametrize("n", range(2, 70))
-    def test_any_size_is_exact(self, n):
-        for shape in ((n, max(2, n // 3)), (max(2, n // 3), n)):
-            W = structured(*shape)
-            k = min(shape)
-            gram = vertices(W) @ vertices(W).T
-            torch.testing.assert_close(gram, (k * torch.eye(k, dtype=float64) - 1) / (k - 1), rtol=0, atol=1e-12)
-
-    @pytest.mark.parametrize("n", [2, 8, 16, 32, 64])
-    def test_of_a_power_of_two_it_is_the_walsh_hadamard_transform(self, n):
-        simplex = StructuredSimplex.draw(n, n, generator())
-        wanted = torch.ones(1, 1, dtype=float64)
-        for _ in range(n.bit_length() - 1):
-            wanted = torch.cat([torch.cat([wanted, wanted], 1), torch.cat([wanted, -wanted], 1)], 0)
-        H = torch.ones(1, 1, dtype=float64)
-        for block in simplex.blocks:
-            H = torch.kron(H, block)
-        torch.testing.assert_close(H, wanted, rtol=0, atol=1e-14)
-        U = torch.diag(simplex.signs) @ wanted[:, torch.argsort(simplex.order)] / math.sqrt(n)
-        x = draw(3, n)
-        torch.testing.assert_close(simplex.product(x), x @ (U @ centering(n)).T, rtol=0, atol=1e-13)
-
-    def test_wide_is_the_transpose_of_tall_when_it_keeps_the_same_coordinates(self):
-        # Of a square draw, both products are with one orthogonal map, centred behind it or before.
-        simplex = StructuredSimplex.draw(12, 12, generator())
-        narrow = simplex._replace(order=simplex.order[:5])
-        W = narrow.product(torch.eye(12, dtype=float64)).T
-        H = torch.ones(1, 1, dtype=float64)
-        for block in simplex.blocks:
-            H = torch.kron(H, block)
-        U = (H @ torch.diag(simplex.signs))[simplex.order[:5]] / math.sqrt(12)
-        torch.testing.assert_close(W, centering(5) @ U, rtol=0, atol=1e-13)
-
-    @pytest.mark.parametrize("n", [60, 96, 1000, 1024, 3072, 1023, 401])
-    def test_blocks_are_small_or_prime(self, n):
-        sizes = [len(block) for block in StructuredSimplex.draw(n, 2, generator()).blocks]
-        assert math.prod(sizes) == n
-        assert all(size <= 16 or all(size % p for p in range(2, size)) for size in sizes)
-        assert len(sizes) <= 5
-
-    def test_it_mixes_all_coordinates(self):
-        W = structured(1024, 256)
-        assert W.abs().max() < 0.2  # those of a canonical weight come up to 1
-        assert W.square().sum(dim=1).max() < 4 * 256 / 1024
-
-    def test_seeds_differ_and_return(self):
-        assert torch.equal(structured(12, 9), structured(12, 9))
-        assert not torch.allclose(structured(12, 9), structured(12, 9, seed=1))
-
-    def test_signs_and_order_are_drawn(self):
-        one, other = (StructuredSimplex.draw(64, 64, generator(seed)) for seed in (0, 1))
-        for drawn in (one, other):
-            assert drawn.order.sort().values.tolist() == list(range(64))
-            assert drawn.order.tolist() != list(range(64))
-            assert drawn.signs.abs().tolist() == [1.0] * 64
-            assert abs(drawn.signs.sum().item()) < 32
-        assert not torch.equal(one.signs, other.signs)
-        assert not torch.equal(one.order, other.order)
-        assert StructuredSimplex.draw(16, 64, generator()).order.max() >= 16  # cut after, not before
-
-    def test_batches_and_gradient(self):
-        for shape in ((12, 9), (9, 12)):
-            simplex = StructuredSimplex.draw(*shape, generator())
-            x = draw(2, 3, shape[1])
-            product = simplex.product(x)
-            assert product.shape == (2, 3, shape[0])
-            torch.testing.assert_close(product[1, 2], simplex.product(x[1, 2]), rtol=0, atol=1e-14)
-            assert simplex.product(x[:0]).shape == (0, 3, shape[0])
-            assert torch.autograd.gradcheck(simplex.product, x.requires_grad_())
-
-    def test_half_precision_is_summed_in_float32(self):
-        simplex = StructuredSimplex.draw(12, 9, generator())
-        x = draw(3, 9).half()
-        assert simplex.product(x).dtype == torch.float32
-        assert torch.equal(simplex.product(x), simplex.product(x.float()))
-
-    def test_one_vertex_is_no_simplex(self):
-        with pytest.raises(DimensionError, match="needs out_features, in_features >= 2"):
-            StructuredSimplex.draw(4, 1, generator())
 
 
 def test_random_isometries_are_those_of_linalg():

@@ -11,7 +11,7 @@ from tightframe.errors import ArgumentError, DimensionError, DtypeError, NonFini
 from tightframe.frames import control_weight, nearest_simplex_weight, simplex_weight
 from tightframe.nn import ETFLinear, variance_preserving_gain
 
-STORAGES = {"dense": "haar", "seeded": "haar", "implicit": "canonical", "structured": "haar"}
+STORAGES = {"dense": "haar", "implicit": "canonical"}
 SIZES = [(6, 4), (4, 6), (6, 6)]
 storages = pytest.mark.parametrize("storage", STORAGES)
 learned = pytest.mark.parametrize("learn_scale", [False, True], ids=["fixed", "learned"])
@@ -57,23 +57,19 @@ class TestProduct:
         gram = (k * torch.eye(k, dtype=torch.float64) - 1) / (k - 1)
         torch.testing.assert_close(V @ V.T, 2.5**2 * gram, rtol=0, atol=1e-12)
 
-    def test_seeded_is_dense_bit_for_bit(self):
-        for learn_scale in (False, True):
-            dense, seeded = (build(s, seed=3, learn_scale=learn_scale) for s in ("dense", "seeded"))
-            assert torch.equal(dense.weight, seeded.weight)
+    def test_seeds_differ_and_return(self):
+        assert torch.equal(build("dense", seed=3).weight, build("dense", seed=3).weight)
         assert not torch.equal(build("dense", seed=3).weight, build("dense", seed=4).weight)
-        assert not torch.equal(build("structured", seed=3).weight, build("structured", seed=4).weight)
 
-    @pytest.mark.parametrize("storage", ["dense", "seeded"])
-    def test_kinds(self, storage):
+    def test_kinds(self):
         for kind in ("haar", "canonical", "classifier"):
-            layer = ETFLinear(6, 4, kind=kind, gain=2.0, seed=3, storage=storage)
+            layer = ETFLinear(6, 4, kind=kind, gain=2.0, seed=3)
             wanted = simplex_weight(4, 6, kind=kind, gain=2.0, generator=torch.Generator().manual_seed(3))
             assert torch.equal(layer.weight, wanted)
-        rank = ETFLinear(6, 4, kind="class-rank", num_classes=3, gain="unit", storage=storage)
+        rank = ETFLinear(6, 4, kind="class-rank", num_classes=3, gain="unit")
         assert torch.linalg.matrix_rank(rank.weight) == 2
         for kind in ("orthogonal", "gaussian"):
-            layer = ETFLinear(6, 4, kind=kind, gain=2.0, seed=3, storage=storage)
+            layer = ETFLinear(6, 4, kind=kind, gain=2.0, seed=3)
             wanted = control_weight(4, 6, kind=kind, gain=2.0, generator=torch.Generator().manual_seed(3))
             assert torch.equal(layer.weight, wanted)
 
@@ -155,14 +151,13 @@ class TestGain:
         assert layer.weight.norm().item() == pytest.approx(math.sqrt(size[1] / 3), rel=1e-5)
         assert layer.weight.norm().item() == pytest.approx(nn.Linear(*size).weight.norm().item(), rel=0.02)
 
-    @pytest.mark.parametrize("storage", ["dense", "structured"])
-    def test_scale_drifts_by_less_than_5_percent_over_8_layers(self, storage):
+    def test_scale_drifts_by_less_than_5_percent_over_8_layers(self):
         width, drift = 512, {}
         for gain in ("variance-preserving", math.sqrt(2)):
             h = start = draw(256, width)
             with torch.no_grad():
                 for seed in range(8):
-                    h = build(storage, width, width, gain=gain, bias=False, seed=seed)(h.relu())
+                    h = build("dense", width, width, gain=gain, bias=False, seed=seed)(h.relu())
             drift[gain] = (h.std() / start.std()).item() - 1
         assert abs(drift["variance-preserving"]) <= 0.05
         assert drift[math.sqrt(2)] < -0.7
@@ -236,9 +231,8 @@ class TestFromLinear:
         with pytest.raises(ArgumentError, match=r"linear must be an nn\.Linear, got Conv1d"):
             ETFLinear.from_linear(nn.Conv1d(2, 2, 1))
         linear = nn.Linear(6, 4)
-        for storage in ("seeded", "implicit", "structured"):
-            with pytest.raises(ArgumentError, match="kind='aligned' needs storage='dense'"):
-                ETFLinear.from_linear(linear, kind="aligned", storage=storage)
+        with pytest.raises(ArgumentError, match="kind='aligned' needs storage='dense'"):
+            ETFLinear.from_linear(linear, kind="aligned", storage="implicit")
         with pytest.raises(ArgumentError, match="kind must be one of"):
             ETFLinear.from_linear(linear, kind="nearest")
         with torch.no_grad():
@@ -274,8 +268,6 @@ class TestArguments:
     def test_kind_and_storage_must_fit(self):
         with pytest.raises(ArgumentError, match="storage='implicit' needs kind='canonical', got 'haar'"):
             ETFLinear(6, 4, storage="implicit")
-        with pytest.raises(ArgumentError, match="storage='structured' needs kind='haar', got 'canonical'"):
-            ETFLinear(6, 4, kind="canonical", storage="structured")
 
     def test_no_simplex_in_so_few_dimensions(self):
         with pytest.raises(DimensionError, match="out_features = 5 vertices needs 4 dimensions"):

@@ -185,8 +185,8 @@ class TestParameterReport:
         assert parameter_report(mlp().to("meta")).trainable == parameter_report(mlp()).trainable
 
     def test_what_is_not_stored(self):
-        report = parameter_report(nn.Sequential(ETFLinear(6, 8, storage="seeded")))
-        assert (report.trainable, report.frozen, report.buffers, report.stored) == (8, 0, 49, 9)
+        report = parameter_report(nn.Sequential(ETFLinear(6, 8, kind="canonical", storage="implicit")))
+        assert (report.trainable, report.frozen, report.buffers, report.stored) == (8, 0, 1, 9)
         assert report.bytes == 8 * 4 + 48 * 4 + 8
 
     def test_is_json(self):

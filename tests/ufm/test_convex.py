@@ -8,7 +8,7 @@ import torch
 
 from tests.ufm.brute import minimise
 from tightframe.errors import ArgumentError, DimensionError
-from tightframe.ufm.convex import ConvexSolver, FrankWolfe
+from tightframe.ufm.convex import ConvexSolver
 from tightframe.ufm.duality import dual_bound
 from tightframe.ufm.objective import objective
 from tightframe.ufm.problems import ULPM, CrossEntropyUFM, LayerPeeled, MeanSquaredUFM, ReLUImbalanced
@@ -165,15 +165,6 @@ def test_balanced_budgets_give_the_simplex(K, budgets):
     assert solution.H.square().sum().item() == pytest.approx(K * budgets[1], rel=1e-12)
 
 
-def test_budgets_against_conditional_gradients():
-    problem = LayerPeeled((12, 5, 2, 2, 1), 5, 1.0, 1.5)
-    solution, slow = solved(problem), FrankWolfe(tolerance=1e-2).solve(problem)
-    assert solution.exact
-    assert slow.exact
-    assert slow.lower_bound <= solution.loss <= slow.loss <= solution.loss + slow.facts["duality_gap"]
-    torch.testing.assert_close(slow.logits, solution.logits, rtol=0, atol=0.2)
-
-
 def test_the_multiplier_is_the_penalty_of_the_same_minimum():
     counts = (12, 5, 2, 2, 1)
     budgeted = solved(LayerPeeled(counts, 5, 1.0, 1.5))
@@ -285,18 +276,7 @@ def test_problem_must_be_convex_in_the_logits(problem):
         ConvexSolver().solve(problem)
 
 
-def test_conditional_gradients_need_budgets_and_room():
-    with pytest.raises(ArgumentError, match="problem must have budgets for FrankWolfe, got CrossEntropyUFM"):
-        FrankWolfe().solve(BRUTE[0])
-    with pytest.raises(DimensionError, match="dim must be at least K = 3 for FrankWolfe, got 2"):
-        FrankWolfe().solve(LayerPeeled((2, 1, 1), 2, 1.0, 1.0))
-    stopped = FrankWolfe(tolerance=1e-6, max_iterations=5).solve(LayerPeeled((3, 1, 1), 3, 1.0, 1.0))
-    assert not stopped.exact
-    assert stopped.reason.startswith("max_iterations = 5 reached, gap")
-
-
 @pytest.mark.parametrize("options", [{"tolerance": 0.0}, {"tolerance": math.nan}, {"max_iterations": -1}])
-@pytest.mark.parametrize("solver", [ConvexSolver, FrankWolfe])
-def test_options_are_checked(solver, options):
+def test_options_are_checked(options):
     with pytest.raises(ArgumentError, match=next(iter(options))):
-        solver(**options)
+        ConvexSolver(**options)

@@ -13,7 +13,6 @@ k - 1: it loses the direction of ones and treats all others alike. Its squared F
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +32,6 @@ from tightframe.linalg import at_least_float32, haar_orthonormal
 
 SIMPLEX_KINDS = ("haar", "canonical", "class-rank", "classifier")
 CONTROL_KINDS = ("orthogonal", "gaussian")
-
-_LARGEST_BLOCK = 16  # products with small blocks are bound by memory, and larger ones do more work for the same traffic
 
 
 def check_gain(gain: float) -> None:
@@ -274,106 +271,6 @@ def canonical_product(x: Tensor, out_features: int) -> Tensor:
     k = kept.shape[-1]
     product = (kept - kept.mean(dim=-1, keepdim=True)) * math.sqrt(k / (k - 1))
     return F.pad(product, (0, out_features - k)) if out_features > k else product
-
-
-class StructuredSimplex(NamedTuple):
-    r"""A simplex weight of gain 1 that mixes as a Haar one does, with O(n) numbers and a fast product.
-
-    With n = max(out, in), U of the formula above is :math:`D H \Pi / \sqrt n` (its transpose for out < in) cut to k
-    columns: random signs D, a random permutation :math:`\Pi`, and the symmetric H whose rows are orthogonal: Hadamard's
-    matrix where n is a power of two, by the fast transform in radix 16. Each other prime factor p of n takes part with
-    the Hartley matrix :math:`\cos(2\pi jk/p) + \sin(2\pi jk/p)`, which for p = 2 is Hadamard's, so that there is no
-    padding to a power of two, after which the columns would be orthonormal no more: whatever the sizes, the vertices
-    form a simplex ETF exactly. Only the choice among them is poorer than Haar's.
-
-    A product takes O(n (f_1 + f_2 + …)) for the blocks :math:`f_j` of H, whose sizes have the product n and are at most
-    16 or a prime factor of n: a prime n saves nothing.
-
-    Attributes:
-        signs: ``(n,)`` +1 or -1.
-        order: ``(out_features,)`` int64, where each comes from.
-        blocks: the symmetric ``(f, f)`` whose Kronecker product is H.
-    """
-
-    signs: Tensor
-    order: Tensor
-    blocks: tuple[Tensor, ...]
-
-    @classmethod
-    def draw(cls, out_features: int, in_features: int, generator: torch.Generator) -> StructuredSimplex:
-        """Draw the signs and the permutation on the CPU; signs and blocks are float64.
-
-        Args:
-            out_features: rows of the weight, >= 2.
-            in_features: its columns, >= 2.
-            generator: source of the draw, on the CPU.
-
-        Raises:
-            ArgumentError, DimensionError: as :func:`num_vertices`.
-
-        Example:
-            >>> simplex = StructuredSimplex.draw(6, 4, torch.Generator().manual_seed(0))
-            >>> W = simplex.product(torch.eye(4, dtype=torch.float64)).T
-            >>> bool(torch.allclose(W.T @ W, (4 * torch.eye(4, dtype=torch.float64) - 1) / 3))
-            True
-        """
-        num_vertices(out_features, in_features)
-        n = max(out_features, in_features)
-        flips = torch.randint(2, (n,), device="cpu", generator=generator)
-        order = torch.randperm(n, device="cpu", generator=generator)[:out_features].contiguous()
-        return cls(1.0 - 2.0 * flips.double(), order, _hartley_blocks(n))
-
-    def product(self, x: Tensor) -> Tensor:
-        """Return ``x @ W.T``, ``(…, out_features)``, of ``x (…, in_features)``; half precision is widened and stays so.
-
-        To be called outside autocast; the width of x is not checked.
-        """
-        x = at_least_float32(x)
-        (n,), (out_features,), in_features = self.signs.shape, self.order.shape, x.shape[-1]
-        k = min(out_features, in_features)
-        factors = self.signs.to(x.dtype) * math.sqrt(k / (k - 1) / n)
-        if out_features < in_features:
-            kept = _transform(x * factors, self.blocks).index_select(-1, self.order)
-            return kept - kept.mean(dim=-1, keepdim=True)
-        centered = x - x.mean(dim=-1, keepdim=True)
-        padded = F.pad(centered, (0, n - k)) if n > k else centered
-        return _transform(padded.index_select(-1, self.order), self.blocks) * factors
-
-
-def _transform(x: Tensor, blocks: tuple[Tensor, ...]) -> Tensor:
-    """Return the product of ``x (…, n)`` with the Kronecker product of symmetric blocks."""
-    shape = x.shape
-    for block in blocks:
-        size = block.shape[0]
-        # The axis of the block goes from the front to the end: after all of them each is where it was.
-        x = x.reshape(-1, size, shape[-1] // size).transpose(1, 2) @ block.to(x.dtype)
-    return x.reshape(shape)
-
-
-def _hartley_blocks(n: int) -> tuple[Tensor, ...]:
-    """Return symmetric float64 blocks with ``B @ B = size * I``, their sizes with the product n."""
-    blocks: list[Tensor] = []
-    for prime in _prime_factors(n):
-        steps = torch.arange(prime, dtype=torch.float64, device="cpu")
-        angles = torch.outer(steps, steps).remainder(prime) * (2 * math.pi / prime)
-        block = angles.cos() + angles.sin()
-        if blocks and blocks[-1].shape[0] * prime <= _LARGEST_BLOCK:
-            blocks[-1] = torch.kron(blocks[-1], block)
-        else:
-            blocks.append(block)
-    return tuple(blocks)
-
-
-def _prime_factors(n: int) -> list[int]:
-    """Return the prime factors of n >= 2, the largest first."""
-    factors, candidate = [], 2
-    while candidate * candidate <= n:
-        if n % candidate:
-            candidate += 1
-        else:
-            factors.append(candidate)
-            n //= candidate
-    return [n, *reversed(factors)]
 
 
 def _cast(weight: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tightframe.errors import ArgumentError, check_choice, check_last_dimension, check_positive
 from tightframe.frames.layers import (
     CONTROL_KINDS,
-    StructuredSimplex,
     canonical_product,
     check_gain,
     control_weight,
@@ -26,8 +25,7 @@ from tightframe.nn.classifiers import like_linear, linear_of
 from tightframe.nn.gain import variance_preserving_gain
 
 GAINS = ("variance-preserving", "unit", "match-init")
-STORAGES = ("dense", "seeded", "implicit", "structured")
-_ONLY_KIND = {"implicit": "canonical", "structured": "haar"}
+STORAGES = ("dense", "implicit")
 
 
 @final
@@ -41,50 +39,43 @@ class ETFLinear(nn.Linear):
 
     ``storage`` decides where W is:
 
-    - ``"dense"``: in the parameter ``weight``, which needs no gradient and gets none, so that no optimiser moves it,
+    - ``"dense"``: in the parameter ``weight``, which needs no gradient and gets none, so that no optimizer moves it,
       whatever its momentum and decay and even if ``requires_grad_()`` is called on the whole model. State and keys are
       those of ``nn.Linear``, and W comes back from a state bit for bit, whatever the seed. It is not a buffer:
       distributed training would send buffers at every step, and sharding and loading know ``weight`` as a parameter.
-    - ``"seeded"``: the same tensor as a buffer that is not in the state: it is drawn again when one is loaded.
-    - ``"implicit"``, for ``kind="canonical"``: nowhere. The product is a mean and a subtraction.
-    - ``"structured"``, for ``kind="haar"``: as :class:`~tightframe.frames.layers.StructuredSimplex`, a fast transform
-      in place of the Haar draw, with O(n) numbers. What it multiplies with is a simplex exactly, in any sizes.
+    - ``"implicit"``, for ``kind="canonical"``: nowhere. The product is a mean and a subtraction, the state holds the
+      gain as ``length``, and reading :attr:`weight` builds W.
 
-    The last three need the constructor's arguments to come back. Their state holds ``checksum``, and loading one that
-    another seed, kind or gain has made, or another version of PyTorch with other random numbers, raises the
-    ``RuntimeError`` of ``load_state_dict``; rounding that differs between machines passes. Reading :attr:`weight` of
-    the last two builds it.
+    A fixed W saves its gradient, the state of its optimizer and a third of the products of a training step; inference
+    costs what it did, except for implicit products.
 
-    A fixed W saves its gradient, the state of its optimiser and a third of the products of a training step; inference
-    costs what it did, except for implicit and structured products.
+    Code that initialises every ``nn.Linear`` in place spoils a stored W; :meth:`reset_parameters` restores it.
 
-    Code that starts every ``nn.Linear`` anew in place spoils a stored W; :meth:`reset_parameters` brings it back.
-
-    Under autocast dense and seeded products are those of ``nn.Linear``, in the lower precision; implicit and structured
-    ones are computed in float32 or better and keep the dtype of the input. A module cast to half precision rounds W.
+    Under autocast dense products are those of ``nn.Linear``, in the lower precision; implicit ones are computed in
+    float32 or better and keep the dtype of the input. A module cast to half precision rounds W.
 
     Args:
-        in_features: >= 2 (``"classifier"``: >= out_features - 1).
-        out_features: >= 2.
-        bias: whether to learn a bias; it starts as that of ``nn.Linear``.
-        kind: ``"haar"``, ``"canonical"``, ``"classifier"`` or ``"class-rank"`` as in
+        in_features: Number of inputs, >= 2 (``"classifier"``: >= out_features - 1).
+        out_features: Number of outputs, >= 2.
+        bias: Whether to learn a bias; it starts as that of ``nn.Linear``.
+        kind: Kind of W: ``"haar"``, ``"canonical"``, ``"classifier"`` or ``"class-rank"`` as in
             :func:`~tightframe.frames.simplex_weight`, or a control that is no simplex, ``"orthogonal"`` or
             ``"gaussian"`` of :func:`~tightframe.frames.control_weight`. ``"aligned"`` is for :meth:`from_linear`.
-        gain: length of the vertices: a number > 0; ``"unit"``; ``"match-init"`` for the Frobenius norm that a new
+        gain: Length of the vertices: a number > 0; ``"unit"``; ``"match-init"`` for the Frobenius norm that a new
             ``nn.Linear`` has on average; or ``"variance-preserving"`` for
             :func:`~tightframe.nn.variance_preserving_gain` whatever the sizes: of independent inputs act(z), z standard
             normal, the outputs then have variance 1 where ``out <= in``, and in / out where ``out > in``.
-        activation: what stands before the layer, for the variance-preserving gain alone.
-        learn_scale: train the gain, as the parameter ``log_scale``; what is stored is then the simplex of gain 1, under
-            the name ``simplex``.
-        storage: one of the four.
-        seed: of the draw, >= 0; W depends on it, the kind, the sizes and the gain alone.
-        num_classes: for ``kind="class-rank"``.
-        device: where the tensors lie; None is PyTorch's default.
-        dtype: their type; None is PyTorch's default.
+        activation: Activation before the layer, for the variance-preserving gain alone.
+        learn_scale: Whether to train the gain, as the parameter ``log_scale``; the stored matrix is then the simplex of
+            gain 1, under the name ``simplex``.
+        storage: Storage of W, one of the two.
+        seed: Seed of the draw, >= 0; W depends on it, the kind, the sizes and the gain alone.
+        num_classes: Number of classes for ``kind="class-rank"``.
+        device: Device of the tensors; None is PyTorch's default.
+        dtype: Type of the tensors; None is PyTorch's default.
 
     Attributes:
-        gain: the gain as a number, where ``log_scale`` starts if it is learned.
+        gain: Gain as a number, where ``log_scale`` starts if it is learned.
 
     Raises:
         ArgumentError: if an argument is outside its range, or kind and storage do not fit.
@@ -95,7 +86,7 @@ class ETFLinear(nn.Linear):
         >>> implicit = ETFLinear(3, 4, kind="canonical", gain="unit", bias=False, storage="implicit")
         >>> x = torch.tensor([1.0, 2.0, 6.0])
         >>> torch.allclose(layer(x), implicit(x)), list(layer.state_dict()), list(implicit.state_dict())
-        (True, ['weight'], ['checksum'])
+        (True, ['weight'], ['length'])
         >>> [name for name, p in ETFLinear(3, 4).named_parameters() if p.requires_grad]
         ['bias']
     """
@@ -123,8 +114,8 @@ class ETFLinear(nn.Linear):
         check_positive("seed", seed, 0)
         if kind == "aligned":
             raise ArgumentError("kind='aligned' needs a weight to align with; use ETFLinear.from_linear")
-        if kind != _ONLY_KIND.get(storage, kind):
-            raise ArgumentError(f"storage={storage!r} needs kind={_ONLY_KIND[storage]!r}, got {kind!r}")
+        if storage == "implicit" and kind != "canonical":
+            raise ArgumentError(f"storage='implicit' needs kind='canonical', got {kind!r}")
         vertices = num_vertices(out_features, in_features, kind=kind, num_classes=num_classes)
         self.in_features = in_features
         self.out_features = out_features
@@ -133,16 +124,14 @@ class ETFLinear(nn.Linear):
         self.storage = storage
         self.seed = seed
         self.num_classes = num_classes
-        self._matrix = None if storage in _ONLY_KIND else "simplex" if learn_scale else "weight"
+        self._matrix = None if storage == "implicit" else "simplex" if learn_scale else "weight"
         like = torch.empty(0, device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(like.new_empty(out_features)) if bias else None)
         self.register_parameter("log_scale", nn.Parameter(like.new_empty(())) if learn_scale else None)
-        for name, value in self._draw().items():
-            tensor = value.to(device=like.device, dtype=like.dtype if value.is_floating_point() else value.dtype)
-            if storage == "dense":
-                self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
-            else:
-                self.register_buffer(name, tensor, persistent=name == "checksum")
+        if self._matrix is None:
+            self.register_buffer("length", like.new_tensor(self.gain))
+        else:
+            self.register_parameter(self._matrix, nn.Parameter(self._draw().to(like), requires_grad=False))
         self._start()
 
     @classmethod
@@ -152,12 +141,12 @@ class ETFLinear(nn.Linear):
         """Return a layer of the sizes, device, dtype and mode of ``linear``, with a copy of its bias.
 
         Args:
-            linear: the layer to replace.
-            kind: as above, or ``"aligned"``: the simplex nearest to ``linear.weight``, by
+            linear: Layer to replace.
+            kind: Kind as above, or ``"aligned"``: the simplex nearest to ``linear.weight``, by
                 :func:`~tightframe.frames.nearest_simplex_weight`, in dense storage.
-            gain: as above, except that ``"match-init"`` takes the Frobenius norm of ``linear.weight``. None is the best
-                gain of an aligned one, and variance-preserving otherwise.
-            options: further arguments of the constructor, such as ``seed`` or ``storage``.
+            gain: Gain as above, except that ``"match-init"`` takes the Frobenius norm of ``linear.weight``. None is
+                the best gain of an aligned one, and variance-preserving otherwise.
+            options: Further arguments of the constructor, such as ``seed`` or ``storage``.
 
         Raises:
             ArgumentError, DimensionError: as above, or if ``linear`` is not one, or its weight gives no gain.
@@ -186,13 +175,15 @@ class ETFLinear(nn.Linear):
     @property
     def scale(self) -> float | Tensor:
         """The gain as the product uses it: a number, or ``exp(log_scale)`` while it is learned, always positive."""
-        return self.gain if self.log_scale is None else at_least_float32(self.log_scale).exp()
+        if self.log_scale is not None:
+            return at_least_float32(self.log_scale).exp()
+        return self.gain if self._matrix is not None else at_least_float32(self.length)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input @ weight.T + bias``, ``(…, out_features)``.
 
         Args:
-            input: ``(…, in_features)`` floating point; for dense and seeded storage of the layer's dtype, or any under
+            input: ``(…, in_features)`` floating point; for dense storage of the layer's dtype, or any under
                 autocast.
 
         Raises:
@@ -206,14 +197,16 @@ class ETFLinear(nn.Linear):
             product = F.linear(input, self.simplex.detach()) * self.scale
             return product if self.bias is None else product + self.bias.to(product.dtype)
         with outside_autocast(input.device):
-            product = self._product(input, self._buffers) * self.scale
+            product = canonical_product(input, self.out_features) * self.scale
             return (product if self.bias is None else product + self.bias).to(input.dtype)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the bias anew, and bring back simplex and gain; an aligned simplex stays what it is."""
-        if self.kind != "aligned":
-            self._restore()
+        """Draw a new bias, and restore simplex and gain; an aligned simplex stays what it is."""
+        if self._matrix is None:
+            self.length.fill_(self.gain)
+        elif self.kind != "aligned":
+            getattr(self, self._matrix).copy_(self._draw())
         self._start()
 
     def export(self) -> nn.Linear:
@@ -234,51 +227,23 @@ class ETFLinear(nn.Linear):
     def _weight(self) -> Tensor:
         if self._matrix is not None:
             return (self.simplex * self.scale).to(self.simplex.dtype)
-        basis = torch.eye(self.in_features, device=self._like.device, dtype=self._like.dtype)
+        basis = torch.eye(self.in_features, device=self.length.device, dtype=self.length.dtype)
         with outside_autocast(basis.device):
-            weight = self._product(basis, self._buffers).T * self.scale
+            weight = canonical_product(basis, self.out_features).T * self.scale
         return weight.to(basis.dtype).contiguous()
 
-    def _product(self, x: Tensor, tensors: Mapping[str, Any]) -> Tensor:
-        """Return the product of ``x (…, in)`` with what is stored, among the given tensors of :meth:`_draw`."""
-        if self._matrix is not None:
-            return F.linear(x, tensors[self._matrix])
-        if self.storage == "implicit":
-            return canonical_product(x, self.out_features)
-        blocks = tuple(tensor for name, tensor in tensors.items() if name.startswith("_block"))
-        return StructuredSimplex(tensors["_signs"], tensors["_order"], blocks).product(x)
-
-    def _draw(self) -> dict[str, Tensor]:
-        """Return what is stored beside bias and scale, on the CPU, in float64 if floating point."""
+    def _draw(self) -> Tensor:
+        """Return the matrix that is stored, float64 on the CPU."""
         sizes = self.out_features, self.in_features
-        generator = torch.Generator(device="cpu").manual_seed(self.seed)
-        gain = self.gain if self.log_scale is None else 1.0
-        drawn = {"_like": torch.empty(0, dtype=torch.float64, device="cpu")}  # tells dtype and device of the layer
-        if self.storage == "structured":
-            signs, order, blocks = StructuredSimplex.draw(*sizes, generator)
-            drawn |= {"_signs": signs, "_order": order, **{f"_block{j}": block for j, block in enumerate(blocks)}}
-        elif self._matrix is not None:
-            options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
-            if self.kind in CONTROL_KINDS:
-                matrix = control_weight(*sizes, kind=self.kind, gain=gain, **options)
-            else:
-                matrix = simplex_weight(*sizes, kind=self.kind, num_classes=self.num_classes, gain=gain, **options)
-            drawn = {self._matrix: matrix}
-        if self.storage == "dense":
-            return drawn
-        probe, other = (torch.arange(1.0, n + 1, dtype=torch.float64, device="cpu").cos() for n in reversed(sizes))
-        seen = (self._product(probe, drawn) @ other) * (1.0 if self._matrix else gain)
-        # As the bits of a number, in integers, which no cast of the module rounds.
-        return {**drawn, "checksum": seen.view(torch.int64)}
-
-    @torch.no_grad()
-    def _restore(self, device: torch.device | None = None) -> None:
-        """Put what :meth:`_draw` gives back into its places; a place on meta is made on ``device``, if there is one."""
-        for name, value in self._draw().items():
-            place = getattr(self, name)
-            if place.is_meta and device is not None:
-                self._buffers[name] = place = torch.empty_like(place, device=device)
-            place.copy_(value)
+        options: dict[str, Any] = {
+            "generator": torch.Generator(device="cpu").manual_seed(self.seed),
+            "gain": self.gain if self.log_scale is None else 1.0,
+            "dtype": torch.float64,
+            "device": "cpu",
+        }
+        if self.kind in CONTROL_KINDS:
+            return control_weight(*sizes, kind=self.kind, **options)
+        return simplex_weight(*sizes, kind=self.kind, num_classes=self.num_classes, **options)
 
     @torch.no_grad()
     def _start(self) -> None:
@@ -296,32 +261,6 @@ class ETFLinear(nn.Linear):
         else:
             self.simplex.copy_(weight / self.gain)
             self.log_scale.fill_(math.log(self.gain))
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
-        key, errors = f"{prefix}checksum", args[-1]
-        loaded: Tensor | None = None if self.storage == "dense" else state_dict.get(key)
-        if loaded is not None:
-            state_dict[key] = loaded.clone()  # the state that it comes from stays as it is, even where it is assigned
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        if self.storage == "dense":
-            return
-        assigned = local_metadata.get("assign_to_params_buffers", False)
-        self._restore(loaded.device if loaded is not None and assigned else None)
-        if loaded is not None and not _same(loaded, self.checksum):
-            errors.append(
-                f"{key} differs: seed, kind or gain of the layer that was saved was another than {self.extra_repr()}, "
-                f"seed={self.seed}, or torch {torch.__version__} draws other numbers; build the layer as the saved one "
-                "was, and save storage='dense' to depend on no draw"
-            )
-
-
-def _same(loaded: Tensor, own: Tensor) -> bool:
-    """Return whether two checksums are of one draw, up to rounding."""
-    if loaded.shape != own.shape or loaded.is_meta or own.is_meta:
-        return True  # PyTorch complains of the shape, and there is nothing to compare on meta
-    if loaded.dtype != own.dtype:
-        return False
-    return math.isclose(*(tensor.view(torch.float64).item() for tensor in (loaded, own)), rel_tol=1e-6)
 
 
 def _gain(gain: str | float, activation: str | Callable[[Tensor], Tensor], out_features: int, vertices: int) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tightframe.errors import ArgumentError, DimensionError, check_positive
 from tightframe.ufm.descent import lbfgs
-from tightframe.ufm.duality import descent_of_fit, log_probabilities, logits_bound, nuclear_budget
+from tightframe.ufm.duality import logits_bound, nuclear_budget
 from tightframe.ufm.grouped import Grouped, Point
 from tightframe.ufm.newton import Iterate, Outcome, Penalty, newton
 from tightframe.ufm.objective import class_weights, factorise, feature_prices, fit
@@ -156,71 +156,6 @@ class ConvexSolver:
             iterations=outcome.iterations,
             residual=last.gap,
         )
-
-
-@dataclass(frozen=True)
-class FrankWolfe:
-    r"""The layer-peeled model by conditional gradients: simple steps, and a gap that falls as 1/t only.
-
-    Each step moves towards the matrix :math:`-r\, u v^\top` of the top singular pair of the slope, r the radius of the
-    ball of nuclear norm, by the best step on the way (Frank & Wolfe 1956; Jaggi 2013).
-
-    Args:
-        tolerance: largest Frank-Wolfe gap, relative to the objective.
-        max_iterations: steps at most.
-    """
-
-    tolerance: float = 1e-2
-    max_iterations: int = 5000
-
-    def __post_init__(self) -> None:
-        check_penalty("tolerance", self.tolerance)
-        check_positive("max_iterations", self.max_iterations, minimum=0)
-
-    def solve(self, problem: Problem) -> Solution:
-        """Return the point reached, with its bound.
-
-        Raises:
-            ArgumentError: if the problem is no :class:`LayerPeeled`.
-            DimensionError: if d < K, where the steps may leave the rank.
-        """
-        if not isinstance(problem, LayerPeeled):
-            raise ArgumentError(f"problem must have budgets for FrankWolfe, got {type(problem).__name__}")
-        if problem.dim < problem.num_classes:
-            raise DimensionError(
-                f"dim must be at least K = {problem.num_classes} for FrankWolfe, got {problem.dim}; use ConvexSolver"
-            )
-        labels, weights = torch.arange(problem.num_classes), class_weights(problem)
-        radius, Z = nuclear_budget(problem), torch.zeros(len(labels), len(labels), dtype=torch.float64)
-        value, bound, iterations = 0.0, 0.0, 0
-        for iterations in range(self.max_iterations + 1):
-            losses, _ = log_probabilities(Z, labels)
-            value = (weights @ losses).item()
-            A = descent_of_fit(problem, Z, labels, weights)
-            left, norms, right = torch.linalg.svd(A)
-            bound = max(bound, value + (A * Z).sum().item() - radius * norms[0].item())
-            if value - bound <= self.tolerance * value or iterations == self.max_iterations:
-                break
-            Z = _best_between(problem, Z, radius * torch.outer(left[:, 0], right[0]))
-        gap = value - bound
-        W, H = factorise(problem, Z)
-        exact = gap <= self.tolerance * value
-        reason = (
-            f"Frank-Wolfe gap {gap:.1e}" if exact else f"max_iterations = {self.max_iterations} reached, gap {gap:.1e}"
-        )
-        facts = {"duality_gap": gap}
-        return Solution(problem, W, H, None, value, exact, reason, bound, facts, iterations, residual=gap)
-
-
-def _best_between(problem: LayerPeeled, Z: Tensor, end: Tensor) -> Tensor:
-    """Return the point of smallest fit between two, by bisection of the slope along the way."""
-    labels, weights, way = torch.arange(len(Z)), class_weights(problem), end - Z
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        falls = (descent_of_fit(problem, Z + middle * way, labels, weights) * way).sum() > 0
-        low, high = (middle, high) if falls else (low, middle)
-    return Z + low * way
 
 
 def first_guess(problem: Convex, grouped: Grouped, sigma: float) -> Point:
