@@ -13,27 +13,21 @@ judged by and test is not looked at: for choosing parameters.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
 from studies._tables import complete, left_out
 from studies.language_model_network import VARIANTS, build, trainable
 from studies.language_model_table import CAPTION, draw, table
 from studies.language_model_training import Settings, fit
 from tightframe.data import StdlibBytes
-from tightframe.errors import ConfigError, ResumeError, TightframeError, check_choice
-from tightframe.runs import RunDirectory
-from tightframe.runs.layout import CONFIG_FILE, TIMING_FILE, VERSIONS_FILE
+from tightframe.errors import ConfigError, TightframeError, check_choice
+from tightframe.runs import RunDirectory, open_directory
+from tightframe.runs.layout import TIMING_FILE
 
 
 def run(out: Path, variants: Sequence[str], seeds: Sequence[int], settings: Settings, source: StdlibBytes) -> None:
@@ -42,7 +36,8 @@ def run(out: Path, variants: Sequence[str], seeds: Sequence[int], settings: Sett
         check_choice("variants", variant, tuple(VARIANTS))
         network = build(variant, settings.width, settings.blocks, 0, settings.gain)
         print(f"{variant}: {len(network.blocks)} blocks, {trainable(network):,} trainable parameters", flush=True)
-    _prepare(out, {**asdict(settings), "python": source.python_version})
+    config = {**asdict(settings), "python": source.python_version}
+    open_directory(out, config, class_names=(), trees={}, sources={})
     corpus = source.load()
     for seed in seeds:
         for variant in variants:
@@ -50,32 +45,9 @@ def run(out: Path, variants: Sequence[str], seeds: Sequence[int], settings: Sett
             if (directory / TIMING_FILE).exists():
                 print(f"{variant}, seed {seed}: finished before", flush=True)
                 continue
-            score, timing = fit(variant, seed, settings, corpus, directory)
+            score, timing = fit(variant, seed, settings, corpus, out)
             milliseconds = 1000 * timing["fit_seconds"] / settings.steps
             print(f"{variant}, seed {seed}: {score:.4f} bits per byte, {milliseconds:.1f} ms a step", flush=True)
-
-
-def _prepare(out: Path, config: Mapping[str, Any]) -> None:
-    """Create the directory, or check that its trainings are of the same settings."""
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
-    versions |= {name: metadata.version(name) for name in ("tightframe", "torch", "lightning")}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if (out / CONFIG_FILE).exists():
-            theirs = yaml.safe_load((out / CONFIG_FILE).read_text(encoding="utf-8"))
-            differing = [name for name in config if not isinstance(theirs, dict) or theirs.get(name) != config[name]]
-            if differing:
-                raise ResumeError(
-                    f"{out} holds trainings of other settings: {', '.join(differing)} differ; choose another --out"
-                )
-            return
-        texts = {VERSIONS_FILE: json.dumps(versions, indent=2) + "\n", CONFIG_FILE: yaml.safe_dump(dict(config))}
-        for name, text in texts.items():
-            partial = out / f"{name}.{os.getpid()}.partial"
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, out / name)
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written: {error}") from error
 
 
 def names(text: str) -> list[str]:

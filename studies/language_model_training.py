@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -25,7 +23,7 @@ from tightframe.data.base import check_fraction
 from tightframe.errors import ArgumentError, EmptyDataError, check_positive
 from tightframe.frames.layers import check_gain
 from tightframe.records import Records
-from tightframe.runs.layout import RECORDS_FILE, TIMING_FILE
+from tightframe.runs import write
 from tightframe.surgery import parameter_report
 
 SCORED_WINDOWS = 1500
@@ -35,17 +33,17 @@ Timing = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """What all trainings of a directory have in common.
+    """Settings that all trainings of a directory share.
 
     Args:
-        steps: of the optimiser.
-        width: of the network.
-        blocks: of the baseline.
-        batch_size: windows a step.
-        learning_rate: at the end of the warm-up.
-        gain: of the fixed matrices; None preserves variance.
-        validation_fraction: share of train to judge by, while parameters are chosen; with 0, test is judged by.
-        bf16: whether to train and judge under autocast to bfloat16.
+        steps: Number of steps of the optimizer.
+        width: Width of the network.
+        blocks: Number of blocks of the baseline.
+        batch_size: Windows of a step.
+        learning_rate: Learning rate at the end of the warm-up.
+        gain: Gain of the fixed matrices; None preserves variance.
+        validation_fraction: Share of train to judge by, while parameters are chosen; with 0, test is judged by.
+        bf16: Whether to train and judge under autocast to bfloat16.
     """
 
     steps: int = 2400
@@ -176,7 +174,7 @@ def judged_part(corpus: ByteCorpus) -> tuple[str, Tensor]:
     return ("test", corpus.test) if corpus.validation is None else ("validation", corpus.validation)
 
 
-def fit(variant: str, seed: int, settings: Settings, corpus: ByteCorpus, directory: Path) -> tuple[float, Timing]:
+def fit(variant: str, seed: int, settings: Settings, corpus: ByteCorpus, out: Path) -> tuple[float, Timing]:
     """Train and judge one network; write ``records.jsonl`` and then ``timing.json``; return bits per byte and timing.
 
     A training leaves nothing before it is finished, and its result depends on the arguments alone.
@@ -186,7 +184,7 @@ def fit(variant: str, seed: int, settings: Settings, corpus: ByteCorpus, directo
         seed: of weights and order.
         settings: of the training.
         corpus: what to learn and to judge by.
-        directory: to write into; created at the end.
+        out: Directory of runs.
 
     Raises:
         EmptyDataError: if a part has fewer than 129 bytes.
@@ -219,14 +217,10 @@ def fit(variant: str, seed: int, settings: Settings, corpus: ByteCorpus, directo
     records = Records()
     for last, loss in _means(module.losses):
         epoch = last * settings.batch_size * CONTEXT // len(corpus.train)
-        records.add("loss", loss, run=variant, seed=seed, epoch=epoch, step=last, split="train")
-    records.add("bits_per_byte", score, run=variant, seed=seed, epoch=epoch, step=settings.steps, split=split)
-    directory.mkdir(parents=True, exist_ok=True)
-    records.save(directory / RECORDS_FILE)
-    partial = directory / f"{TIMING_FILE}.partial"
+        records.add("loss", loss, epoch=epoch, step=last, split="train")
+    records.add("bits_per_byte", score, epoch=epoch, step=settings.steps, split=split)
     timing = {**module.timing, "device": device}
-    partial.write_text(json.dumps(timing, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, directory / TIMING_FILE)
+    write(records, out, run=variant, seed=seed, timing=timing)
     return score, timing
 
 

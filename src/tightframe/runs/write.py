@@ -33,7 +33,14 @@ if TYPE_CHECKING:
     from tightframe.hierarchy import Tree
 
 
-def write(records: Iterable[Record], out: str | os.PathLike[str], *, run: str, seed: int = 0) -> Path:
+def write(
+    records: Iterable[Record],
+    out: str | os.PathLike[str],
+    *,
+    run: str,
+    seed: int = 0,
+    timing: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the records of a finished training of your own into a directory of runs, for ``tightframe report``.
 
     Args:
@@ -41,6 +48,7 @@ def write(records: Iterable[Record], out: str | os.PathLike[str], *, run: str, s
         out: Directory of runs; several runs and seeds share one.
         run: Name of the run, as tables show it; see :func:`~tightframe.runs.layout.check_names`.
         seed: Seed of the run, >= 0.
+        timing: Further numbers for ``timing.json``, such as ``fit_seconds`` and ``trainable_parameters``.
 
     Returns:
         The directory ``<out>/<run>/seed-<seed>``.
@@ -65,7 +73,7 @@ def write(records: Iterable[Record], out: str | os.PathLike[str], *, run: str, s
     rows = Records(replace(row, run=run, seed=seed) for row in records)
     with hold(directory):
         rows.save(directory / RECORDS_FILE)
-        write_json(directory / TIMING_FILE, {"epochs": max((row.epoch for row in rows), default=0)})
+        write_json(directory / TIMING_FILE, {"epochs": max((row.epoch for row in rows), default=0), **(timing or {})})
     return directory
 
 
