@@ -452,6 +452,16 @@ def test_convert_refuses_a_configuration_that_is_none(runs, capsys, content):
     assert re.match(r"tightframe: error: .*config\.yaml: .", line)
 
 
+def test_convert_of_an_earlier_version_says_what_to_do(runs, capsys):
+    out = runs / "vectors"
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("LinearClassifier", "GoneClassifier"))
+    (out / "versions.json").write_text("{}")
+    (line,) = refused(CONVERT, capsys).splitlines()
+    assert re.search(
+        "no class or function 'GoneClassifier'.*an earlier tightframe wrote .*vectors: use that version", line
+    )
+
+
 def test_convert_refuses_a_damaged_checkpoint(runs, capsys):
     path = runs / "vectors" / "learned" / "seed-0" / "checkpoints" / "last.ckpt"
     path.write_bytes(path.read_bytes()[:2000])

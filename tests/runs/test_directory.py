@@ -162,3 +162,11 @@ def test_snapshots_are_spaced_evenly_with_both_ends_and_unreadable_ones_left_out
     (snapshots / "epoch-00001.safetensors").write_bytes(b"short")
     assert [s.epoch for s in training.load_snapshots(limit=60)][:2] == [0, 2]
     assert [s.epoch for s in training.load_snapshots(limit=1)] == [0]
+
+
+@pytest.mark.parametrize("found", [3, 0, "2", None])
+def test_a_later_format_is_refused(tmp_path: Path, found: object) -> None:
+    write_training(tmp_path, "a", 0)
+    (tmp_path / "versions.json").write_text(json.dumps({"format": found}))
+    with pytest.raises(DataFileError, match="this tightframe reads up to 2; update tightframe"):
+        RunDirectory.read(tmp_path)

@@ -56,8 +56,8 @@ def load_run(path: str | os.PathLike[str], *, trust: bool = False) -> LoadedRun:
     from torch import nn
 
     from tightframe.runs import Training
-    from tightframe.runs.directory import read_trees
-    from tightframe.runs.layout import CHECKPOINT, CONFIG_FILE, run_and_seed
+    from tightframe.runs.directory import read_trees, stored_format
+    from tightframe.runs.layout import CHECKPOINT, CONFIG_FILE, FORMAT, run_and_seed
 
     directory = Path(path).resolve()
     out = directory.parent.parent
@@ -72,8 +72,13 @@ def load_run(path: str | os.PathLike[str], *, trust: bool = False) -> LoadedRun:
         raise DataFileError(
             f"{checkpoint} does not exist: the training of {method} with seed {seed} has not finished an epoch"
         )
-    experiment = build(recipe, [], trees=read_trees(out))
-    module = experiment.module(method, seed)
+    try:
+        experiment = build(recipe, [], trees=read_trees(out))
+        module = experiment.module(method, seed)
+    except ConfigError as error:
+        if stored_format(out) == FORMAT:
+            raise
+        raise ConfigError(f"{error}; an earlier tightframe wrote {out}: use that version, or train again") from error
     network = nn.Sequential()
     network.backbone, network.classifier = module.backbone, module.classifier
     try:

@@ -138,11 +138,8 @@ class RunDirectory:
             raise DataFileError(
                 f"out must be the output directory of a training or a comparison, got {path}: no directory"
             )
+        stored_format(path)
         versions = _content(path / VERSIONS_FILE, dict)
-        if versions.get("format", 1) not in range(1, FORMAT + 1):
-            raise DataFileError(
-                f"{path} has format {versions['format']} and this tightframe reads up to {FORMAT}; update tightframe"
-            )
         found = {(t.run, t.seed): t for t in map(Training.read, sorted(filter(_is_training, path.glob("*/seed-*"))))}
         if not any(len(t.records) for t in found.values()):
             reasons = "; ".join(f"{t.run}, seed {t.seed}: {t.problem}" for t in found.values())
@@ -184,6 +181,18 @@ class RunDirectory:
     def class_name(self, index: int) -> str:
         """Return the name of a class, or its number."""
         return self.class_names[index] if index < len(self.class_names) else str(index)
+
+
+def stored_format(out: Path) -> int:
+    """Return the format of a directory of runs; without one it is 1.
+
+    Raises:
+        DataFileError: if a later version of tightframe wrote it.
+    """
+    found = _content(out / VERSIONS_FILE, dict).get("format", 1)
+    if found not in range(1, FORMAT + 1):
+        raise DataFileError(f"{out} has format {found!r} and this tightframe reads up to {FORMAT}; update tightframe")
+    return int(found)
 
 
 def _is_training(path: Path) -> bool:
