@@ -1,11 +1,8 @@
-"""The nearest simplex ETF in closed form against the published trust region; and which way to its polar factor."""
+"""The nearest simplex ETF in closed form against the published trust region."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +12,8 @@ from torch import Tensor, nn
 from benchmarks import _nearest_peers as peers
 from benchmarks._timing import Row, one_thread, race, report
 from tightframe.frames import nearest_simplex_etf
-from tightframe.linalg import haar_orthonormal, helmert_coordinates, helmert_product
 from tightframe.nn import NearestETFClassifier
 from tightframe.training import AGD, FreeFeatures
-
-CONVERGED = 1e-12  # of Newton-Schulz: how far the rows are from orthonormal
-DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-CLOCKS = {"cpu": time.process_time, "cuda": time.perf_counter}
 
 
 class Size(NamedTuple):
@@ -40,7 +32,6 @@ SIZES = (
     Size(2048, 100, rounds=5),
     Size(2048, 1000, rounds=2, target=20, dtype=torch.float32),
 )
-CASES = (*((512, 100, kappa, 7) for kappa in (1e1, 5e2, 2e3, 1e5)), (2048, 1000, 1e1, 2))
 
 
 def solve(size: Size) -> Row:
@@ -122,96 +113,6 @@ def run(
         return [*map(solve, sizes), *agreement(d, K), *training(*ufm, steps)]
 
 
-def eigenvectors(A: Tensor) -> Tensor:
-    """Return the polar factor ``(n, d)`` from the Gram matrix, polished by a step of Newton-Schulz."""
-    values, Q = torch.linalg.eigh(A @ A.mT)
-    return newton_schulz_step((Q * values.rsqrt()) @ Q.mT @ A)
-
-
-def eigenvectors_turned(A: Tensor) -> Tensor:
-    """Return the same, then turned as the first derivative of the polar factor says, which makes A Vᵀ symmetric."""
-    values, Q = torch.linalg.eigh(A @ A.mT)
-    values = values.sqrt()
-    V = newton_schulz_step((Q / values) @ Q.mT @ A)
-    product = A @ V.mT
-    turn = Q.mT @ (product - product.mT) @ Q / (values.unsqueeze(-1) + values)
-    return newton_schulz_step(V + Q @ turn @ Q.mT @ V)
-
-
-def thin_svd(A: Tensor) -> Tensor:
-    left, _, right = torch.linalg.svd(A, full_matrices=False)
-    return left @ right
-
-
-def qr_then_svd(A: Tensor) -> Tensor:
-    basis, R = torch.linalg.qr(A.mT)
-    return thin_svd(R.mT) @ basis.mT
-
-
-def newton_schulz(A: Tensor, smallest: float) -> Tensor:
-    """Return the polar factor by the iteration, scaled for singular values in [smallest, 1] as it goes."""
-    V, low = A, smallest
-    for _ in range(100):
-        factor = math.sqrt(3 / (1 + low + low**2))
-        V, low = newton_schulz_step(V * factor), 0.5 * factor * low * (3 - (factor * low) ** 2)
-        gram = V @ V.mT
-        gram.diagonal().sub_(1)
-        if torch.linalg.matrix_norm(gram) < CONVERGED:
-            break
-    return V
-
-
-def newton_schulz_step(V: Tensor) -> Tensor:
-    step = (V @ V.mT).mul_(-0.5)
-    step.diagonal().add_(1.5)
-    return step @ V
-
-
-def factorised(n: int, d: int, kappa: float) -> tuple[Tensor, Tensor]:
-    """Return a matrix ``(n, d)`` of condition number ``kappa`` and norm 1, and its polar factor."""
-    generator = torch.Generator().manual_seed(0)
-    left, right = haar_orthonormal(n, n, generator), haar_orthonormal(d, n, generator)
-    values = torch.logspace(0, -math.log10(kappa), n, dtype=torch.float64)
-    return (left * values) @ right.T, left @ right.T
-
-
-def ways(d: int, K: int, kappa: float, rounds: int, device: str) -> list[Row]:
-    """Return time, error, and time against that of the eigenvectors, of each way."""
-    A, truth = (tensor.to(device) for tensor in factorised(K - 1, d, kappa))
-    means = helmert_product(A.mT).mT
-    calls: dict[str, Callable[[], Tensor]] = {
-        "eigenvectors of the Gram matrix": lambda: eigenvectors(A),
-        "the same, turned": lambda: eigenvectors_turned(A),
-        "thin SVD": lambda: thin_svd(A),
-        "QR, then SVD": lambda: qr_then_svd(A),
-        "scaled Newton-Schulz": lambda: newton_schulz(A, 1 / kappa),
-        "nearest_simplex_etf": lambda: nearest_simplex_etf(means, gradient="none").frame,
-    }
-    first, *_ = calls.values()
-    rows = []
-    for name, call in calls.items():
-        timed = race(_finished(call, device), _finished(first, device), rounds, CLOCKS[device])
-        found = call()
-        if name == "nearest_simplex_etf":
-            found = helmert_coordinates(found.mT).mT * math.sqrt((K - 1) / K)
-        row = timed.costlier(f"{device}, {d} x {K}, condition {kappa:.0e}: {name}")
-        rows.append(replace(row, peer=f"{_relative(found, truth):.1e}"))
-    return rows
-
-
-def _finished(call: Callable[[], Any], device: str) -> Callable[[], None]:
-    def finished() -> None:
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return finished
-
-
-def run_ways(cases: Sequence[tuple[int, int, float, int]] = CASES) -> list[Row]:
-    return [row for device in DEVICES for case in cases for row in ways(*case, device)]
-
-
 def _relative(found: Tensor, truth: Tensor) -> float:
     return (torch.linalg.matrix_norm(found - truth) / torch.linalg.matrix_norm(truth)).item()
 
@@ -228,8 +129,6 @@ TINY: dict[str, Any] = {
 def main() -> None:
     one_thread()
     report("Nearest simplex ETF, d x K: a step of training, delta = 1e-3", run())
-    columns = ("time", "relative error", "against the first")
-    report("Ways to the polar factor of the means, d x K, float64", run_ways(), columns)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from benchmarks.__main__ import NAMES, speedup, times
 from benchmarks._timing import Race, Row
 
 from tests.problems import isotropic
-from tightframe.moments import ClassMoments
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +43,7 @@ def same_threads():
 
 def test_every_benchmark_is_run_by_the_command():
     files = {path.stem for path in Path(_timing.__file__).parent.glob("[!_]*.py")}
-    assert set(NAMES) == files
+    assert set(NAMES) | {"statements"} == files
     assert all(callable(importlib.import_module(f"benchmarks.{name}").main) for name in NAMES)
 
 
@@ -110,16 +109,6 @@ def test_bare_baselines_compute_sums_and_products():
     sums = torch.stack([h[samples.labels == k].sum(dim=0) for k in range(3)])
     torch.testing.assert_close(moments.bare_sums(samples)(), sums, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(moments.bare_products(samples)(), h.T @ h, rtol=1e-12, atol=1e-12)
-
-
-def test_mixed_precision_is_right_up_to_float32_and_ours_with_a_loud_direction_too():
-    samples = moments.draw(700, 8, 3)
-    found, scatter = moments.mixed(samples)()
-    exact = ClassMoments.from_samples(samples.features, samples.labels, 3, scatter=True)
-    assert torch.equal(found.count, exact.count)
-    torch.testing.assert_close(scatter, exact.scatter, rtol=1e-4, atol=1e-4)
-    (_, ours), _ = moments.errors(moments.with_loud_direction(samples))
-    assert ours < 1e-9
 
 
 def test_both_forms_of_cdnv_agree():
