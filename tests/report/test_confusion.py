@@ -19,7 +19,7 @@ from tightframe.report.confusion import (
     lowest_common_ancestors,
     tree_groups,
 )
-from tightframe.runs import RunDirectory
+from tightframe.runs import RunDirectory, write
 from tightframe.runs.confusion import Confusion
 
 from .test_build import HOSTILE, Page
@@ -347,3 +347,14 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path, damage: str) -> None:
     (run,) = page.data["confusion"]["runs"]
     assert (run["seeds"], run["samples"]) == ([0], 33)
     assert section(tmp_path).count("<option>") == 1
+
+
+def test_the_page_of_a_hierarchy_of_any_depth(tmp_path):
+    records = Records()
+    records.add("accuracy", 0.5, epoch=1, split="test")
+    write(records, tmp_path, run="a")
+    chain = [(f"n{i}", f"n{i + 1}") for i in range(2000)]
+    tree = Tree.from_edges([*chain, ("n2000", "x"), ("n2000", "y")])
+    described = {"parents": tree.parents.tolist(), "names": tree.names, "classes": tree.classes.tolist()}
+    (tmp_path / "hierarchy.json").write_text(json.dumps(described))
+    assert "<p>x, y</p>" in build_report(tmp_path).read_text(encoding="utf-8")

@@ -75,8 +75,12 @@ def _texts(content: Content) -> dict[str, Any]:
     }
 
 
-def _nodes(tree: Tree) -> dict[str, Any]:
-    """Return the root as a mapping of its number, name, classes below it, leaves' names and other children."""
+def _nodes(tree: Tree) -> list[tuple[dict[str, Any], bool]]:
+    """Return each inner node twice, in the order of the page: where it begins, and, with True, where it ends.
+
+    A node is a mapping of its number, name, number of classes below it, names of its leaves and other children. A
+    template that called itself would not reach the end of a deep tree.
+    """
     nodes: list[dict[str, Any]] = [
         {"number": number, "name": name, "classes": 0, "leaves": [], "inner": []}
         for number, name in enumerate(tree.names)
@@ -93,7 +97,14 @@ def _nodes(tree: Tree) -> dict[str, Any]:
                 above["leaves"].append(nodes[node]["name"])
             else:
                 above["inner"].append(nodes[node])
-    return nodes[0]
+    steps, pending = [], [(nodes[0], False)]
+    while pending:
+        here, ends = pending.pop()
+        steps.append((here, ends))
+        if not ends:
+            pending.append((here, True))
+            pending += [(child, False) for child in reversed(here["inner"])]
+    return steps
 
 
 def _count(number: int, noun: str) -> str:
