@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tightframe import runs
 from tightframe.hierarchy import Tree
 from tightframe.records import Records
 from tightframe.report import build_report
@@ -19,7 +20,7 @@ from tightframe.report.confusion import (
     lowest_common_ancestors,
     tree_groups,
 )
-from tightframe.runs import RunDirectory, write
+from tightframe.runs import RunDirectory
 from tightframe.runs.confusion import Confusion
 
 from .test_build import HOSTILE, Page
@@ -352,7 +353,7 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path, damage: str) -> None:
 def test_the_page_of_a_hierarchy_of_any_depth(tmp_path):
     records = Records()
     records.add("accuracy", 0.5, epoch=1, split="test")
-    write(records, tmp_path, run="a")
+    runs.write(records, tmp_path, run="a")
     chain = [(f"n{i}", f"n{i + 1}") for i in range(2000)]
     tree = Tree.from_edges([*chain, ("n2000", "x"), ("n2000", "y")])
     described = {"parents": tree.parents.tolist(), "names": tree.names, "classes": tree.classes.tolist()}
