@@ -38,6 +38,7 @@ BUILTINS = {
     "EmptyDataError": ValueError,
     "DataFileError": ValueError,
     "ConfigError": ValueError,
+    "OutputError": RuntimeError,
     "ResumeError": RuntimeError,
     "MissingExtraError": ImportError,
 }

@@ -122,7 +122,15 @@ def test_keys_are_read_as_they_are_written_and_words_on_request(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("\ufeff010: no\n1e5: [010, 1e-3, yes, 12:30, 2020-01-01]\nno: 3\n", encoding="utf-8")
     assert read_yaml(path) == {"010": "no", "1e5": ["010", 0.001, "yes", "12:30", "2020-01-01"], "no": 3}
-    assert read_yaml(path, words=True) == {"010": "no", "1e5": ["010", "1e-3", "yes", "12:30", "2020-01-01"], "no": "3"}
+    path.write_text("010: 1e5\n1e5: [010, 1e-3, 'no', \"2020-01-01\"]\n'no': 0x10\n")
+    assert read_yaml(path, words=True) == {"010": "1e5", "1e5": ["010", "1e-3", "no", "2020-01-01"], "no": "0x10"}
+
+
+@pytest.mark.parametrize("text", ["a: no", "no: a", "null: a", "- 2020-01-01", "a: true"])
+def test_names_that_yaml_reads_as_something_else_need_quotes(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(DataFileError, match="in quotes"):
+        read_yaml(tmp_path / "a.yaml", words=True)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ __all__ = [
     "watch",
 ]
 
-# The room of each public name; a room that is public itself has its own name.
+# The room of each public name; the others are rooms themselves.
 _HOMES = {
     "ClassMoments": "moments",
     "Probe": "probing",
@@ -52,22 +52,16 @@ _HOMES = {
     "effective_depth": "probing",
     "etf_transformer_": "surgery",
     "find_classifier": "probing",
-    "functional": "functional",
     "hierarchy_aware_frame": "frames",
     "lock_to_etf": "surgery",
     "measure": "probing",
-    "metrics": "metrics",
     "nearest_simplex_etf": "frames",
-    "nn": "nn",
     "parameter_report": "surgery",
     "plot": "report",
     "replace_classifier": "surgery",
-    "runs": "runs",
     "simplex_etf": "frames",
-    "ufm": "ufm",
     "watch": "probing",
 }
-__all__ = list(_HOMES)  # one home for the names
 
 
 def __dir__() -> list[str]:
@@ -76,7 +70,10 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that the command line answers `--help` before torch is imported.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tightframe' has no attribute {name!r}")
-    home = importlib.import_module(f"tightframe.{_HOMES[name]}")
-    return home if name == _HOMES[name] else getattr(home, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"tightframe.{_HOMES[name]}"), name)
+    if name in __all__:
+        return importlib.import_module(f"tightframe.{name}")
+    if name == "_checks":  # scripts of fault reports catch errors by this name
+        return importlib.import_module("tightframe.errors")
+    raise AttributeError(f"module 'tightframe' has no attribute {name!r}")

@@ -133,7 +133,8 @@ def read_yaml(path: str | os.PathLike[str], *, words: bool = False) -> Any:
 
     Args:
         path: Path of the file.
-        words: Whether values are kept as they are written too.
+        words: Whether every scalar is a name or nothing (``null``): a name is kept as it is written, and refused
+            without quotes where YAML has a truth value or a date (``no``, ``2024-01-01``).
 
     Raises:
         DataFileError: if the file is missing, not UTF-8, not YAML, nested too deeply, or a key comes twice.
@@ -166,10 +167,22 @@ def _yaml_loader(yaml: Any, words: bool) -> Any:
             twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
             if twice is not None or not all(isinstance(key, str) for key in keys):
                 raise ValueError(f"the key {twice or keys!r} must be a word that comes once in its mapping")
+            if words and None in [self.construct_object(key) for key, _ in node.value]:
+                raise ValueError("a key must be a name; put 'null' in quotes")
             return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
 
+    resolver = yaml.resolver.Resolver()
+    others = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+
     def scalar(loader: Any, node: Any) -> Any:
-        return node.value if words or node.style is not None else _yaml_value(node.value)
+        if node.style is not None:
+            return node.value
+        if not words:
+            return _yaml_value(node.value)
+        tag = resolver.resolve(yaml.ScalarNode, node.value, (True, False))
+        if tag in others:
+            raise ValueError(f"{node.value!r} must be in quotes to be a name")
+        return None if tag == "tag:yaml.org,2002:null" else node.value
 
     Loader.add_constructor("tag:yaml.org,2002:str", scalar)
     return Loader

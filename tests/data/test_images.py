@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,6 +246,21 @@ def test_folders_that_are_not_as_they_should_be(tmp_path):
     published.image_folder(tmp_path, ["val"], classes=list("hijklmn"))
     with pytest.raises(DataFileError, match=r"10 are in one alone: apple, cat, dog, h, i, \.\.\.$"):
         folder(tmp_path).load()
+
+
+def test_images_in_folders_of_a_class_folder_belong_to_the_class(tmp_path):
+    for part in ("train", "test"):
+        for name in ("b/2.png", "b/1.png", "a/more/deep/1.png", "a/0.png", "a/.hidden/3.png"):
+            path = tmp_path / part / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(path)
+    data = ImageFolder(tmp_path, 8).load()
+    paths = [Path(path).relative_to(tmp_path / "train").as_posix() for path in data.train.paths]
+    assert paths == ["a/0.png", "a/more/deep/1.png", "b/1.png", "b/2.png"]
+    assert data.train.labels.tolist() == [0, 0, 1, 1]
+    (tmp_path / "train" / "a" / "more" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataFileError, match=r"gone\.png is no file that can be read"):
+        ImageFolder(tmp_path, 8).load()
 
 
 def test_a_class_folder_without_files(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.data import published
-from tightframe.config import Method, Part, Recipe, build_data, build_tree
+from tightframe.config import Method, Part, Recipe, build
 from tightframe.data import INaturalist
 from tightframe.data.inaturalist import RANKS
 from tightframe.errors import ArgumentError, DataFileError, MissingExtraError
@@ -165,7 +165,7 @@ def test_images_are_cut_to_the_size_asked_for_and_loaded_in_batches(tmp_path):
 def test_a_recipe_gets_the_taxonomy(tmp_path):
     write(tmp_path)
     recipe = recipe_of("INaturalist", root=str(tmp_path), resize=8)
-    assert build_tree(recipe, build_data(recipe)).distances().tolist() == DISTANCES
+    assert build(recipe, []).tree.distances().tolist() == DISTANCES
 
 
 # --- options ---
@@ -276,7 +276,9 @@ def test_a_category_without_id_or_name(tmp_path, entry):
 def test_an_id_that_comes_twice(tmp_path, section):
     write(tmp_path)
     change(tmp_path / "val2019.json", **{section: lambda entries: [*entries, entries[0]]})
-    with pytest.raises(DataFileError, match=rf"val2019\.json: id \d+ comes twice among the {section}; mend the file"):
+    with pytest.raises(
+        DataFileError, match=rf"val2019\.json: id \d+ comes twice among the {section}; correct the file"
+    ):
         source(tmp_path).load()
 
 
@@ -294,7 +296,7 @@ WRONG_ANNOTATIONS = [
 def test_images_without_exactly_one_category(tmp_path, name, made, message):
     write(tmp_path)
     change(tmp_path / name, annotations=made)
-    with pytest.raises(DataFileError, match=f"{name}: {message}.*; mend the file or get the published one again"):
+    with pytest.raises(DataFileError, match=f"{name}: {message}.*; correct the file or get the published one again"):
         source(tmp_path).load()
 
 
@@ -322,7 +324,7 @@ def test_a_rank_that_only_others_have(tmp_path, rank, value):
     (tmp_path / "categories.json").write_text(json.dumps([NAMED[0] | {rank: value}, *NAMED[1:]]))
     with pytest.raises(
         DataFileError,
-        match=rf"categories\.json: category 7 \(Rana aurora\) must have a name for its {rank}, .* got {value!r}; mend",
+        match=rf"categories\.json: category 7 \(Rana aurora\) must have a name for its {rank}, .* got {value!r}; correct",
     ):
         source(tmp_path).load()
 
@@ -373,8 +375,8 @@ def test_image_folders_with_an_edge_list_of_more_than_their_classes(tmp_path):
     path = tmp_path / "tiered_isa.txt"
     path.write_text("\n".join([*further[:3], *edges, *further[3:]]))
     recipe = recipe_of("ImageFolder", hierarchy=str(path), root=str(tmp_path), resize=8)
-    data = build_data(recipe)
-    tree = build_tree(recipe, data)
+    experiment = build(recipe, [])
+    data, tree = experiment.data, experiment.tree
     assert data.class_names == tree.class_names == ("n01", "n02", "n03", "n04")
     # The deepest class is 4 edges down: the distance is 4 less the depth of the lowest common ancestor.
     assert tree.distances().tolist() == [[0, 2, 3, 4], [2, 0, 3, 4], [3, 3, 0, 4], [4, 4, 4, 0]]
@@ -382,4 +384,4 @@ def test_image_folders_with_an_edge_list_of_more_than_their_classes(tmp_path):
     assert {"tool", "ripsaw", "n09", "n08"}.isdisjoint(tree.names)
     path.write_text("\n".join(edge for edge in edges if "n04" not in edge))
     with pytest.raises(DataFileError, match=r"tiered_isa\.txt: .*n04"):
-        build_tree(recipe, data)
+        build(recipe, [])

