@@ -324,7 +324,7 @@ def test_a_rank_that_only_others_have(tmp_path, rank, value):
     (tmp_path / "categories.json").write_text(json.dumps([NAMED[0] | {rank: value}, *NAMED[1:]]))
     with pytest.raises(
         DataFileError,
-        match=rf"categories\.json: category 7 \(Rana aurora\) must have a name for its {rank}, .* got {value!r}; correct",
+        match=rf"categories\.json: category 7 \(Rana aurora\) must have a name for its {rank}, .* got {value!r}; c",
     ):
         source(tmp_path).load()
 
