@@ -1,4 +1,4 @@
-"""The hierarchy of a recipe's data with its classes dealt out anew: the same tree, and nothing that it says is true.
+"""The hierarchy of a recipe's data with its classes shuffled: the same tree over other classes.
 
 python -m studies.shuffled_tree stdlib-hierarchy shuffled.json
 tightframe compare stdlib-hierarchy --methods.haframe-2.hierarchy shuffled.json --out runs/shuffled
