@@ -46,8 +46,8 @@ def num_vertices(out_features: int, in_features: int, *, kind: str = "haar", num
     Args:
         out_features: rows of the weight, >= 1.
         in_features: its columns, >= 1.
-        kind: of :func:`simplex_weight` or :func:`control_weight`; a control has the norm of ``"haar"``.
-        num_classes: as in :func:`simplex_weight`.
+        kind: Kind of :func:`simplex_weight` or :func:`control_weight`; a control has the norm of ``"haar"``.
+        num_classes: Number of classes, as in :func:`simplex_weight`.
 
     Raises:
         ArgumentError: if an argument is outside its range, or ``num_classes`` given where it means nothing.
@@ -118,7 +118,7 @@ def simplex_weight(
         generator: source of the draw, on the CPU; None is a fresh one with seed 0, so equal calls give equal weights.
             The draw is in float64 and then cast: it depends on neither dtype nor device.
         dtype: floating-point type of the weight; None is PyTorch's default.
-        device: where it lies; None is PyTorch's default.
+        device: Device of the weight; None is PyTorch's default.
 
     Raises:
         ArgumentError: if an argument is outside its range.
@@ -176,7 +176,7 @@ def control_weight(
         gain: > 0, as in :func:`simplex_weight`; so are the others.
         generator: source of the draw.
         dtype: floating-point type of the weight.
-        device: where it lies.
+        device: Device of the weight.
 
     Raises:
         ArgumentError: if an argument is outside its range.
