@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from tests.conversion.material import recipe as small_recipe
 from tests.conversion.material import trained
 from tests.training.models import quiet
 from tests.training.processes import Interrupted, run
-from tightframe import __version__
+from tightframe import __version__, cli
 from tightframe.cli import main, train
 from tightframe.config import shipped_recipes
 from tightframe.records import Records
@@ -76,6 +77,41 @@ def test_the_command_is_this_function():
 def test_version(capsys):
     assert stopped(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"tightframe {__version__}"
+
+
+def test_every_command_has_one_line_of_help(capsys):
+    assert stopped(["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} {text}" in shown for name, text in cli.COMMANDS.items())
+
+
+def test_python_m(capsys):
+    done = subprocess.run([sys.executable, "-m", "tightframe", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"tightframe {__version__}"
+
+
+def test_a_core_install_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "EXTRA", ("yaml", "no_such_library"))
+    for arguments in (["--version"], ["compare", "digits"], ["report", "."]):
+        (line,) = refused(arguments, capsys).splitlines()
+        assert line == "tightframe: error: the command line needs no_such_library; run: pip install 'tightframe[cli]'"
+
+
+def test_a_second_process_is_told_who_trains(capsys):
+    directory = Path("runs", "learned", "seed-0")
+    holding = f"""
+import sys
+from pathlib import Path
+from tightframe.runs.lock import hold
+with hold(Path({str(directory)!r})):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        (line,) = refused(["train", "digits", "--epochs", "1"], capsys).splitlines()
+        holder.stdin.close()
+    assert re.search(f"learned/seed-0 is being written by process {holder.pid} on .*; wait for it", line)
 
 
 # --- recipes ---
