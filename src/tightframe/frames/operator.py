@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import html
 import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal, TypeVar, overload
@@ -19,6 +18,7 @@ from tightframe.errors import (
     check_last_dimension,
     check_positive,
 )
+from tightframe.files import html_table
 from tightframe.linalg import at_least_float32, outside_autocast
 
 
@@ -54,8 +54,7 @@ class Frame(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self._facts().items())})"
 
     def _repr_html_(self) -> str:
-        rows = [f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in self._facts().items()]
-        return f"<p>{type(self).__name__}</p><table>{''.join(rows)}</table>"
+        return html_table([type(self).__name__, ""], self._facts().items())
 
     def logits(self, features: Tensor) -> Tensor:
         """Return ``features @ W.T``, with sums in float32 or better and outside autocast.

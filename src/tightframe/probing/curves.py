@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from html import escape
 from typing import Any
 
 from torch import nn
 
 from tightframe.errors import ArgumentError, EmptyDataError, check_choice, check_positive
+from tightframe.files import html_table
 from tightframe.moments import ClassMoments
 from tightframe.probing.batches import Reading
 from tightframe.probing.engine import OWN, Engine
@@ -47,8 +47,8 @@ class LayerCurves:
     def _repr_html_(self) -> str:
         head = ["layer", "d", *(field.name for field in fields(self)[1:5])]
         columns = self.layers, self.dims, self.ncc_error, self.ncc_mismatch, self.cdnv, self.nc1
-        rows = ([escape(name), *(f"{value:.4g}" for value in values)] for name, *values in zip(*columns, strict=True))
-        return "<table>" + "".join(f"<tr><td>{'<td>'.join(row)}" for row in (head, *rows)) + "</table>"
+        rows = ([name, *(f"{value:.4g}" for value in values)] for name, *values in zip(*columns, strict=True))
+        return html_table(head, rows)
 
     @property
     def layers(self) -> tuple[str, ...]:
