@@ -260,7 +260,7 @@ def test_records():
 def test_curves_show_themselves():
     curves = probe_layers(mlp(), batches())
     assert repr(curves) == "LayerCurves(3 layers, split='train', tap='post')"
-    assert f"<tr><td>5<td>{K}<td>{curves.ncc_error[2]:.4g}<td>" in curves._repr_html_()
+    assert f"<tr><td>5</td><td>{K}</td><td>{curves.ncc_error[2]:.4g}</td>" in curves._repr_html_()
 
 
 def test_a_model_that_returns_no_logits_has_no_mismatch():
