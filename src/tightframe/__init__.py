@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tightframe.moments import ClassMoments
     from tightframe.probing import Probe, effective_depth, find_classifier, measure, watch
     from tightframe.records import Records
-    from tightframe.report import plot
+    from tightframe.report.plot import plot
     from tightframe.surgery import etf_transformer_, lock_to_etf, parameter_report, replace_classifier
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ _HOMES = {
     "measure": "probing",
     "nearest_simplex_etf": "frames",
     "parameter_report": "surgery",
-    "plot": "report",
+    "plot": "report.plot",
     "replace_classifier": "surgery",
     "simplex_etf": "frames",
     "watch": "probing",

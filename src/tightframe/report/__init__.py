@@ -1,7 +1,6 @@
 """Reports: from records and snapshots on disk to tables, figures and one self-contained page."""
 
 from tightframe.report.build import build_report
-from tightframe.report.plot import plot
 from tightframe.report.tables import (
     Leaderboard,
     leaderboard,
@@ -14,7 +13,6 @@ __all__ = [
     "Leaderboard",
     "build_report",
     "leaderboard",
-    "plot",
     "print_leaderboard",
     "write_leaderboard_csv",
     "write_records_csv",
