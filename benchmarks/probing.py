@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks._timing import Row, extra_memory, megabytes, one_thread, race, report
+from benchmarks._timing import Row, batches_of, extra_memory, leaner, race
+from benchmarks.measure import forward
 from tightframe.probing import LayerCurves, probe_layers
 
-TARGET = 1.5
+TITLE = "probe_layers: 12 layers, batches of 256; peer: bare forward pass"
 DEPTH = 12
+CASES = tuple(
+    (kind, width, K, N, 256)
+    for kind, width, N in (
+        ("mlp", 256, 4096),
+        ("mlp", 512, 2048),
+        ("mlp", 1024, 1024),
+        ("transformer", 128, 512),
+        ("cnn mean", 32, 1024),
+        ("cnn flatten", 32, 1024),
+    )
+    for K in (10, 100)
+)
+TINY: dict[str, Any] = {
+    "cases": (("mlp", 8, 3, 60, 16), ("transformer", 8, 3, 30, 16), ("cnn flatten", 2, 3, 30, 16)),
+    "N": 256,
+    "rounds": 1,
+}
 
 
 class Transformer(nn.Module):
-    """Blocks over the tokens of an input of that many rows; the prediction is made of their mean."""
+    """Blocks over the tokens of an input; the prediction is made of their mean."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -47,31 +66,25 @@ class Case:
         torch.manual_seed(0)
         shape = {"mlp": (width,), "transformer": (16, width)}.get(kind, (1, 8, 8))
         self.model = {"mlp": mlp, "transformer": Transformer}.get(kind, cnn)(width, K).eval()
-        inputs, labels = torch.randn(N, *shape), torch.randint(K, (N,))
-        # Copies, as a loader gives them. It frees what they are copies of, so that the allocator does not hand every
-        # block back to the system, as it does in a process that has never freed a large one.
-        self.batches = [(x.clone(), y.clone()) for x, y in zip(inputs.split(batch), labels.split(batch), strict=True)]
+        self.batches = batches_of(torch.randn(N, *shape), torch.randint(K, (N,)), batch)
         self.options: dict[str, Any] = {"num_classes": K}
         if kind != "mlp":
             self.options["pooling"] = "mean" if kind == "transformer" else kind.split()[1]
         if kind == "transformer":
             self.options["layers"] = ["blocks.layers.*", "head"]
 
-    def bare(self) -> None:
-        with torch.no_grad():
-            for inputs, _ in self.batches:
-                self.model(inputs)
-
     def probe(self, **options: Any) -> LayerCurves:
         return probe_layers(self.model, self.batches, **self.options, **options)
 
 
 def times(kind: str, width: int, K: int, N: int, batch: int, rounds: int) -> list[Row]:
-    case = Case(kind, width, K, N, batch)
-    name = f"{kind}, width {width}, K = {K}"
-    first = race(lambda: case.probe(ncc=False), case.bare, rounds).costlier(f"{name}: moments, one pass", TARGET)
-    both = race(lambda: case.probe(hold_bytes=0), case.bare, rounds).costlier(f"{name}: with the second look")
-    return [first, both]
+    case, name = Case(kind, width, K, N, batch), f"{kind}, width {width}, K = {K}"
+    bare = partial(forward, case.model, case.batches)
+    first, both = partial(case.probe, ncc=False), partial(case.probe, hold_bytes=0)
+    return [
+        race(first, bare, rounds).costlier(f"{name}: moments, one pass", 1.5),
+        race(both, bare, rounds).costlier(f"{name}: with the second look"),
+    ]
 
 
 def probing(N: int, ncc: bool) -> Callable[[], LayerCurves]:
@@ -89,43 +102,11 @@ def probing(N: int, ncc: bool) -> Callable[[], LayerCurves]:
     return lambda: probe_layers(model, Stream(), ncc=ncc, hold_bytes=0)
 
 
-def memory(N: int) -> list[Row]:
-    rows = []
+def run(cases: Sequence[tuple[str, int, int, int, int]] = CASES, N: int = 16384, rounds: int = 9) -> list[Row]:
+    rows = [row for case in cases for row in times(*case, rounds)]
     for ncc, name in ((False, "one pass"), (True, "with the second look")):
         few, many = (extra_memory(probing, (256, ncc), (n, ncc)) for n in (N, 4 * N))
-        grown = many - few
         held = 4 * 3 * N * DEPTH * 256  # what the features of the 3 N samples more would take
-        cell = f"{grown / 2**20:+.1f} MiB of {megabytes(held)}"
-        row_name = f"peak extra memory, mlp, width 256, N = {4 * N}; peer: N = {N}, {name}"
-        rows.append(
-            Row(row_name, megabytes(many), megabytes(few), cell, "<= 2 % of the features", grown <= 0.02 * held)
-        )
+        name = f"growth of the peak, mlp, width 256, N = {N} to {4 * N}, {name}; peer: the features themselves"
+        rows.append(leaner(name, many - few, held, 0.02))
     return rows
-
-
-def run(cases: tuple[tuple[str, int, int, int, int], ...], rounds: int = 9) -> list[Row]:
-    return [row for case in cases for row in times(*case, rounds)]
-
-
-CASES = tuple(
-    (kind, width, K, N, 256)
-    for kind, width, N in (
-        ("mlp", 256, 4096),
-        ("mlp", 512, 2048),
-        ("mlp", 1024, 1024),
-        ("transformer", 128, 512),
-        ("cnn mean", 32, 1024),
-        ("cnn flatten", 32, 1024),
-    )
-    for K in (10, 100)
-)
-TINY = {"cases": (("mlp", 8, 3, 60, 16), ("transformer", 8, 3, 30, 16), ("cnn flatten", 2, 3, 30, 16)), "rounds": 1}
-
-
-def main() -> None:
-    one_thread()
-    report("probe_layers: 12 layers, batches of 256; peer: bare forward pass", run(CASES) + memory(16384))
-
-
-if __name__ == "__main__":
-    main()
