@@ -41,9 +41,8 @@ class Row:
 def at_most(limit: float | None, name: str, value: float, ours: str = "-", peer: str = "-", text: str = "") -> Row:
     """Return the row of a number that should be small, printed as ``text``; without a limit it is not judged."""
     text = text or f"{value:.1e}"
-    return (
-        Row(name, ours, peer, text) if limit is None else Row(name, ours, peer, text, f"<= {limit:g}", value <= limit)
-    )
+    target = () if limit is None else (f"<= {limit:g}", value <= limit)
+    return Row(name, ours, peer, text, *target)
 
 
 @dataclass(frozen=True)

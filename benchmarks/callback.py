@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,7 +23,7 @@ BATCH = 512  # of a measurement
 
 
 class EpochClock(Callback):
-    """Seconds and samples of an epoch, averaged from the start of the first to the end of the last."""
+    """Seconds of an epoch, and samples that the network saw in it, in training, validation and measurements."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch == 0:
@@ -32,19 +32,11 @@ class EpochClock(Callback):
             self.start = time.process_time()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.epoch = Epoch(
-            (time.process_time() - self.start) / trainer.current_epoch, self.seen / trainer.current_epoch
-        )
+        self.seconds = (time.process_time() - self.start) / trainer.current_epoch
+        self.samples = self.seen / trainer.current_epoch
 
     def count(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.seen += len(inputs[0])
-
-
-class Epoch(NamedTuple):
-    """Its time, and how many samples went through the network in it, in training, validation and measurements."""
-
-    seconds: float
-    samples: float
 
 
 def network(data: ClassificationData, widths: tuple[int, ...]) -> ClassifierModule:
@@ -58,7 +50,7 @@ def network(data: ClassificationData, widths: tuple[int, ...]) -> ClassifierModu
     )
 
 
-def epoch(data: ClassificationData, widths: tuple[int, ...], epochs: int, *callbacks: Callback) -> Epoch:
+def epoch(data: ClassificationData, widths: tuple[int, ...], epochs: int, *callbacks: Callback) -> EpochClock:
     """Train and evaluate every epoch, with the given callbacks."""
     clock = EpochClock()
     trainer = Trainer(
@@ -73,7 +65,7 @@ def epoch(data: ClassificationData, widths: tuple[int, ...], epochs: int, *callb
         use_distributed_sampler=False,
     )
     trainer.fit(network(data, widths), make_loader(data.train, 64, seed=0), make_loader(data.test, BATCH))
-    return clock.epoch
+    return clock
 
 
 def forward_seconds(data: ClassificationData, widths: tuple[int, ...]) -> float:

@@ -96,12 +96,9 @@ def cosine_gram(K: int, d: int, batch: int, rounds: int) -> list[Row]:
     peer = partial(loop, labels=labels, weight=weight, gram=gram)
     exact = gradient(partial(loop, labels=labels, weight=weight.double(), gram=gram.double()), features.double())
     gap = max(((a - b).norm() / b.norm()).item() for a, b in zip(gradient(ours, features), exact, strict=True))
-    name, timed = (
-        f"CosineGramLoss, K = {K}",
-        race(partial(gradient, ours, features), partial(gradient, peer, features), rounds),
-    )
+    name, sides = f"CosineGramLoss, K = {K}", (partial(gradient, side, features) for side in (ours, peer))
     return [
-        timed.faster(f"{name}, forward and backward; peer: loop over classes", 100),
+        race(*sides, rounds).faster(f"{name}, forward and backward; peer: loop over classes", 100),
         at_most(1e-6, f"{name}, value and gradient off the float64 loop", gap),
     ]
 

@@ -59,31 +59,24 @@ def cnn(width: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
 
 
-class Case:
-    """A network of twelve layers, data for it, and how to probe it."""
-
-    def __init__(self, kind: str, width: int, K: int, N: int, batch: int) -> None:
-        torch.manual_seed(0)
-        shape = {"mlp": (width,), "transformer": (16, width)}.get(kind, (1, 8, 8))
-        self.model = {"mlp": mlp, "transformer": Transformer}.get(kind, cnn)(width, K).eval()
-        self.batches = batches_of(torch.randn(N, *shape), torch.randint(K, (N,)), batch)
-        self.options: dict[str, Any] = {"num_classes": K}
-        if kind != "mlp":
-            self.options["pooling"] = "mean" if kind == "transformer" else kind.split()[1]
-        if kind == "transformer":
-            self.options["layers"] = ["blocks.layers.*", "head"]
-
-    def probe(self, **options: Any) -> LayerCurves:
-        return probe_layers(self.model, self.batches, **self.options, **options)
+def network(kind: str, width: int, K: int) -> tuple[nn.Module, tuple[int, ...], dict[str, Any]]:
+    """Return a network of twelve layers, the shape of its input, and how to probe it."""
+    if kind == "mlp":
+        return mlp(width, K), (width,), {}
+    if kind == "transformer":
+        return Transformer(width, K), (16, width), {"pooling": "mean", "layers": ["blocks.layers.*", "head"]}
+    return cnn(width, K), (1, 8, 8), {"pooling": kind.split()[1]}
 
 
 def times(kind: str, width: int, K: int, N: int, batch: int, rounds: int) -> list[Row]:
-    case, name = Case(kind, width, K, N, batch), f"{kind}, width {width}, K = {K}"
-    bare = partial(forward, case.model, case.batches)
-    first, both = partial(case.probe, ncc=False), partial(case.probe, hold_bytes=0)
+    torch.manual_seed(0)
+    model, shape, options = network(kind, width, K)
+    batches = batches_of(torch.randn(N, *shape), torch.randint(K, (N,)), batch)
+    bare = partial(forward, model.eval(), batches)
+    probe, name = partial(probe_layers, model, batches, num_classes=K, **options), f"{kind}, width {width}, K = {K}"
     return [
-        race(first, bare, rounds).costlier(f"{name}: moments, one pass", 1.5),
-        race(both, bare, rounds).costlier(f"{name}: with the second look"),
+        race(partial(probe, ncc=False), bare, rounds).costlier(f"{name}: moments, one pass", 1.5),
+        race(partial(probe, hold_bytes=0), bare, rounds).costlier(f"{name}: with the second look"),
     ]
 
 

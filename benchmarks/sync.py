@@ -63,15 +63,13 @@ def timed(K: int, d: int, rounds: int) -> Race:
     calls = [there_and_back(filled(kind, K, d)) for kind in (NeuralCollapse, Gathered)]
     for call in calls:
         call()
-    rows = [[seconds(call, clock=time.perf_counter) for call in calls] for _ in range(rounds)]
-    mine, theirs = zip(*rows, strict=True)
-    return Race(mine, theirs)
+    pairs = ([seconds(call, clock=time.perf_counter) for call in calls] for _ in range(rounds))
+    return Race(*zip(*pairs, strict=True))
 
 
 def peak(kind: type[NeuralCollapse], K: int, d: int) -> float:
     there_and_back(filled(kind, 8, 8))()
-    metric = filled(kind, K, d)
-    return peak_of_call(metric.sync)
+    return peak_of_call(filled(kind, K, d).sync)
 
 
 def two_ranks(task: Callable[..., Any], *args: Any) -> list[Any]:

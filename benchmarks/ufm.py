@@ -49,24 +49,20 @@ def adam(problem: CrossEntropyUFM, goal: float, rate: float, length: int, class_
 
     H has a row for each sample, or for each class where the caller knows that its samples share one.
     """
-    counts = torch.tensor(problem.counts)
-    labels = torch.arange(len(counts))
-    weights, prices = counts.double() / counts.sum(), counts.double()
+    prices = torch.tensor(problem.counts).double()
+    labels = torch.arange(len(prices))
     if not class_means:
-        labels = labels.repeat_interleave(counts)
+        labels = labels.repeat_interleave(prices.long())
+        prices = torch.ones(len(labels), dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
     W, H = (
         torch.randn(rows, problem.dim, generator=generator, dtype=torch.float64).mul_(0.1).requires_grad_()
-        for rows in (len(counts), len(labels))
+        for rows in (problem.num_classes, len(labels))
     )
 
     def objective() -> Tensor:
-        logits = H @ W.T
-        if class_means:
-            fit = weights @ F.cross_entropy(logits, labels, reduction="none")
-            square = prices @ H.square().sum(dim=1)
-        else:
-            fit, square = F.cross_entropy(logits, labels), H.square().sum()
+        fit = prices @ F.cross_entropy(H @ W.T, labels, reduction="none") / problem.num_samples
+        square = prices @ H.square().sum(dim=1)
         return fit + problem.weight_decay / 2 * W.square().sum() + problem.feature_decay / 2 * square
 
     optimizer = torch.optim.Adam([W, H], lr=rate, fused=True)
