@@ -36,17 +36,18 @@ def speedup(old: dict[str, float], new: dict[str, float]) -> float:
     return math.exp(sum(math.log(old[row] / new[row]) for row in both) / len(both)) if both else math.nan
 
 
-def alone(name: str, checkout: Path = ROOT, **options: int) -> subprocess.CompletedProcess[str]:
+def alone(name: str, checkout: Path = ROOT, stdout: int | None = None) -> subprocess.CompletedProcess[str]:
     """Run one benchmark of this tree in a process of its own, with the package of a checkout."""
     path = {"PYTHONPATH": f"{checkout.resolve() / 'src'}{os.pathsep}{ROOT}"}
-    return subprocess.run([sys.executable, "-m", "benchmarks", name], env={**os.environ, **path}, text=True, **options)
+    command = [sys.executable, "-m", "benchmarks", name]
+    return subprocess.run(command, env={**os.environ, **path}, stdout=stdout, text=True)
 
 
 def compare(name: str, old: Path, rounds: int = 3) -> str:
     ratios = []
     for turn in range(rounds):
         order = (old, ROOT) if turn % 2 else (ROOT, old)
-        found = {checkout: times(alone(name, checkout, stdout=subprocess.PIPE).stdout) for checkout in order}
+        found = {checkout: times(alone(name, checkout, subprocess.PIPE).stdout) for checkout in order}
         ratios.append(speedup(found[old], found[ROOT]))
     return f"{name}: {statistics.median(ratios):.2f}x as fast [{min(ratios):.2f}, {max(ratios):.2f}]"
 
