@@ -45,11 +45,16 @@ def untiled(K: int, d: int) -> Callable[[], Tensor]:
 def run(K: int = 1000, many: int = 6000, d: int = 512, rounds: int = 3) -> list[Row]:
     ours, theirs = tiled("cdnv", K, d), untiled(K, d)
     torch.testing.assert_close(ours().float(), theirs(), rtol=1e-4, atol=0)  # the two mean the same
-    name = f"cdnv, K = {K}; peer: untiled pairs, float32"
+    name = f"cdnv, K = {K}, d = {d}; peer: untiled pairs, float32"
     peaks = extra_memory(tiled, ("cdnv", 8, 8), ("cdnv", K, d)), extra_memory(untiled, (8, 8), (K, d))
-    rows = [race(ours, theirs, rounds).faster(name, 20), leaner(name, *peaks, 1 / 50)]
+    rows = [
+        race(ours, theirs, rounds).faster(f"time of {name}", 20),
+        leaner(f"peak extra memory of {name}", *peaks, 1 / 50),
+    ]
     matrix = 8.0 * many**2
     for metric in (*OF_MEANS, *WITH_ROWS):
         peak = extra_memory(tiled, (metric, 9, 8), (metric, many, d))
-        rows.append(leaner(f"{metric}, K = {many}; peer: one float64 K x K matrix", peak, matrix, 0.69))
+        rows.append(
+            leaner(f"peak extra memory of {metric}, K = {many}; peer: one float64 K x K matrix", peak, matrix, 0.69)
+        )
     return rows
