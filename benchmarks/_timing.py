@@ -1,4 +1,4 @@
-"""What the benchmarks share: paired timing, the peak memory of a fresh process, one table."""
+"""What the benchmarks share: timing in pairs, the peak memory of a fresh process, rows of a table, random samples."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from typing import Any
 
 import threadpoolctl
 import torch
+from torch import Tensor
 
 import tightframe
 
 SHORTEST = 0.02  # seconds; a shorter call is repeated until it takes as long
 STATUS = Path("/proc/self/status")
+Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -36,89 +38,89 @@ class Row:
     met: bool | None = None
 
 
+def at_most(limit: float | None, name: str, value: float, ours: str = "-", peer: str = "-", text: str = "") -> Row:
+    """Return the row of a number that should be small, printed as ``text``; without a limit it is not judged."""
+    text = text or f"{value:.1e}"
+    target = () if limit is None else (f"<= {limit:g}", value <= limit)
+    return Row(name, ours, peer, text, *target)
+
+
 @dataclass(frozen=True)
 class Race:
     """Seconds of a call to each side, round by round."""
 
-    ours: tuple[float, ...]
-    peer: tuple[float, ...]
+    ours: Sequence[float]
+    peer: Sequence[float]
 
     def costs(self) -> list[float]:
         """Return the ratios ours / peer of the rounds in ascending order."""
         return sorted(a / b for a, b in zip(self.ours, self.peer, strict=True))
 
-    def faster(self, name: str, at_least: float | None = None) -> Row:
+    def medians(self) -> tuple[str, str]:
+        """Return the two times to print."""
+        return duration(statistics.median(self.ours)), duration(statistics.median(self.peer))
+
+    def faster(self, name: str, least: float | None = None) -> Row:
         """Return the row of a race that we are to win by a factor."""
         ratios = [1 / cost for cost in reversed(self.costs())]
         middle = statistics.median(ratios)
         text = f"{middle:.1f}x faster [{ratios[0]:.1f}, {ratios[-1]:.1f}]"
-        if at_least is None:
-            return self._row(name, text)
-        return self._row(name, text, f">= {at_least:g}x", middle >= at_least)
+        target = () if least is None else (f">= {least:g}x", middle >= least)
+        return Row(name, *self.medians(), text, *target)
 
-    def costlier(self, name: str, at_most: float | None = None) -> Row:
+    def costlier(self, name: str, most: float | None = None) -> Row:
         """Return the row of a race against a bare baseline that does less."""
         ratios = self.costs()
         middle = statistics.median(ratios)
         text = f"{middle:.2f}x the time [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
-        if at_most is None:
-            return self._row(name, text)
-        return self._row(name, text, f"<= {at_most:g}x", middle <= at_most)
-
-    def _row(self, name: str, ratio: str, target: str = "-", met: bool | None = None) -> Row:
-        mine, theirs = statistics.median(self.ours), statistics.median(self.peer)
-        return Row(name, duration(mine), duration(theirs), ratio, target, met)
+        return at_most(most, name, middle, *self.medians(), text)
 
 
-def race(
-    ours: Callable[[], Any],
-    peer: Callable[[], Any],
-    rounds: int,
-    clock: Callable[[], float] = time.process_time,
-) -> Race:
+def race(ours: Call, peer: Call, rounds: int) -> Race:
     """Time two functions in turn, so that whatever else the machine does meets both.
 
-    What counts are the seconds of this process alone, which on one thread are those of an idle machine. On several
-    threads these add up, and only ``time.perf_counter`` tells how long one waits.
+    What counts are the seconds of this process alone, which on one thread are those of an idle machine.
     """
     calls = [_calls(function) for function in (ours, peer)]
-    rows = [[seconds(f, n, clock) for f, n in zip((ours, peer), calls, strict=True)] for _ in range(rounds)]
-    mine, theirs = zip(*rows, strict=True)
-    return Race(mine, theirs)
+    return Race(*zip(*([seconds(ours, calls[0]), seconds(peer, calls[1])] for _ in range(rounds)), strict=True))
 
 
-def _calls(function: Callable[[], Any]) -> int:
+def _calls(function: Call) -> int:
     first = seconds(function)  # pays for set-up that no later call pays for
     once = first if first > 1 else seconds(function)
     return 1 if once >= SHORTEST else math.ceil(SHORTEST / max(once, 1e-6))
 
 
-def seconds(function: Callable[[], Any], calls: int = 1, clock: Callable[[], float] = time.process_time) -> float:
-    """Return the time of a call, averaged over so many."""
+def seconds(function: Call, calls: int = 1, clock: Callable[[], float] = time.process_time) -> float:
+    """Return the time of a call, averaged over ``calls`` of them."""
     start = clock()
     for _ in range(calls):
         function()
     return (clock() - start) / calls
 
 
-def extra_memory(prepare: Callable[..., Callable[[], Any]], small: Sequence[Any], full: Sequence[Any]) -> float:
+def leaner(name: str, ours: float, peer: float, most: float | None = None) -> Row:
+    """Return the row of two sizes in bytes; ``most`` is the largest ratio ours / peer."""
+    ratio = ours / max(peer, 1)
+    return at_most(most, name, ratio, megabytes(ours), megabytes(peer), f"{ratio:.2g}x the memory")
+
+
+def extra_memory(prepare: Callable[..., Call], small: Sequence[Any], full: Sequence[Any]) -> float:
     """Return by how many bytes the call to ``prepare(*full)()`` raises the memory of a fresh process at its peak.
 
     ``prepare(*small)()`` runs first, so that libraries are loaded; what ``prepare`` itself holds does not count. It
     must be importable by name. nan where the system keeps no such account (other than Linux).
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(peak_of, prepare, small, full).result()
+        return pool.submit(_peak, prepare, small, full).result()
 
 
-def peak_of(prepare: Callable[..., Callable[[], Any]], small: Sequence[Any], full: Sequence[Any]) -> float:
-    """Do what :func:`extra_memory` says in this process."""
-    one_thread()
+def _peak(prepare: Callable[..., Call], small: Sequence[Any], full: Sequence[Any]) -> float:
     prepare(*small)()
     return peak_of_call(prepare(*full))
 
 
-def peak_of_call(call: Callable[[], Any]) -> float:
+def peak_of_call(call: Call) -> float:
     """Return by how many bytes a call raises the memory of this process at its peak."""
     if not STATUS.exists():
         return math.nan
@@ -136,30 +138,22 @@ def _status(field: str) -> float:
     return math.nan if found is None else 1024.0 * int(found[1])
 
 
-def one_thread() -> None:
-    """Let torch use one thread: ratios then depend on the arithmetic and not on who else wants the cores."""
-    torch.set_num_threads(1)
-
-
-def environment() -> str:
-    """Return versions, machine and the threads that each library would use in one line."""
+def report(title: str, rows: Sequence[Row]) -> None:
+    """Print rows as a Markdown table, below the versions, the machine and the threads of each library."""
     pools = sorted({(pool["internal_api"], pool["num_threads"]) for pool in threadpoolctl.threadpool_info()})
-    return (
+    print(
+        f"\n## {title}\n\n"
         f"tightframe {tightframe.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), "
         f"{os.cpu_count()} cores, threads: torch {torch.get_num_threads()}, "
         + ", ".join(f"{library} {threads}" for library, threads in pools)
+        + "\n"
     )
-
-
-def report(title: str, rows: Sequence[Row], columns: tuple[str, str, str] = ("ours", "peer", "ratio")) -> None:
-    """Print rows as a Markdown table."""
-    lines: list[tuple[str, ...]] = [("", *columns, "target", "met")]
+    lines: list[tuple[str, ...]] = [("", "ours", "peer", "ratio", "target", "met")]
     for row in rows:
         met = "-" if row.met is None else "yes" if row.met else "no"
         lines.append((row.name, row.ours, row.peer, row.ratio, row.target, met))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print(f"\n## {title}\n\n{environment()}\n")
     lines.insert(1, tuple("-" * width for width in widths))
     for line in lines:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
@@ -176,3 +170,20 @@ def duration(seconds: float) -> str:
 def megabytes(size: float) -> str:
     """Return a size with its unit."""
     return f"{size / 2**20:.0f} MiB"
+
+
+def samples(N: int, d: int, K: int) -> tuple[Tensor, Tensor]:
+    """Return float32 features about random class means, and labels in random order; the classes are of one size."""
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.arange(N) % K)[torch.randperm(N, generator=generator)]
+    means = torch.randn(K, d, generator=generator)
+    return means[labels] + torch.randn(N, d, generator=generator), labels
+
+
+def batches_of(inputs: Tensor, labels: Tensor, size: int = 256) -> list[tuple[Tensor, Tensor]]:
+    """Return copies, as a loader gives them.
+
+    The inputs can then be freed. So the allocator does not hand every block back to the system, as it does in a
+    process that has never freed a large one.
+    """
+    return [(x.clone(), y.clone()) for x, y in zip(inputs.split(size), labels.split(size), strict=True)]

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import logging
-import statistics
 import time
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from benchmarks._timing import Race, Row, duration, one_thread, report, seconds
+from benchmarks._timing import Race, Row, batches_of, seconds
+from benchmarks.measure import forward
 from tightframe.data import ClassificationData, Digits
 from tightframe.nn import LinearClassifier
 from tightframe.training import ClassifierModule, NeuralCollapseCallback, SmallCNN, make_loader
 
-TARGET = 0.10
-ABOVE_FORWARD = 1.15
+TITLE = "NeuralCollapseCallback: SmallCNN(1, (32, 64, 128)) on digits, batch 64, validated every epoch"
+TINY: dict[str, Any] = {"widths": (2, 3), "epochs": 1, "schedules": (1,), "rounds": 1}
 BATCH = 512  # of a measurement
 
 
 class EpochClock(Callback):
-    """Seconds and samples of an epoch, averaged from the start of the first to the end of the last."""
+    """Seconds of an epoch, and samples that the network saw in it, in training, validation and measurements."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch == 0:
@@ -32,19 +32,11 @@ class EpochClock(Callback):
             self.start = time.process_time()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.epoch = Epoch(
-            (time.process_time() - self.start) / trainer.current_epoch, self.seen / trainer.current_epoch
-        )
+        self.seconds = (time.process_time() - self.start) / trainer.current_epoch
+        self.samples = self.seen / trainer.current_epoch
 
     def count(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.seen += len(inputs[0])
-
-
-class Epoch(NamedTuple):
-    """Its time, and how many samples went through the network in it, in training, validation and measurements."""
-
-    seconds: float
-    samples: float
 
 
 def network(data: ClassificationData, widths: tuple[int, ...]) -> ClassifierModule:
@@ -58,7 +50,7 @@ def network(data: ClassificationData, widths: tuple[int, ...]) -> ClassifierModu
     )
 
 
-def epoch(data: ClassificationData, widths: tuple[int, ...], epochs: int, *callbacks: Callback) -> Epoch:
+def epoch(data: ClassificationData, widths: tuple[int, ...], epochs: int, *callbacks: Callback) -> EpochClock:
     """Train and evaluate every epoch, with the given callbacks."""
     clock = EpochClock()
     trainer = Trainer(
@@ -73,25 +65,22 @@ def epoch(data: ClassificationData, widths: tuple[int, ...], epochs: int, *callb
         use_distributed_sampler=False,
     )
     trainer.fit(network(data, widths), make_loader(data.train, 64, seed=0), make_loader(data.test, BATCH))
-    return clock.epoch
+    return clock
 
 
 def forward_seconds(data: ClassificationData, widths: tuple[int, ...]) -> float:
     """Return the time of a forward pass over the training samples, divided by their number."""
-    model, batches = network(data, widths).eval(), [x for x, _ in make_loader(data.train, BATCH)]
-
-    def forward() -> None:
-        with torch.no_grad():
-            for x in batches:
-                model(x)
-
-    forward()
-    return seconds(forward, 3) / sum(map(len, batches))
+    model, batches = network(data, widths).eval(), batches_of(*data.train[:], BATCH)
+    forward(model, batches)
+    return seconds(lambda: forward(model, batches), 3) / len(data.train)
 
 
 def run(
     widths: tuple[int, ...] = (32, 64, 128), epochs: int = 5, schedules: tuple[int, ...] = (1, 5), rounds: int = 7
 ) -> list[Row]:
+    for noise in (".*does not have many workers.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", noise)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = Digits(flatten=False).load()
     epoch(data, widths, 1)
     bare: list[float] = []
@@ -108,30 +97,6 @@ def run(
     rows = []
     for n in schedules:
         name = f"epoch with the callback, every_n_epochs={n}; peer: without"
-        rows.append(_row(name, timed[n], bare))
-        race = Race(tuple(timed[n]), tuple(least[n]))
-        rows.append(race.costlier(f"{name}, and its forward passes", ABOVE_FORWARD))
+        rows.append(Race(timed[n], bare).costlier(name, 1.1))
+        rows.append(Race(timed[n], least[n]).costlier(f"{name}, and its forward passes", 1.15))
     return rows
-
-
-def _row(name: str, timed: list[float], bare: list[float]) -> Row:
-    added = [cost - 1 for cost in Race(tuple(timed), tuple(bare)).costs()]
-    middle = statistics.median(added)
-    ours, peer = duration(statistics.median(timed)), duration(statistics.median(bare))
-    ratio = f"{middle:+.0%} [{added[0]:+.0%}, {added[-1]:+.0%}]"
-    return Row(name, ours, peer, ratio, f"< {TARGET:.0%}", middle < TARGET)
-
-
-TINY: dict[str, Any] = {"widths": (2, 3), "epochs": 1, "schedules": (1,), "rounds": 1}
-
-
-def main() -> None:
-    one_thread()
-    for noise in (".*does not have many workers.*", ".*LeafSpec.*"):
-        warnings.filterwarnings("ignore", noise)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    report("NeuralCollapseCallback: SmallCNN(1, (32, 64, 128)) on digits, batch 64, validated every epoch", run())
-
-
-if __name__ == "__main__":
-    main()

@@ -27,7 +27,7 @@ def main() -> None:
     for count in counts:
         count["all but tests"] = sum(count[folder] for folder in FOLDERS[:3])
     for folder, first in counts[0].items():
-        cells = [f"{count[folder]:7,} ({count[folder] / first:.3f})" for count in counts[1:]]
+        cells = [f"{count[folder]:7,} ({count[folder] / max(first, 1):.3f})" for count in counts[1:]]
         print(f"{folder:<14}{first:7,}  {'  '.join(cells)}")
 
 

@@ -14,9 +14,12 @@ import torch
 import torch.distributed as dist
 from torchmetrics import Metric
 
-from benchmarks._timing import Race, Row, megabytes, one_thread, peak_of_call, report, seconds
+from benchmarks._timing import Race, Row, leaner, peak_of_call, seconds
 from tightframe.metrics import NeuralCollapse
 from tightframe.moments import ClassMoments
+
+TITLE = "Syncing NeuralCollapse between two gloo ranks: K = 1000, d = 1024, with scatter"
+TINY = {"K": 4, "d": 3, "rounds": 1}
 
 
 class Gathered(NeuralCollapse):
@@ -60,15 +63,13 @@ def timed(K: int, d: int, rounds: int) -> Race:
     calls = [there_and_back(filled(kind, K, d)) for kind in (NeuralCollapse, Gathered)]
     for call in calls:
         call()
-    rows = [[seconds(call, clock=time.perf_counter) for call in calls] for _ in range(rounds)]
-    mine, theirs = zip(*rows, strict=True)
-    return Race(mine, theirs)
+    pairs = ([seconds(call, clock=time.perf_counter) for call in calls] for _ in range(rounds))
+    return Race(*zip(*pairs, strict=True))
 
 
 def peak(kind: type[NeuralCollapse], K: int, d: int) -> float:
     there_and_back(filled(kind, 8, 8))()
-    metric = filled(kind, K, d)
-    return peak_of_call(metric.sync)
+    return peak_of_call(filled(kind, K, d).sync)
 
 
 def two_ranks(task: Callable[..., Any], *args: Any) -> list[Any]:
@@ -80,7 +81,6 @@ def two_ranks(task: Callable[..., Any], *args: Any) -> list[Any]:
 
 
 def on_rank(rank: int, size: int, store: str, task: Callable[..., Any], *args: Any) -> Any:
-    one_thread()
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
     try:
         return task(*args)
@@ -89,20 +89,11 @@ def on_rank(rank: int, size: int, store: str, task: Callable[..., Any], *args: A
 
 
 def run(K: int = 1000, d: int = 1024, rounds: int = 7) -> list[Row]:
-    state = 8 * ClassMoments.packed_size(K, d, scatter=True)
     race = two_ranks(timed, K, d, rounds)[0]
     mine, theirs = (max(two_ranks(peak, kind, K, d)) for kind in (NeuralCollapse, Gathered))
-    ratio = f"{mine / state:.1f}x the state, peer {theirs / state:.1f}x"
+    name, state = "peak extra memory of a rank; peer:", 8 * ClassMoments.packed_size(K, d, scatter=True)
     return [
         race.faster("time of sync and unsync; peer: all_gather + stack"),
-        Row("peak extra memory of a rank", megabytes(mine), megabytes(theirs), ratio, "<= 2x", mine <= 2 * state),
+        leaner(f"{name} all_gather + stack", mine, theirs),
+        leaner(f"{name} the state", mine, state, 2),
     ]
-
-
-def main() -> None:
-    one_thread()
-    report("Syncing NeuralCollapse between two gloo ranks: K = 1000, d = 1024, with scatter", run())
-
-
-if __name__ == "__main__":
-    main()

@@ -8,9 +8,7 @@ import torch
 from tightframe.frames import nearest_simplex_etf
 from tightframe.nn import NearestETFClassifier
 
-nearest_solve = pytest.importorskip("benchmarks.nearest_solve", reason="needs pymanopt")
-nearest_gradient = pytest.importorskip("benchmarks.nearest_gradient", reason="needs pymanopt")
-peers = nearest_solve.peers
+peers = pytest.importorskip("benchmarks.nearest", reason="needs pymanopt")
 
 
 def frames(d, K, delta, **options):
@@ -41,17 +39,16 @@ def test_objective_is_that_of_the_paper():
 
 @pytest.mark.parametrize(("d", "K"), [(10, 3), (30, 12)])
 def test_derivative_of_the_declarative_node_is_ours(d, K):
-    ours, theirs = (call() for call in nearest_gradient.backwards(d, K, torch.float64))
+    ours, theirs = (call() for call in peers.backwards(d, K, torch.float64))
     assert ours.abs().max() > 0.1
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10 * theirs.abs().max().item())
-    assert nearest_gradient.difference(d, K).met
 
 
 def test_both_train_free_features_alike():
     N, d, K, steps = 24, 12, 4, 4
     ours = NearestETFClassifier(d, K, proximal=1e-3 * (K - 1) / 2, dtype=torch.float64)
-    losses, etfs = nearest_solve.trajectory(ours, N, d, K, steps)
-    their_losses, their_etfs = nearest_solve.trajectory(peers.TrustRegionClassifier(d, K), N, d, K, steps)
+    losses, etfs = peers.trajectory(ours, N, d, K, steps)
+    their_losses, their_etfs = peers.trajectory(peers.TrustRegionClassifier(d, K), N, d, K, steps)
     assert losses.shape == (steps,)
     torch.testing.assert_close(their_losses, losses, rtol=0, atol=1e-6)
     torch.testing.assert_close(their_etfs, etfs, rtol=0, atol=1e-4)
@@ -59,15 +56,7 @@ def test_both_train_free_features_alike():
 
 
 def test_objectives_agree():
-    objective, apart = nearest_solve.agreement(12, 5)
+    objective, apart = peers.agreement(12, 5)
     assert objective.met
     assert objective.ours == objective.peer
     assert float(apart.ratio) < 1e-6
-
-
-@pytest.mark.parametrize("module", [nearest_solve, nearest_gradient], ids=lambda m: m.__name__)
-def test_a_tiny_run_fills_its_table(module):
-    rows = module.run(**module.TINY)
-    assert rows
-    assert all(cell for row in rows for cell in (row.name, row.ours, row.peer, row.ratio, row.target))
-    assert all((row.met is None) == (row.target == "-") for row in rows)
