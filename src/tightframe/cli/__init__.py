@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,8 @@ COMMANDS = {
 EXTRA = ("jsonargparse", "yaml", "rich", "lightning", "sklearn", "matplotlib", "plotly", "jinja2")
 
 
-def build_parser() -> ArgumentParser:
-    """Return the parser of the whole command line; torch is not imported for it."""
+def build_parser(names: Iterable[str] = tuple(COMMANDS)) -> ArgumentParser:
+    """Return the parser of the command line, with these commands; torch is not imported for it."""
     from jsonargparse import ArgumentParser
 
     from tightframe import __version__
@@ -36,8 +36,8 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tightframe {__version__}")
     commands = parser.add_subcommands(required=True, dest="command")
-    for name, text in COMMANDS.items():
-        commands.add_subcommand(name, _module(name).parser(text), help=text)
+    for name in names:
+        commands.add_subcommand(name, _module(name).parser(COMMANDS[name]), help=COMMANDS[name])
     return parser
 
 
@@ -60,7 +60,7 @@ def _run(arguments: list[str]) -> None:
 
     from tightframe.cli.recipe import with_recipe
 
-    parser = build_parser()
+    parser = build_parser(set(arguments[:1]) & COMMANDS.keys() or COMMANDS)
     given, file = with_recipe(arguments)
     try:
         parsed = parser.parse_args(given)
