@@ -33,7 +33,7 @@ unit: $(READY)
 	$(BIN)/pytest -n 2 tests
 
 doctest: $(READY)
-	$(BIN)/pytest --doctest-modules --doctest-glob='*.md' src docs README.md
+	$(BIN)/python -m pytest --doctest-modules --doctest-glob='*.md' src docs README.md
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
