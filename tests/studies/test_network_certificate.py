@@ -13,7 +13,7 @@ from studies import network_certificate
 from studies.theory import FIGURES, network
 from tightframe.report.charts import Chart
 from tightframe.ufm import CrossEntropyUFM, Solution, certify_network, closed_form
-from tightframe.ufm.objective import objective
+from tightframe.ufm.problem import objective
 
 PROBLEM = CrossEntropyUFM((3,) * 4, dim=6, weight_decay=2e-2, feature_decay=1e-2)
 TINY = {"small": Training(Shape(16, 1), 5e-3, 30), "linear": Training(Shape(16, 1, relu=False), 5e-3, 30)}

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightframe.ufm.problems import CrossEntropyUFM, DeepUFM, MeanSquaredUFM, ReLUImbalanced
+from tightframe.ufm import CrossEntropyUFM, DeepUFM, MeanSquaredUFM, ReLUImbalanced
 
 
 @dataclass(frozen=True)

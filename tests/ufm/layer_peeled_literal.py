@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from tightframe.ufm.problems import LayerPeeled
+from tightframe.ufm import LayerPeeled
 
 
 def peeled(counts, dim, feature_budget, weight_budget, weights=None):

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from tightframe.ufm.problems import (
+from tightframe.ufm import (
     ULPM,
     CrossEntropyUFM,
     LayerPeeled,

@@ -15,17 +15,17 @@ from tests.ufm.points import (
     rotation,
 )
 from tightframe.errors import ShapeError
-from tightframe.ufm.certify import certify
-from tightframe.ufm.closed_form import closed_form
-from tightframe.ufm.objective import objective
-from tightframe.ufm.problems import (
+from tightframe.ufm import (
     ULPM,
     CrossEntropyUFM,
     LayerPeeled,
     MaxMargin,
     MeanSquaredUFM,
     ReLUImbalanced,
+    closed_form,
 )
+from tightframe.ufm.certify import certify
+from tightframe.ufm.problem import objective
 
 # Global minima -------------------------------------------------------------------------------------------------------
 

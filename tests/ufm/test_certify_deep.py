@@ -10,12 +10,12 @@ from tests.ufm.points import (
     draw,
 )
 from tightframe.errors import ArgumentError
-from tightframe.ufm.certify import certify
-from tightframe.ufm.closed_form import closed_form
-from tightframe.ufm.problems import (
+from tightframe.ufm import (
     DeepUFM,
+    closed_form,
 )
-from tightframe.ufm.structures import deep_objective
+from tightframe.ufm.certify import certify
+from tightframe.ufm.deep import deep_objective
 
 # Deep ----------------------------------------------------------------------------------------------------------------
 

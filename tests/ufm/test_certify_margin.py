@@ -10,12 +10,12 @@ from tests.ufm.points import (
     rotation,
     second_derivative,
 )
-from tightframe.ufm.certify import certify
-from tightframe.ufm.objective import objective
-from tightframe.ufm.problems import (
+from tightframe.ufm import (
     ULPM,
     MaxMargin,
 )
+from tightframe.ufm.certify import certify
+from tightframe.ufm.problem import objective
 
 # Margins -------------------------------------------------------------------------------------------------------------
 

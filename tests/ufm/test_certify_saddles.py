@@ -11,15 +11,15 @@ from tests.ufm.points import (
     rotation,
     second_derivative,
 )
-from tightframe.ufm.certify import certify, nonnegative_norm
-from tightframe.ufm.closed_form import closed_form
-from tightframe.ufm.objective import objective
-from tightframe.ufm.problems import (
+from tightframe.ufm import (
     CrossEntropyUFM,
     LayerPeeled,
     MeanSquaredUFM,
     ReLUImbalanced,
+    closed_form,
 )
+from tightframe.ufm.certify import certify, nonnegative_norm
+from tightframe.ufm.problem import objective
 
 # Saddles -------------------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tightframe.errors import ArgumentError, DimensionError
-from tightframe.ufm.closed_form import closed_form
-from tightframe.ufm.problems import (
+from tightframe.ufm import (
     ULPM,
     CrossEntropyUFM,
     DeepUFM,
@@ -19,6 +18,7 @@ from tightframe.ufm.problems import (
     MeanSquaredUFM,
     Problem,
     ReLUImbalanced,
+    closed_form,
 )
 
 from .forms.comparison import assert_close, centering
@@ -53,7 +53,7 @@ def test_every_model_has_a_point_with_a_reason_and_a_bound(problem):
 
 @pytest.mark.parametrize("problem", [Problem((2, 2), 2), None, "CrossEntropyUFM"])
 def test_unknown_problems_are_refused(problem):
-    with pytest.raises(ArgumentError, match=r"problem must be a model of tightframe\.ufm\.problems, got "):
+    with pytest.raises(ArgumentError, match=r"problem must be a model of tightframe\.ufm, got "):
         closed_form(problem)
 
 

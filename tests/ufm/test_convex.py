@@ -8,10 +8,10 @@ import torch
 
 from tests.ufm.brute import minimise
 from tightframe.errors import ArgumentError, DimensionError
+from tightframe.ufm import ULPM, CrossEntropyUFM, LayerPeeled, MeanSquaredUFM, ReLUImbalanced
+from tightframe.ufm.bound import dual_bound
 from tightframe.ufm.convex import ConvexSolver
-from tightframe.ufm.duality import dual_bound
-from tightframe.ufm.objective import objective
-from tightframe.ufm.problems import ULPM, CrossEntropyUFM, LayerPeeled, MeanSquaredUFM, ReLUImbalanced
+from tightframe.ufm.problem import objective
 
 
 def solved(problem, **options):

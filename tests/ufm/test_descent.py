@@ -7,11 +7,7 @@ import torch
 
 from tests.ufm.brute import minimise
 from tightframe.errors import ArgumentError
-from tightframe.ufm.closed_form import closed_form
-from tightframe.ufm.convex import ConvexSolver
-from tightframe.ufm.descent import MultistartLBFGS, lbfgs
-from tightframe.ufm.objective import objective
-from tightframe.ufm.problems import (
+from tightframe.ufm import (
     ULPM,
     CrossEntropyUFM,
     DeepUFM,
@@ -19,8 +15,12 @@ from tightframe.ufm.problems import (
     MaxMargin,
     MeanSquaredUFM,
     ReLUImbalanced,
+    closed_form,
 )
-from tightframe.ufm.structures import deep_objective
+from tightframe.ufm.convex import ConvexSolver
+from tightframe.ufm.deep import deep_objective
+from tightframe.ufm.descent import MultistartLBFGS, lbfgs
+from tightframe.ufm.problem import objective
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,13 @@ import torch.nn.functional as F
 
 from tests.ufm.brute import labels_of, minimise, value
 from tightframe.errors import ArgumentError, ShapeError
-from tightframe.ufm.closed_form import closed_form
-from tightframe.ufm.duality import (
+from tightframe.ufm import ULPM, CrossEntropyUFM, LayerPeeled, MeanSquaredUFM, ReLUImbalanced, closed_form
+from tightframe.ufm.bound import (
     best_bias,
-    descent_of_fit,
+    descent,
     dual_bound,
     duality_gap,
-    log_probabilities,
-    nuclear_budget,
 )
-from tightframe.ufm.problems import ULPM, CrossEntropyUFM, LayerPeeled, MeanSquaredUFM, ReLUImbalanced
 
 COUNTS, WEIGHTS = (4, 3, 1), (0.2, 0.05, 0.4)
 PENALISED = [
@@ -65,7 +62,7 @@ def test_cross_entropy_bound_is_the_formula(seed, bias_decay):
     y = labels_of(problem)
     omega, Z = torch.tensor(WEIGHTS, dtype=torch.float64)[y], H @ W.T
     if bias_decay is not None:
-        bias = best_bias(problem, Z, y, omega)
+        bias = best_bias(problem, problem.rows(8), Z)
         Z = Z + bias
     Q, E = Z.softmax(dim=1), F.one_hot(y, 3).double()
     G = omega.diag() @ (E - Q)
@@ -105,7 +102,7 @@ def test_bound_under_budgets_is_that_of_frank_and_wolfe():
             gap = (slope * Z).sum() + radius * torch.linalg.matrix_norm(slope / prices.sqrt().unsqueeze(1), 2)
             bound = dual_bound(problem, W, H)
             assert bound == pytest.approx(max(0.0, (loss - gap).item()), abs=1e-11)
-    assert nuclear_budget(problem) == pytest.approx(radius)
+    assert problem.radius == pytest.approx(radius)
 
 
 @pytest.mark.parametrize("counts", [(4, 3, 1), (40, 10, 1)])
@@ -147,11 +144,12 @@ def test_invariances(problem):
 
 def test_small_cross_entropies_keep_their_digits():
     logits = torch.tensor([[60.0, 0.0, -3.0], [0.0, 700.0, 0.0], [0.0, 0.0, -900.0]], dtype=torch.float64)
-    losses, log_q = log_probabilities(logits, torch.tensor([0, 1, 2]))
+    problem = ULPM((1, 1, 1), 3)
+    losses, log_q = problem.criterion.log_shares(problem.rows(), logits)
     wanted = [math.exp(-60) * (1 + math.exp(-3)), 2 * math.exp(-700), 900 + math.log(2)]
     assert losses.tolist() == pytest.approx(wanted, rel=1e-13)
     assert log_q[0].tolist() == pytest.approx([-wanted[0], -60, -63], rel=1e-13)
-    A = descent_of_fit(ULPM((1, 1, 1), 3), logits, torch.tensor([0, 1, 2]), torch.ones(3, dtype=torch.float64))
+    A = descent(problem, problem.rows(), logits)
     assert A[0, 0].item() == pytest.approx(wanted[0], rel=1e-13)
     assert A.sum(dim=1).abs().max() < 1e-15
 
@@ -161,11 +159,10 @@ def test_small_cross_entropies_keep_their_digits():
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
 def test_best_bias_is_stationary(kind, bias_decay, scale):
     problem = kind((5, 2, 1, 1), 4, 0.1, 0.1, None, bias_decay)
-    y = labels_of(problem)
-    Z, omega = scale * draw(9, 4, seed=4), torch.full((9,), 1 / 9, dtype=torch.float64)
+    Z, rows = scale * draw(9, 4, seed=4), problem.rows(9)
     for start in (None, torch.tensor([40.0, -60.0, 0.0, 20.0], dtype=torch.float64)):
-        b = best_bias(problem, Z, y, omega, start)
-        unbalanced = descent_of_fit(problem, Z + b, y, omega).sum(dim=0) - bias_decay * b
+        b = best_bias(problem, rows, Z, start)
+        unbalanced = descent(problem, rows, Z + b).sum(dim=0) - bias_decay * b
         assert unbalanced.abs().max() < 1e-13
 
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tightframe.ufm import CrossEntropyUFM, LayerPeeled, MeanSquaredUFM
 from tightframe.ufm.grouped import Grouped, Point
-from tightframe.ufm.objective import class_weights, feature_prices, fit
-from tightframe.ufm.problems import CrossEntropyUFM, LayerPeeled, MeanSquaredUFM
 
 PROBLEMS = [
     CrossEntropyUFM((5, 2, 2, 5, 5, 1), 6, 0.1, 0.1, None, 0.0),
@@ -18,6 +17,16 @@ PROBLEMS = [
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def fit(problem, logits):
+    """Return the fit of the logits of all classes."""
+    labels = torch.arange(problem.num_classes)
+    if isinstance(problem, MeanSquaredUFM):
+        losses = (logits - torch.eye(len(labels)).double()).square().sum(dim=1) / 2
+    else:
+        losses = F.cross_entropy(logits, labels, reduction="none")
+    return problem.class_weights @ losses
 
 
 def point_of(grouped, seed):
@@ -33,9 +42,8 @@ def test_fit_norm_and_logits_are_those_of_all_classes(problem):
     point = point_of(grouped, 1)
     Z, bias = grouped.unfold(point)
     loss, _ = grouped.shares(grouped.logits(point))
-    labels = torch.arange(problem.num_classes)
-    assert loss == pytest.approx(fit(problem, Z + bias, labels, class_weights(problem)).item(), rel=1e-13)
-    Y = feature_prices(problem).sqrt().unsqueeze(1) * Z
+    assert loss == pytest.approx(fit(problem, Z + bias).item(), rel=1e-13)
+    Y = problem.prices.sqrt().unsqueeze(1) * Z
     norm = torch.linalg.matrix_norm(point.Y, "nuc") + (grouped.sizes - 1) @ point.alpha
     assert norm.item() == pytest.approx(torch.linalg.matrix_norm(Y, "nuc").item(), rel=1e-13)
     torch.testing.assert_close(grouped.fold(Z, bias).packed, point.packed, rtol=0, atol=1e-13)
@@ -66,20 +74,19 @@ def test_folding_is_the_mean_over_permutations(problem):
 def test_slope_and_curvature_are_those_of_autograd(problem):
     grouped, scale = Grouped(problem), torch.ones(())
     point, move = point_of(grouped, 3), point_of(grouped, 4)
-    labels, weights = torch.arange(problem.num_classes), class_weights(problem)
 
     def loss(packed):
         Z, bias = grouped.unfold(Point(packed))
-        return fit(problem, Z + bias, labels, weights) * scale
+        return fit(problem, Z + bias) * scale
 
     _, shares = grouped.shares(grouped.logits(point))
-    slope = grouped.pulled_back(grouped.slope(shares)).packed
+    slope = grouped.slope(shares).packed
     wanted = torch.autograd.functional.jacobian(loss, point.packed)
     active = F.pad((grouped.sizes > 1).double().unsqueeze(1), (0, 1), value=1.0)
     wanted[:, -2:] *= active
     slope[:, -2:] *= active
     torch.testing.assert_close(slope, wanted, rtol=0, atol=1e-12)
-    bent = grouped.pulled_back(grouped.curved(shares, grouped.logits(move))).packed
+    bent = grouped.curved(shares, move).packed
     _, bent_wanted = torch.autograd.functional.hvp(loss, point.packed, move.packed)
     bent[:, -2:] *= active
     bent_wanted[:, -2:] *= active
@@ -91,6 +98,6 @@ def test_curvature_keeps_its_digits_where_a_class_is_almost_certain():
     logits = torch.tensor([[0.0, 0.0, 40.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
     _, shares = grouped.shares(logits)
     move = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
-    bent = grouped.curved(shares, move)
+    bent = grouped.criterion.curved(grouped.rows, shares, move)
     q = torch.tensor(40.0, dtype=torch.float64).neg().exp()
     torch.testing.assert_close(bent[0], q / 3 * torch.tensor([0.0, 1.0, -1.0]).double(), rtol=1e-14, atol=0)

@@ -264,7 +264,7 @@ GOOD = {"matrices": [draw(5, 6), draw(3, 5)], "inputs": draw(6, 6), "labels": to
         ({"matrices": [draw(5, 6), draw(3, 4)]}, ShapeError, r"^matrices\[1\] must have width d = 5, got 4"),
         ({"inputs": draw(6, 7)}, ShapeError, r"^matrices\[0\] must have width d = 7, got 6"),
         ({"labels": torch.tensor([0, 1, 2, 0, 1, 3])}, LabelError, "K = 3.*got 3"),
-        ({"labels": torch.tensor([0, 1, 1, 0, 1, 0])}, EmptyDataError, "every class of K = 3, got none of class 2"),
+        ({"labels": torch.tensor([0, 1, 1, 0, 1, 0])}, EmptyDataError, "every class of K = 3, got none of \\[2\\]"),
         ({"labels": torch.arange(3)}, ShapeError, "^labels"),
         ({"inputs": torch.full((6, 6), math.nan)}, NonFiniteError, "^inputs"),
         ({"biases": [None]}, ArgumentError, "one for each of 2 matrices, got 1"),

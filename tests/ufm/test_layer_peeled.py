@@ -9,9 +9,9 @@ import torch
 
 from tightframe.errors import DimensionError, ShapeError
 from tightframe.frames import is_simplex_etf
-from tightframe.ufm.duality import dual_bound
+from tightframe.ufm import CrossEntropyUFM
+from tightframe.ufm.bound import dual_bound
 from tightframe.ufm.layer_peeled import layer_peeled_form, minority_cosine, semidefinite_matrix
-from tightframe.ufm.problems import CrossEntropyUFM
 
 from .layer_peeled_literal import descend, of_groups, peeled
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from tightframe.errors import ArgumentError, DimensionError
+from tightframe.ufm import CrossEntropyUFM, LayerPeeled, MeanSquaredUFM
 from tightframe.ufm.layer_peeled import layer_peeled_form, minority_collapse_threshold
 from tightframe.ufm.minority import MinorityCollapse, minority_collapse
-from tightframe.ufm.problems import CrossEntropyUFM, LayerPeeled, MeanSquaredUFM
 
 
 def penalised(counts, weights=None, sigma=0.02, bias_decay=None, dim=None):

@@ -6,10 +6,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
 from tightframe.errors import ArgumentError, DtypeError, EmptyDataError, LabelError, NonFiniteError, ShapeError
+from tightframe.ufm import CrossEntropyUFM, MeanSquaredUFM, ReLUImbalanced, closed_form
 from tightframe.ufm.certify import certify
-from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.network import certify_network
-from tightframe.ufm.problems import CrossEntropyUFM, MeanSquaredUFM, ReLUImbalanced
 
 
 def generator(seed):
@@ -239,7 +238,7 @@ GOOD = {"features": draw(6, 4), "labels": torch.arange(3).repeat(2), "weight": d
         ({"labels": torch.tensor([0, 1, 2, 0, 1, 3])}, LabelError, "K = 3.*got 3"),
         ({"labels": torch.tensor([0, 1, 1, 0, 1, 0])}, EmptyDataError, r"every class of K = 3, got none of \[2\]"),
         ({"weight": draw(3, 5)}, ShapeError, "^weight must have width d = 4, got 5"),
-        ({"bias": draw(4)}, ShapeError, r"^bias must be floating point of shape \(K,\) = \(3,\), got .*\(4,\)"),
+        ({"bias": draw(4)}, ShapeError, r"^bias must have shape \(3,\), got \(4,\)"),
         ({"weight": torch.full((3, 4), math.inf)}, NonFiniteError, "^weight"),
         ({"weight_decay": 0.0}, ArgumentError, "^weight_decay must be a finite number > 0, got 0.0"),
         ({"feature_decay": -1.0}, ArgumentError, "^feature_decay must be a finite number > 0"),

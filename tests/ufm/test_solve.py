@@ -4,11 +4,7 @@ import pytest
 import torch
 
 from tightframe.errors import ArgumentError
-from tightframe.ufm.closed_form import closed_form
-from tightframe.ufm.convex import ConvexSolver
-from tightframe.ufm.descent import MultistartLBFGS
-from tightframe.ufm.flow import LogTimeFlow
-from tightframe.ufm.problems import (
+from tightframe.ufm import (
     ULPM,
     CrossEntropyUFM,
     DeepUFM,
@@ -16,7 +12,11 @@ from tightframe.ufm.problems import (
     MaxMargin,
     MeanSquaredUFM,
     ReLUImbalanced,
+    closed_form,
 )
+from tightframe.ufm.convex import ConvexSolver
+from tightframe.ufm.descent import MultistartLBFGS
+from tightframe.ufm.flow import LogTimeFlow
 from tightframe.ufm.solve import solve
 
 

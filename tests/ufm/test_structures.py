@@ -8,6 +8,16 @@ import pytest
 import torch
 
 from tightframe.errors import ArgumentError, DimensionError, ShapeError
+from tightframe.ufm import CrossEntropyUFM, DeepUFM
+from tightframe.ufm.deep import deep_logits, deep_objective
+from tightframe.ufm.deep_cross_entropy import (
+    best_scale,
+    deep_form,
+    lower_bound,
+    stable_scale,
+    stationary_decay,
+    structures,
+)
 from tightframe.ufm.logit_structures import (
     Structure,
     dnc,
@@ -20,18 +30,6 @@ from tightframe.ufm.logit_structures import (
     relu_min_classes,
     relu_pairs,
     solution_dimension,
-)
-from tightframe.ufm.problems import CrossEntropyUFM, DeepUFM
-from tightframe.ufm.structures import (
-    best_scale,
-    deep_form,
-    deep_logits,
-    deep_objective,
-    lower_bound,
-    mean_decay,
-    stable_scale,
-    stationary_decay,
-    structures,
 )
 
 from ..problems import draw, rotation
@@ -338,7 +336,7 @@ def test_only_the_product_of_the_decays_counts():
     uneven = deep_form(DeepUFM((4,) * 6, 7, decays))
     even = deep_form(model(6, n=4, d=7, L=3, decay=math.prod(decays) ** 0.25))
     assert uneven.loss == pytest.approx(even.loss, abs=1e-13)
-    assert mean_decay(uneven.problem) == pytest.approx(math.prod(decays) ** 0.25, rel=1e-14)
+    assert uneven.problem.mean_decay == pytest.approx(math.prod(decays) ** 0.25, rel=1e-14)
     torch.testing.assert_close(uneven.logits, even.logits, rtol=0, atol=1e-11)
     assert literal_objective(uneven.problem, uneven.factors) == pytest.approx(uneven.loss, abs=1e-10)
     assert gradient_norm(uneven.problem, uneven.factors) < 1e-10

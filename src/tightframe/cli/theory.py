@@ -89,11 +89,11 @@ def make_problem(
         ConfigError: if the model is unknown, lacks an argument or has no use for one.
         ArgumentError: if a value is outside its range.
     """
-    from tightframe.ufm import problems
+    from tightframe import ufm
 
     check_choice("PROBLEM", name, tuple(PROBLEMS))
     counts = _counts(counts, classes, samples)
-    cls, said = getattr(problems, PROBLEMS[name][0]), PROBLEMS[name][1]
+    cls, said = getattr(ufm, PROBLEMS[name][0]), PROBLEMS[name][1]
     fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in {"counts", "dim", *said}}
     takes = f"it takes {', '.join(f'--{key}' for key in ('counts', 'dim', *fields))}"
     own = {key: value for key, value in options.items() if value is not None}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from tightframe.files import html_table
-from tightframe.ufm.problems import Problem
+from tightframe.ufm.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Certificate:
         violation: Distance from the constraints: a budget's excess as a share of it, the most negative
             feature that should not be, or the margin's distance from 1.
         witness: a direction of negative curvature, if one was found.
-        explanation: the verdict in a few words.
-        facts: further numbers by name.
+        remarks: Sentences that belong to the verdict.
+        facts: Further numbers by name.
     """
 
     problem: Problem
@@ -70,9 +70,9 @@ class Certificate:
     operator_norm: float
     sigma: float
     balance: float
-    explanation: str
     violation: float = 0.0
     witness: Witness | None = field(default=None, repr=False)
+    remarks: tuple[str, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
@@ -107,21 +107,21 @@ class Certificate:
         """Return whether the point is proved to be a global minimum, up to a relative gap and violation."""
         return self.relative_gap <= tolerance and self.violation <= tolerance
 
-
-def verdict(certificate: Certificate) -> str:
-    """Return what a certificate says, in a few words."""
-    c = certificate
-    if c.loss == math.inf or c.lower_bound == -math.inf:
-        return "not bounded"
-    parts = []
-    if c.violation > 0:
-        parts.append(f"breaks a constraint by {c.violation:.2g}")
-    if c.is_global():
-        parts.append(f"a global minimum up to a relative gap of {c.relative_gap:.1e}")
-    else:
-        parts.append(f"at most {c.gap:.3g} ({c.relative_gap:.3g} of the loss) above the minimum")
-    if c.operator_norm > c.sigma * (1 + 1e-9) and not c.is_global():
-        parts.append(f"the operator norm is {c.operator_norm / c.sigma:.6g} times σ" if c.sigma else "no multiplier")
-    if c.witness is not None and not c.is_global():
-        parts.append(f"a direction of curvature {c.witness.curvature:.3g} leads down")
-    return "; ".join(parts)
+    @property
+    def explanation(self) -> str:
+        """The verdict in a few words."""
+        if self.loss == math.inf or self.lower_bound == -math.inf:
+            return "; ".join(["not bounded", *self.remarks])
+        parts = []
+        if self.violation > 0:
+            parts.append(f"breaks a constraint by {self.violation:.2g}")
+        if self.is_global():
+            parts.append(f"a global minimum up to a relative gap of {self.relative_gap:.1e}")
+        else:
+            parts.append(f"at most {self.gap:.3g} ({self.relative_gap:.3g} of the loss) above the minimum")
+            if self.operator_norm > self.sigma * (1 + 1e-9):
+                times = self.operator_norm / self.sigma if self.sigma else math.inf
+                parts.append(f"the operator norm is {times:.6g} times σ")
+            if self.witness is not None:
+                parts.append(f"a direction of curvature {self.witness.curvature:.3g} leads down")
+        return "; ".join([*parts, *self.remarks])

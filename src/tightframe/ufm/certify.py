@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from tightframe.errors import ArgumentError
-from tightframe.ufm.certificate import Certificate, Witness, verdict
+from tightframe.ufm.bound import dual_bound
+from tightframe.ufm.certificate import Certificate, Witness
 from tightframe.ufm.certify_deep import deep_certificate
 from tightframe.ufm.certify_margin import certify_margin
 from tightframe.ufm.critical import Point, find_witness, top_pair, witness_along
-from tightframe.ufm.duality import dual_bound, nuclear_budget
-from tightframe.ufm.objective import objective
-from tightframe.ufm.problems import (
-    ULPM,
-    CrossEntropyUFM,
-    DeepUFM,
-    LayerPeeled,
-    MaxMargin,
-    MeanSquaredUFM,
-    Problem,
-    ReLUImbalanced,
-)
+from tightframe.ufm.deep import DeepUFM
+from tightframe.ufm.layer_peeled import LayerPeeled
+from tightframe.ufm.margin import ULPM, MaxMargin
+from tightframe.ufm.problem import Problem, objective
 from tightframe.ufm.solution import Solution, on_cpu
 
 
@@ -47,7 +39,7 @@ def certify(problem: Problem, solution: Solution) -> Certificate:
     same model with no larger loss; with ReLU features the latter alone.
 
     Args:
-        problem: any model of :mod:`tightframe.ufm.problems`.
+        problem: any model of :mod:`tightframe.ufm`.
         solution: any point of it: from a closed form, a solver, a network. Only its tensors are used; what it says of
             itself is not trusted.
 
@@ -56,7 +48,7 @@ def certify(problem: Problem, solution: Solution) -> Certificate:
         ShapeError: if the tensors are not those of the problem.
 
     Example:
-        >>> from tightframe.ufm.problems import CrossEntropyUFM
+        >>> from tightframe.ufm import CrossEntropyUFM
         >>> from tightframe.ufm.solution import Solution
         >>> problem = CrossEntropyUFM((2, 2), dim=2, weight_decay=0.1, feature_decay=0.1)
         >>> zero = torch.zeros(2, 2, dtype=torch.float64)
@@ -70,14 +62,39 @@ def certify(problem: Problem, solution: Solution) -> Certificate:
         return deep_certificate(problem, solution.factors)
     if isinstance(problem, ULPM | MaxMargin):
         return certify_margin(problem, solution.W, solution.H)
+    if not problem.convex:
+        raise ArgumentError(f"problem must be a model of tightframe.ufm, got {type(problem).__name__}")
     point = Point.of(problem, solution.W, solution.H, solution.bias)
-    if isinstance(problem, CrossEntropyUFM | MeanSquaredUFM):
-        return _penalised(problem, point)
-    if isinstance(problem, ReLUImbalanced):
-        return _relu(problem, point)
+    facts: dict[str, float] = {}
+    decays, violation = problem.penalties, 0.0
     if isinstance(problem, LayerPeeled):
-        return _layer_peeled(problem, point)
-    raise ArgumentError(f"problem must be a model of tightframe.ufm, got {type(problem).__name__}")
+        decays, violation, facts = _multipliers(problem, point)
+    sigma, tau = math.sqrt(decays[0] * decays[1]), top_pair(point.slope)[0]
+    gradient_W, gradient_H = point.gradients(*decays)
+    if problem.nonnegative:
+        lower, tau = nonnegative_norm(point.slope, point.rows.own)
+        facts = {"operator_norm.lower": lower}
+        violation = max(0.0, -point.unweighted.min().item())
+        # What a step of length 1/λ_H, stopped at 0, does: a feature at 0 can only rise, and one near it hardly fall.
+        gradient_H = torch.minimum(gradient_H, decays[1] * point.H.clamp(min=0))
+        witness = _relu_witness(point, decays) if lower > sigma else None
+    else:
+        witness = find_witness(point, *decays, tangent=problem.radius is not None) if tau > sigma else None
+    squares = (part.square().sum().item() for part in (gradient_W, gradient_H, point.bias_gradient()))
+    balance = point.balance(*decays)
+    scale = decays[0] * point.W.square().sum().item() + decays[1] * point.H.square().sum().item()
+    return Certificate(
+        problem,
+        loss=objective(problem, point.W, point.unweighted, point.bias).item(),
+        lower_bound=best_bound(point),
+        stationarity=math.sqrt(sum(squares)),
+        operator_norm=tau,
+        sigma=sigma,
+        balance=balance,
+        violation=violation,
+        witness=witness,
+        facts={"balance.relative": balance / scale if scale > 0 else 0.0, **facts},
+    )
 
 
 def best_bound(point: Point) -> float:
@@ -88,7 +105,7 @@ def best_bound(point: Point) -> float:
     means = torch.stack([part.mean(dim=0) for part in features.split(list(problem.counts))])
     bound = dual_bound(problem, point.W, means, point.bias)
     # With nonnegative features the bound of N rows takes the eigenvalues of an (N, N) matrix.
-    if isinstance(problem, ReLUImbalanced):
+    if problem.nonnegative:
         return bound
     return max(bound, dual_bound(problem, point.W, features, point.bias))
 
@@ -117,106 +134,32 @@ def nonnegative_norm(slope: Tensor, labels: Tensor) -> tuple[float, float]:
     return lower, max(lower, upper)
 
 
-def _penalised(problem: CrossEntropyUFM | MeanSquaredUFM, point: Point) -> Certificate:
-    decays = problem.weight_decay, problem.feature_decay
-    sigma, tau = math.sqrt(decays[0] * decays[1]), top_pair(point.slope)[0]
-    witness = find_witness(point, *decays) if tau > sigma else None
-    loss = objective(problem, point.W, point.unweighted, point.bias).item()
-    return _certificate(
-        point,
-        loss,
-        best_bound(point),
-        decays,
-        tau,
-        sigma,
-        _norm(*point.gradients(*decays), point.bias_gradient()),
-        witness=witness,
-    )
-
-
-def _relu(problem: ReLUImbalanced, point: Point) -> Certificate:
-    decays = problem.weight_decay, problem.feature_decay
-    sigma, (lower, tau) = math.sqrt(decays[0] * decays[1]), nonnegative_norm(point.slope, point.labels)
-    gradient_W, gradient_H = point.gradients(*decays)
-    # What a step of length 1/λ_H, stopped at 0, does: a feature at 0 can only rise, and one near it hardly fall.
-    gradient_H = torch.minimum(gradient_H, decays[1] * point.H.clamp(min=0))
-    features = point.unweighted
-    return _certificate(
-        point,
-        objective(problem, point.W, features).item(),
-        best_bound(point),
-        decays,
-        tau,
-        sigma,
-        _norm(gradient_W, gradient_H),
-        violation=max(0.0, -features.min().item()),
-        witness=_relu_witness(point, decays) if lower > sigma else None,
-        facts={"operator_norm.lower": lower},
-    )
-
-
 def _relu_witness(point: Point, decays: tuple[float, float]) -> Witness | None:
     """Return the witness along a coordinate of feature space that nothing uses, where features may rise from 0."""
     used = (point.W != 0).any(dim=0) | (point.H != 0).any(dim=0)
     if bool(used.all()):
         return None
-    pairs = [top_pair(part) for part in point.slope.split(point.labels.bincount().tolist())]
+    pairs = [top_pair(part) for part in point.slope.split(point.rows.own.bincount().tolist())]
     best = max(range(len(pairs)), key=lambda k: pairs[k][0])
     _, part, u = pairs[best]
     v = torch.zeros(len(point.H), dtype=torch.float64)
     sign = 1.0 if part.sum() >= 0 else -1.0
-    v[point.labels == best] = (sign * part).clamp(min=0)
+    v[point.rows.own == best] = (sign * part).clamp(min=0)
     a = torch.zeros(point.problem.dim, dtype=torch.float64)
     a[int((~used).nonzero()[0])] = 1
     return witness_along(point, *decays, v, sign * u, a, keep_sign=True)
 
 
-def _layer_peeled(problem: LayerPeeled, point: Point) -> Certificate:
+def _multipliers(problem: LayerPeeled, point: Point) -> tuple[tuple[float, float], float, dict[str, float]]:
+    """Return the multipliers that make the gradients orthogonal to W and to H, the excess of a budget, and facts."""
     squares = point.W.square().sum().item(), point.H.square().sum().item()
     budgets = problem.num_classes * problem.weight_budget, problem.num_classes * problem.feature_budget
     shares = [square / budget for square, budget in zip(squares, budgets, strict=True)]
-    # The multipliers that make the gradients orthogonal to W and to H.
-    pull = (point.slope * (point.logits * point.roots)).sum().item()
+    pull = (point.slope * (point.logits * point.rows.roots)).sum().item()
     decays = (pull / squares[0], pull / squares[1]) if min(squares) > 0 and pull > 0 else (0.0, 0.0)
-    sigma, tau = math.sqrt(decays[0] * decays[1]), top_pair(point.slope)[0]
-    loss = objective(problem, point.W, point.unweighted).item()
-    return _certificate(
-        point,
-        loss,
-        best_bound(point),
-        decays,
-        tau,
-        sigma,
-        _norm(*point.gradients(*decays)),
-        violation=max(0.0, *(share - 1 for share in shares)),
-        witness=find_witness(point, *decays, tangent=True) if tau > sigma else None,
-        facts={
-            "weight_budget.used": shares[0],
-            "feature_budget.used": shares[1],
-            "frank_wolfe_gap": nuclear_budget(problem) * tau - pull,
-        },
-    )
-
-
-def _certificate(
-    point: Point,
-    loss: float,
-    lower_bound: float,
-    decays: tuple[float, float],
-    tau: float,
-    sigma: float,
-    stationarity: float,
-    *,
-    violation: float = 0.0,
-    witness: Witness | None = None,
-    facts: dict[str, float] | None = None,
-) -> Certificate:
-    balance = point.balance(*decays)
-    blank = Certificate(point.problem, loss, lower_bound, stationarity, tau, sigma, balance, "", violation, witness)
-    scale = decays[0] * point.W.square().sum().item() + decays[1] * point.H.square().sum().item()
-    relative = {"balance.relative": balance / scale if scale > 0 else 0.0}
-    return replace(blank, explanation=verdict(blank), facts={**relative, **(facts or {})})
-
-
-def _norm(*parts: Tensor) -> float:
-    return math.sqrt(sum(part.square().sum().item() for part in parts))
+    facts = {
+        "weight_budget.used": shares[0],
+        "feature_budget.used": shares[1],
+        "frank_wolfe_gap": problem.radius * top_pair(point.slope)[0] - pull,
+    }
+    return decays, max(0.0, *(share - 1 for share in shares)), facts

@@ -11,12 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tightframe.errors import ArgumentError
-from tightframe.ufm.certificate import Certificate, verdict
-from tightframe.ufm.forms.deep import deep_squared_form
-from tightframe.ufm.objective import row_weights
-from tightframe.ufm.problems import DeepUFM
-from tightframe.ufm.solution import labels_of_rows
-from tightframe.ufm.structures import deep_logits, deep_objective, lower_bound, stable_scale
+from tightframe.ufm.certificate import Certificate
+from tightframe.ufm.deep import DeepUFM, deep_logits, deep_objective, deep_squared_form
+from tightframe.ufm.deep_cross_entropy import lower_bound, stable_scale
 
 _SAME = 1e-6  # share of the logits by which collapse may miss its form
 
@@ -47,26 +44,24 @@ def deep_certificate(problem: DeepUFM, factors: Sequence[Tensor]) -> Certificate
     leaves = [factor.detach().requires_grad_() for factor in factors]
     loss = deep_objective(problem, leaves)
     gradients = list(torch.autograd.grad(loss, leaves))
-    roots = row_weights(problem, leaves[0])[1].sqrt().unsqueeze(1)
+    roots = problem.rows(len(leaves[0])).roots
     gradients[0] = gradients[0] / roots
-    bound = _bound(problem)
     facts = _collapse(problem, factors)
-    certificate = Certificate(
+    remarks = ["a deep model has no convex dual, the bound is not made of the point"]
+    if facts:
+        stable = facts["dnc.scale"] >= facts["dnc.stable_scale"]
+        remarks.append(f"deep neural collapse, {'stable' if stable else 'a saddle'} if stationary")
+    return Certificate(
         problem,
         loss=loss.item(),
-        lower_bound=bound,
+        lower_bound=_bound(problem),
         stationarity=math.sqrt(sum(gradient.square().sum().item() for gradient in gradients)),
         operator_norm=math.nan,
         sigma=math.nan,
         balance=_balance(problem, [roots * factors[0], *factors[1:]]),
-        explanation="",
+        remarks=tuple(remarks),
         facts=facts,
     )
-    parts = [verdict(certificate), "a deep model has no convex dual, the bound is not made of the point"]
-    if facts:
-        stable = facts["dnc.scale"] >= facts["dnc.stable_scale"]
-        parts.append(f"deep neural collapse, {'stable' if stable else 'a saddle'} if stationary")
-    return replace(certificate, explanation="; ".join(parts))
 
 
 def _bound(problem: DeepUFM) -> float:
@@ -80,11 +75,10 @@ def _bound(problem: DeepUFM) -> float:
 
 def _collapse(problem: DeepUFM, factors: Sequence[Tensor]) -> dict[str, float]:
     """Return the scale of deep neural collapse and that from which on it is stable, if the factors are that."""
-    linear = not problem.relu or problem.num_layers == 1
-    if problem.loss != "cross-entropy" or not problem.balanced or not linear:
+    if problem.loss != "cross-entropy" or not problem.balanced or not problem.linear:
         return {}
     logits = deep_logits(problem, factors)
-    labels = labels_of_rows(problem, logits)
+    labels = problem.rows(len(logits)).own
     wanted = F.one_hot(labels, problem.num_classes).to(logits) - 1 / problem.num_classes
     scale = ((logits * wanted).sum() / wanted.square().sum()).item()
     if not scale > 0 or torch.linalg.matrix_norm(logits - scale * wanted) > _SAME * torch.linalg.matrix_norm(logits):

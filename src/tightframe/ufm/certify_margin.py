@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tightframe.ufm.certificate import Certificate, verdict
+from tightframe.ufm.certificate import Certificate
 from tightframe.ufm.critical import Point, find_witness, top_pair
-from tightframe.ufm.duality import log_probabilities
-from tightframe.ufm.forms.margin import margin_certificate
-from tightframe.ufm.problems import ULPM, MaxMargin
+from tightframe.ufm.losses import CrossEntropy
+from tightframe.ufm.margin import ULPM, MaxMargin, margin_certificate
 
 
 class Separation(NamedTuple):
@@ -55,22 +53,18 @@ def certify_margin(problem: ULPM | MaxMargin, W: Tensor, H: Tensor) -> Certifica
         H: ``(K, d)`` or ``(N, d)``, class by class.
     """
     point = Point.of(problem, W, H, None)
-    own = point.labels.unsqueeze(1)
-    margins = point.logits.gather(1, own) - point.logits.scatter(1, own, -torch.inf).amax(dim=1, keepdim=True)
+    margins = margins_of(point)
     margin = margins.min().item()
     square = point.W.square().sum().item() + point.H.square().sum().item()
-
-    log_q = log_probabilities(point.logits, point.labels)[1].scatter(1, own, -torch.inf)
-    shift = log_q.max()  # late in a flow all of them may underflow, but only their ratios count
-    softmax = separation(point, (log_q - shift).exp())
-    encoding = separation(point, encoding_multipliers(problem)[point.labels])
+    softmax, shift = softmax_separation(point)
+    encoding = separation(point, encoding_multipliers(problem)[point.rows.own])
     facts = {"margin": margin, "dual.softmax": softmax.dual, "dual.simplex_encoding": encoding.dual}
     facts |= {"kkt.softmax": softmax.misalignment, "kkt.simplex_encoding": encoding.misalignment}
 
     of_loss = isinstance(problem, ULPM)
     chosen, unit = (softmax, math.exp(shift)) if of_loss else (encoding, 1.0)
     sigma, tau = unit * chosen.sigma, unit * chosen.operator_norm
-    certificate = Certificate(
+    return Certificate(
         problem,
         loss=square / (2 * margin) if margin > 0 else math.inf,
         lower_bound=max(softmax.dual, encoding.dual),
@@ -78,13 +72,24 @@ def certify_margin(problem: ULPM | MaxMargin, W: Tensor, H: Tensor) -> Certifica
         operator_norm=tau,
         sigma=sigma,
         balance=point.balance(1.0, 1.0) / margin if margin > 0 else math.inf,
-        explanation="",
         violation=0.0 if of_loss else abs(1 - margin),
         witness=find_witness(point, sigma, sigma, tangent=True) if of_loss and tau > sigma else None,
+        remarks=() if margin > 0 else (_refusal(point, margins),),
         facts=facts,
     )
-    explanation = verdict(certificate) if margin > 0 else _refusal(point, margins)
-    return replace(certificate, explanation=explanation)
+
+
+def margins_of(point: Point) -> Tensor:
+    """Return own logit less the largest other ``(R, 1)``."""
+    own = point.rows.column
+    return point.logits.gather(1, own) - point.logits.scatter(1, own, -torch.inf).amax(dim=1, keepdim=True)
+
+
+def softmax_separation(point: Point) -> tuple[Separation, float]:
+    """Return the dual bound of the softmax's weights, and the logarithm of the factor that was taken out of them."""
+    log_q = CrossEntropy().log_shares(point.rows, point.logits)[1].scatter(1, point.rows.column, -torch.inf)
+    shift = log_q.max()  # late in a flow all of them may underflow, but only their ratios count
+    return separation(point, (log_q - shift).exp()), shift.item()
 
 
 def separation(point: Point, alpha: Tensor) -> Separation:
@@ -94,10 +99,10 @@ def separation(point: Point, alpha: Tensor) -> Separation:
         point: Point of a margin model.
         alpha: one row for each of the point's; the entry of the own class must be 0.
     """
-    own = point.labels.unsqueeze(1)
+    own = point.rows.column
     total = alpha.sum(dim=1, keepdim=True)
     # Each sample of a class has the row's weights: its sum counts c times, its square with √c.
-    slope = point.roots * (-alpha).scatter(1, own, total)
+    slope = point.rows.roots * (-alpha).scatter(1, own, total)
     tau = top_pair(slope)[0]
     theta = torch.cat([point.W, point.H])
     pull = torch.cat([slope.T @ point.H, slope @ point.W])
@@ -105,7 +110,7 @@ def separation(point: Point, alpha: Tensor) -> Separation:
     # The square of the difference of unit vectors keeps the digits that 1 - cos would lose.
     misalignment = (pull / strength - theta / size).square().sum() / 2
     mu = 2 * (slope * (point.H @ point.W.T)).sum() / size.square()
-    dual = (point.roots.square() * total).sum().item() / tau if tau > 0 else 0.0
+    dual = (point.rows.roots.square() * total).sum().item() / tau if tau > 0 else 0.0
     return Separation(dual, misalignment.item(), mu.item(), tau)
 
 
@@ -119,8 +124,8 @@ def encoding_multipliers(problem: ULPM | MaxMargin) -> Tensor:
 
 def _refusal(point: Point, margins: Tensor) -> str:
     row = int(margins.argmin())
-    label = int(point.labels[row])
-    other = int(point.logits[row].scatter(0, point.labels[row], -torch.inf).argmax())
+    label = int(point.rows.own[row])
+    other = int(point.logits[row].scatter(0, point.rows.own[row], -torch.inf).argmax())
     return (
         f"refused: no multiple of this point separates the classes, as row {row} of H, of class {label}, has a margin "
         f"of {margins[row].item():.3g} against class {other}; train until every sample is classified correctly"

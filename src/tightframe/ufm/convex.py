@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from tightframe.errors import ArgumentError, DimensionError, check_positive
+from tightframe.ufm.bound import logits_bound
 from tightframe.ufm.descent import lbfgs
-from tightframe.ufm.duality import logits_bound, nuclear_budget
 from tightframe.ufm.grouped import Grouped, Point
 from tightframe.ufm.newton import Iterate, Outcome, Penalty, newton
-from tightframe.ufm.objective import class_weights, factorise, feature_prices, fit
-from tightframe.ufm.problems import CrossEntropyUFM, LayerPeeled, MeanSquaredUFM, Problem, check_penalty
-from tightframe.ufm.solution import Solution
-
-Convex = CrossEntropyUFM | MeanSquaredUFM | LayerPeeled
+from tightframe.ufm.problem import Problem, check_penalty, factorise
+from tightframe.ufm.solution import Solution, centering
 
 _PATIENCE = 30  # Newton steps before a rescue
 _RESCUES, _DESCENT = 3, 300  # of Newton's method by L-BFGS, and its steps
@@ -56,20 +53,20 @@ class ConvexSolver:
                 :class:`LayerPeeled`.
             DimensionError: if d is smaller than the rank of the minimum, whose bound the message holds.
         """
-        if not isinstance(problem, Convex):
+        if not problem.convex or problem.nonnegative:
             raise ArgumentError(
                 f"problem must be convex in its logits for ConvexSolver, got {type(problem).__name__}; "
                 "use MultistartLBFGS or LogTimeFlow"
             )
         grouped = Grouped(problem)
-        if isinstance(problem, LayerPeeled):
-            outcome, multiplier = self._under_budgets(problem, grouped)
+        if problem.radius is not None:
+            outcome, multiplier = self._under_budgets(problem, grouped, problem.radius)
         else:
-            multiplier = math.sqrt(problem.weight_decay * problem.feature_decay)
+            multiplier = problem.sigma
             outcome = self._penalised(problem, grouped, Penalty(multiplier, problem.bias_decay))
         return self._solution(problem, grouped, outcome, multiplier)
 
-    def _penalised(self, problem: CrossEntropyUFM | MeanSquaredUFM, grouped: Grouped, penalty: Penalty) -> Outcome:
+    def _penalised(self, problem: Problem, grouped: Grouped, penalty: Penalty) -> Outcome:
         def certified(last: Iterate) -> bool:
             return last.value - _bound(problem, grouped, last.point) <= self.tolerance * abs(last.value)
 
@@ -78,7 +75,7 @@ class ConvexSolver:
 
     def _newton(
         self,
-        problem: Convex,
+        problem: Problem,
         grouped: Grouped,
         penalty: Penalty,
         start: Point,
@@ -99,9 +96,9 @@ class ConvexSolver:
             return replace(outcome, reason=f"max_iterations = {self.max_iterations} reached")
         return outcome
 
-    def _under_budgets(self, problem: LayerPeeled, grouped: Grouped) -> tuple[Outcome, float]:
+    def _under_budgets(self, problem: Problem, grouped: Grouped, budget: float) -> tuple[Outcome, float]:
         """Find the multiplier at which the norm is the budget's."""
-        budget, high = nuclear_budget(problem), _largest_multiplier(problem, grouped)
+        high = _largest_multiplier(problem, grouped)
         low, norms, error = -math.inf, {high: 0.0}, 1.0
         at, point, steps, products = high - 1.0, first_guess(problem, grouped, math.exp(high - 1)), 0, 0
         for _ in range(_MULTIPLIERS):
@@ -122,7 +119,7 @@ class ConvexSolver:
         last = replace(last, point=scaled, value=value, fit=value, norm=budget)
         return Outcome(last, steps, products, outcome.reason), math.exp(at)
 
-    def _solution(self, problem: Convex, grouped: Grouped, outcome: Outcome, multiplier: float) -> Solution:
+    def _solution(self, problem: Problem, grouped: Grouped, outcome: Outcome, multiplier: float) -> Solution:
         last = outcome.last
         Z, bias = grouped.unfold(last.point)
         bound = _bound(problem, grouped, last.point)
@@ -147,7 +144,7 @@ class ConvexSolver:
             problem,
             W,
             H,
-            bias if getattr(problem, "bias_decay", None) is not None else None,
+            bias if problem.bias_decay is not None else None,
             loss=last.value,
             exact=exact,
             reason=f"certified: {met}" if exact else f"{outcome.reason}; {met}",
@@ -158,25 +155,22 @@ class ConvexSolver:
         )
 
 
-def first_guess(problem: Convex, grouped: Grouped, sigma: float) -> Point:
+def first_guess(problem: Problem, grouped: Grouped, sigma: float) -> Point:
     """Return the logits a_k (e_k - 1/K) that balance the slope of each class alone: the minimum if all are equal."""
     K = problem.num_classes
-    strength = class_weights(problem) / (sigma * feature_prices(problem).sqrt())
-    centred = torch.eye(K, dtype=torch.float64)
-    if isinstance(problem, MeanSquaredUFM):
-        scale = (1 - 1 / strength).clamp_min(0)
-        if problem.bias_decay is not None:
-            centred -= 1 / K
-    else:
-        scale = (K * strength - K + 1).clamp_min(1.0).log()
-        centred -= 1 / K
-    return grouped.fold(scale.unsqueeze(1) * centred)
+    strength = problem.class_weights / (sigma * problem.prices.sqrt())
+    if not problem.criterion.squared:
+        return grouped.fold((K * strength - K + 1).clamp_min(1.0).log().unsqueeze(1) * centering(K))
+    scale = (1 - 1 / strength).clamp_min(0)
+    if problem.bias_decay is None:
+        return grouped.fold(scale.diag())
+    return grouped.fold(scale.unsqueeze(1) * centering(K))
 
 
-def _largest_multiplier(problem: LayerPeeled, grouped: Grouped) -> float:
+def _largest_multiplier(problem: Problem, grouped: Grouped) -> float:
     """Return the logarithm of the multiplier from which on zero is optimal: the norm of the slope there."""
     zero = grouped.fold(torch.zeros(problem.num_classes, problem.num_classes, dtype=torch.float64))
-    slope = grouped.pulled_back(grouped.slope(grouped.shares(grouped.logits(zero))[1]))
+    slope = grouped.slope(grouped.shares(grouped.logits(zero))[1])
     siblings = (slope.alpha.abs() / (grouped.sizes - 1)).where(grouped.sizes > 1, 0.0).max()
     return math.log(max(torch.linalg.matrix_norm(slope.Y, 2).item(), siblings.item()))
 
@@ -191,12 +185,11 @@ def _next_multiplier(norms: dict[float, float], budget: float, low: float, high:
     return (low + high) / 2 if math.isfinite(low) else high - 4.0
 
 
-def descended(problem: Convex, grouped: Grouped, penalty: Penalty, start: Point) -> Point:
+def descended(problem: Problem, grouped: Grouped, penalty: Penalty, start: Point) -> Point:
     """Return where L-BFGS comes to in factors of Y, from a point that is disturbed to let new directions in."""
-    root = feature_prices(problem).sqrt().unsqueeze(1)
-    labels, weights = torch.arange(problem.num_classes), class_weights(problem)
+    rows = problem.rows()
     Z, bias = grouped.unfold(start)
-    U, S, Vh = torch.linalg.svd(root * Z)
+    U, S, Vh = torch.linalg.svd(rows.roots * Z)
     noise = torch.randn(2, *Z.shape, generator=torch.Generator().manual_seed(0), dtype=Z.dtype)
     parts = [U * S.sqrt() + 1e-2 * noise[0], Vh.T * S.sqrt() + 1e-2 * noise[1]]
     if penalty.bias_decay is not None:
@@ -204,18 +197,16 @@ def descended(problem: Convex, grouped: Grouped, penalty: Penalty, start: Point)
 
     def value(parts: Sequence[Tensor]) -> Tensor:
         left, right, *rest = parts
-        logits = left @ right.T / root
+        logits = left @ right.T / rows.roots
         total = penalty.sigma / 2 * (left.square().sum() + right.square().sum())
         for b in rest:
             logits, total = logits + b, total + (penalty.bias_decay or 0.0) / 2 * b.square().sum()
-        return fit(problem, logits, labels, weights) + total
+        return rows.weights @ problem.criterion.shares(rows, logits)[0] + total
 
     left, right, *rest = lbfgs(value, parts, _DESCENT, 1e-12).parameters
-    return grouped.fold(left @ right.T / root, rest[0] if rest else None)
+    return grouped.fold(left @ right.T / rows.roots, rest[0] if rest else None)
 
 
-def _bound(problem: Convex, grouped: Grouped, point: Point) -> float:
+def _bound(problem: Problem, grouped: Grouped, point: Point) -> float:
     Z, bias = grouped.unfold(point)
-    return logits_bound(
-        problem, Z, torch.arange(problem.num_classes), class_weights(problem), feature_prices(problem), bias
-    )
+    return logits_bound(problem, problem.rows(), Z, bias)

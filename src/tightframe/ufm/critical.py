@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from tightframe.errors import ShapeError
+from tightframe.ufm.bound import descent
 from tightframe.ufm.certificate import Witness
-from tightframe.ufm.duality import descent_of_fit
-from tightframe.ufm.objective import row_weights
-from tightframe.ufm.problems import MeanSquaredUFM, Problem, ReLUImbalanced
-from tightframe.ufm.solution import labels_of_rows
+from tightframe.ufm.losses import Rows
+from tightframe.ufm.problem import Problem
 
 _ROUNDING = 1e-9  # share of σ below which a curvature is none: at a minimum it is 0
 _UNUSED = 1e-7  # share of a factor's norm that it may have in a direction that counts as tangent to its sphere
@@ -28,54 +28,49 @@ class Point:
     """A point of a one-layer model, and the slope of the fit there.
 
     Args:
-        problem: the model.
-        W: ``(K, d)``.
+        problem: Model of the point.
+        W: Class vectors ``(K, d)``.
         H: H̃, features times the square root of their price ``(R, d)``.
         bias: ``(K,)`` or None.
-        labels: class of each row ``(R,)``.
-        weights: Weight of each row in the fit ``(R,)``.
-        roots: √c ``(R, 1)``.
+        rows: Table of its rows.
         logits: ``(R, K)``.
-        descent: minus the slope by the logits, A ``(R, K)``.
     """
 
     problem: Problem
     W: Tensor
     H: Tensor
     bias: Tensor | None
-    labels: Tensor
-    weights: Tensor
-    roots: Tensor
+    rows: Rows
     logits: Tensor
-    descent: Tensor
 
     @classmethod
     def of(cls, problem: Problem, W: Tensor, H: Tensor, bias: Tensor | None) -> Point:
-        """Return the point with its slope; a missing bias is zero.
+        """Return the point; a missing bias is zero.
 
         Raises:
             ShapeError: if the tensors are not those of the problem.
         """
-        has_bias = getattr(problem, "bias_decay", None) is not None
+        has_bias = problem.bias_decay is not None
         _check_shapes(problem, W, H, bias, has_bias)
         if bias is None and has_bias:
             bias = torch.zeros(problem.num_classes, dtype=torch.float64)
-        weights, prices = row_weights(problem, H)
-        labels = labels_of_rows(problem, H)
-        logits = H @ W.T if bias is None else H @ W.T + bias
-        descent = descent_of_fit(problem, logits, labels, weights)
-        roots = prices.sqrt().unsqueeze(1)
-        return cls(problem, W, roots * H, bias, labels, weights, roots, logits, descent)
+        rows = problem.rows(len(H))
+        return cls(problem, W, rows.roots * H, bias, rows, H @ W.T if bias is None else H @ W.T + bias)
+
+    @cached_property
+    def descent(self) -> Tensor:
+        """Minus the slope by the logits, A ``(R, K)``."""
+        return descent(self.problem, self.rows, self.logits)
 
     @property
     def slope(self) -> Tensor:
         """Minus the slope by Y ``(R, K)``."""
-        return self.descent / self.roots
+        return self.descent / self.rows.roots
 
     @property
     def unweighted(self) -> Tensor:
         """H itself ``(R, d)``."""
-        return self.H / self.roots
+        return self.H / self.rows.roots
 
     def gradients(self, weight_decay: float, feature_decay: float) -> tuple[Tensor, Tensor]:
         """Return the gradients of fit plus penalties by W and H̃."""
@@ -86,23 +81,21 @@ class Point:
         """Return the gradient by the bias ``(K,)``; empty where there is none."""
         if self.bias is None:
             return torch.zeros(0, dtype=torch.float64)
-        return getattr(self.problem, "bias_decay", 0.0) * self.bias - self.descent.sum(dim=0)
+        return (self.problem.bias_decay or 0.0) * self.bias - self.descent.sum(dim=0)
 
     def balance(self, weight_decay: float, feature_decay: float) -> float:
         """Return the Frobenius norm of ``λ_W WᵀW - λ_H H̃ᵀH̃``; of its diagonal where features are nonnegative."""
         difference = weight_decay * self.W.T @ self.W - feature_decay * self.H.T @ self.H
         # A coordinate of a feature that may not fall below 0 is only critical if it is not 0.
-        if isinstance(self.problem, ReLUImbalanced):
+        if self.problem.nonnegative:
             difference = difference.diagonal()
         return torch.linalg.vector_norm(difference).item()
 
     def curvature_of_fit(self, direction: Tensor) -> float:
         """Return the second derivative of the fit along a direction of logits ``(R, K)``."""
-        if isinstance(self.problem, MeanSquaredUFM):
-            return (self.weights @ direction.square().sum(dim=1)).item()
-        Q = self.logits.softmax(dim=1)
-        centered = direction - (Q * direction).sum(dim=1, keepdim=True)
-        return (self.weights @ (Q * centered.square()).sum(dim=1)).item()
+        criterion = self.problem.criterion
+        _, shares = criterion.shares(self.rows, self.logits)
+        return (direction * criterion.curved(self.rows, shares, direction)).sum().item()
 
 
 def top_pair(slope: Tensor) -> tuple[float, Tensor, Tensor]:
@@ -154,14 +147,14 @@ def witness_along(
     dW, dH = ratio * torch.outer(u, a), torch.outer(v, a) / ratio
     gradient_W, gradient_H = point.gradients(weight_decay, feature_decay)
     slope = ((gradient_W * dW).sum() + (gradient_H * dH).sum()).item()
-    first = (point.H @ dW.T + dH @ point.W.T) / point.roots
+    first = (point.H @ dW.T + dH @ point.W.T) / point.rows.roots
     pull = (v @ point.slope @ u).item()
     sigma = math.sqrt(weight_decay * feature_decay)
     curvature = 2 * (sigma - pull) + point.curvature_of_fit(first)
     if not curvature < -_ROUNDING * sigma:
         return None
     sign = -1.0 if slope > 0 and not keep_sign else 1.0
-    return Witness(sign * dW, sign * dH / point.roots, sign * slope, curvature)
+    return Witness(sign * dW, sign * dH / point.rows.roots, sign * slope, curvature)
 
 
 def _least_used(point: Point, weight_decay: float, feature_decay: float) -> Tensor:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from tightframe.errors import ArgumentError, check_positive
-from tightframe.ufm.duality import OneLayer, dual_bound
-from tightframe.ufm.objective import feature_prices, objective, split
-from tightframe.ufm.problems import DeepUFM, LayerPeeled, Problem, ReLUImbalanced, check_penalty
+from tightframe.ufm.bound import dual_bound
+from tightframe.ufm.deep import DeepUFM, deep_objective, last_features
+from tightframe.ufm.problem import Problem, check_penalty, objective
 from tightframe.ufm.solution import Solution
-from tightframe.ufm.structures import deep_objective, last_features
 
 Features = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 
@@ -58,7 +57,7 @@ class MultistartLBFGS:
         Raises:
             ArgumentError: if the problem has no minimum (:class:`ULPM`), or constraints (:class:`MaxMargin`).
         """
-        if not isinstance(problem, OneLayer | DeepUFM):
+        if not problem.convex and not isinstance(problem, DeepUFM):
             raise ArgumentError(
                 f"problem must have an unconstrained minimum for MultistartLBFGS, got {type(problem).__name__}; "
                 "use LogTimeFlow for ULPM, closed_form for MaxMargin"
@@ -66,7 +65,7 @@ class MultistartLBFGS:
         generator = self.generator or torch.Generator().manual_seed(0)
         build = factors_of(problem)
         draws = [self._draw(problem, generator) for _ in range(self.starts)]
-        if isinstance(problem, ReLUImbalanced) and problem.dim >= problem.num_classes:
+        if problem.nonnegative and problem.dim >= problem.num_classes:
             # From draws alone classes that should live die in each other's way.
             draws[0][0] = torch.eye(problem.num_classes, problem.dim, dtype=torch.float64)
         runs = [self._descend(problem, build, draw) for draw in draws]
@@ -74,24 +73,21 @@ class MultistartLBFGS:
         facts = {f"start.{index}": run.value for index, run in enumerate(runs)}
         return _solution(problem, tuple(part.detach() for part in build(best.parameters)), best, facts)
 
-    def _draw(self, problem: OneLayer | DeepUFM, generator: torch.Generator) -> list[Tensor]:
-        K, d = problem.num_classes, problem.dim
-        widths = [(K, d)] * 2
-        if isinstance(problem, DeepUFM):
-            widths = [(K, d)] + [(d, d)] * (problem.num_layers - 1) + [(K, d)]
+    def _draw(self, problem: Problem, generator: torch.Generator) -> list[Tensor]:
+        d = problem.dim
         # Logits of several factors have the spread of a product of as many, each of unit rows.
-        size = self.scale ** (1 / len(widths))
+        size = self.scale ** (1 / len(problem.shapes))
         parts = [
             size * torch.randn(shape, generator=generator, dtype=torch.float64) / d ** (0.5 if i else 0)
-            for i, shape in enumerate(widths)
+            for i, shape in enumerate(problem.shapes)
         ]
         if not isinstance(problem, DeepUFM):
             parts[0], parts[1] = parts[0] / d**0.25, parts[1] * d**0.25
-        if getattr(problem, "bias_decay", None) is not None:
-            parts.append(torch.zeros(K, dtype=torch.float64))
+        if problem.bias_decay is not None:
+            parts.append(torch.zeros(problem.num_classes, dtype=torch.float64))
         return parts
 
-    def _descend(self, problem: OneLayer | DeepUFM, build: Features, parameters: list[Tensor]) -> Descent:
+    def _descend(self, problem: Problem, build: Features, parameters: list[Tensor]) -> Descent:
         return lbfgs(lambda parts: _objective(problem, build(parts)), parameters, self.max_iterations, self.tolerance)
 
 
@@ -147,35 +143,32 @@ def _stops(previous: float, value: float, slope: float, tolerance: float) -> str
     return None
 
 
-def factors_of(problem: OneLayer | DeepUFM) -> Features:
+def factors_of(problem: Problem) -> Features:
     """Return how parameters become H, W and bias, or the factors of a deep model."""
     if isinstance(problem, DeepUFM):
         return tuple
-    root, ratio = feature_prices(problem).sqrt().unsqueeze(1), split(problem) ** 0.25
+    root, ratio = problem.rows().roots, problem.split**0.25
 
     def build(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
         features, classifier, *bias = parts
-        if isinstance(problem, LayerPeeled):
-            K = problem.num_classes
-            features = features * math.sqrt(K * problem.feature_budget) / torch.linalg.matrix_norm(features)
-            return features, classifier * math.sqrt(K * problem.weight_budget) / torch.linalg.matrix_norm(classifier)
-        if isinstance(problem, ReLUImbalanced):
+        if problem.radius is not None:
+            # Both norms, of W and of the priced H, are √radius here: the split makes budgets of them.
+            features, classifier = (math.sqrt(problem.radius) * part / torch.linalg.matrix_norm(part) for part in parts)
+        if problem.nonnegative:
             features = features.square()
         return features / (ratio * root), ratio * classifier, *bias
 
     return build
 
 
-def _objective(problem: OneLayer | DeepUFM, factors: Sequence[Tensor]) -> Tensor:
+def _objective(problem: Problem, factors: Sequence[Tensor]) -> Tensor:
     if isinstance(problem, DeepUFM):
         return deep_objective(problem, factors)
     H, W, *bias = factors
     return objective(problem, W, H, *bias)
 
 
-def _solution(
-    problem: OneLayer | DeepUFM, factors: tuple[Tensor, ...], best: Descent, facts: dict[str, float]
-) -> Solution:
+def _solution(problem: Problem, factors: tuple[Tensor, ...], best: Descent, facts: dict[str, float]) -> Solution:
     reason = f"best of {len(facts)} starts: {best.reason}"
     if isinstance(problem, DeepUFM):
         H, W, bias, bound, exact = last_features(problem, factors), factors[-1], None, 0.0, False

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tightframe.ufm.duality import WithBias, best_bias
-from tightframe.ufm.objective import class_weights, feature_prices
-from tightframe.ufm.problems import MeanSquaredUFM, Problem
+from tightframe.ufm.bound import best_bias
+from tightframe.ufm.losses import Rows
+from tightframe.ufm.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,20 @@ class Grouped:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, self.class_weights = problem, class_weights(problem)
-        pairs = torch.stack([self.class_weights, feature_prices(problem)], dim=1)
+        self.problem, self.criterion = problem, problem.criterion
+        pairs = torch.stack([problem.class_weights, problem.prices], dim=1)
         unique, self.group, sizes = torch.unique(pairs, dim=0, return_inverse=True, return_counts=True)
         self.sizes = sizes.to(unique)
-        self.weights, self.root = unique[:, 0] * self.sizes, unique[:, 1].sqrt()
-        self.squared = isinstance(problem, MeanSquaredUFM)
+        self.root = unique[:, 1].sqrt()
         spread = self.sizes.sqrt()
         self.scale = 1 / (self.root * spread).unsqueeze(1) / spread
         self.spread = spread / spread.norm()
         self.others = 1 - 1 / self.sizes
         times = self.sizes.expand(len(sizes), -1).clone()
         times.diagonal().sub_(1)
-        self.times = torch.cat([times, torch.ones(len(sizes), 1, dtype=times.dtype)], dim=1)
-        self.log_times = self.times.log()
+        times = torch.cat([times, torch.ones(len(sizes), 1, dtype=times.dtype)], dim=1)
+        own = torch.full((len(sizes),), len(sizes))
+        self.rows = Rows(own, unique[:, 0] * self.sizes, unique[:, 1], times)
 
     def logits(self, point: Point) -> Tensor:
         """Return the different logits ``(G, G + 1)`` of each group, those of its own class last."""
@@ -79,7 +79,7 @@ class Grouped:
 
     def centred(self, Y: Tensor) -> Tensor:
         """Return Ŷ without what adds the same to all logits of a row, if the fit does not see that."""
-        return Y if self.squared else torch.addr(Y, Y @ self.spread, self.spread, alpha=-1)
+        return Y if self.criterion.squared else torch.addr(Y, Y @ self.spread, self.spread, alpha=-1)
 
     def pulled_back(self, slope: Tensor) -> Point:
         """Return the adjoint of :meth:`logits` applied to ``slope (G, G + 1)``."""
@@ -90,44 +90,29 @@ class Grouped:
         return Point(torch.cat([between.mul_(self.scale), alpha.unsqueeze(1), bias.unsqueeze(1)], dim=1))
 
     def shares(self, logits: Tensor) -> tuple[float, Tensor]:
-        """Return the fit and, of each row, the probabilities that its groups of equal logits take together."""
-        if self.squared:
-            off = logits.clone()
-            off[:, -1] -= 1
-            return (self.weights @ (self.times * off.square()).sum(dim=1)).item() / 2, off
-        log_q = logits + self.log_times - logits[:, -1:]
-        losses = torch.nn.functional.softplus(log_q[:, :-1].logsumexp(dim=1), threshold=40.0)
-        return (self.weights @ losses).item(), log_q.sub_(losses.unsqueeze(1)).exp_()
+        """Return the fit and the shares ``(G, G + 1)`` of :mod:`tightframe.ufm.losses`."""
+        losses, shares = self.criterion.shares(self.rows, logits)
+        return (self.rows.weights @ losses).item(), shares
 
-    def slope(self, shares: Tensor) -> Tensor:
-        """Return the gradient of the fit by the logits ``(G, G + 1)`` from :meth:`shares`."""
-        if self.squared:
-            return self.weights.unsqueeze(1) * self.times * shares
-        slope = self.weights.unsqueeze(1) * shares
-        slope[:, -1] = -slope[:, :-1].sum(dim=1)
-        return slope
+    def slope(self, shares: Tensor) -> Point:
+        """Return the gradient of the fit by a point, from the shares there."""
+        return self.pulled_back(self.criterion.slope(self.rows, shares))
 
-    def curved(self, shares: Tensor, move: Tensor) -> Tensor:
-        """Return the Hessian of the fit by the logits, at a point with these shares, applied to ``move (G, G + 1)``."""
-        if self.squared:
-            return self.weights.unsqueeze(1) * self.times * move
-        # The Hessian sees differences from the own logit alone: thus nothing cancels where its share is almost 1.
-        others = shares[:, :-1]
-        change = (move[:, :-1] - move[:, -1:]).mul_(others)
-        change.addcmul_(others, change.sum(dim=1, keepdim=True), value=-1).mul_(self.weights.unsqueeze(1))
-        return torch.cat([change, -change.sum(dim=1, keepdim=True)], dim=1)
+    def curved(self, shares: Tensor, move: Point) -> Point:
+        """Return the Hessian of the fit by a point, from the shares there, applied to ``move``."""
+        return self.pulled_back(self.criterion.curved(self.rows, shares, self.logits(move)))
 
     def curvatures(self, shares: Tensor) -> Tensor:
         """Return the diagonal of the Hessian by the logits ``(G, G + 1)``, without its part of rank one in each row."""
-        rows = self.weights.unsqueeze(1) * (self.times if self.squared else shares)
+        rows = self.criterion.curvatures(self.rows, shares)
         return rows.clamp(min=1e-14 * rows.max().item())
 
     def best_bias(self, point: Point) -> Tensor:
         """Return the bias ``(G,)`` that is optimal for the other logits of a point, where the model has one."""
-        if not isinstance(self.problem, WithBias):
-            return point.bias
         Z, bias = self.unfold(point)
-        best = best_bias(self.problem, Z, torch.arange(len(Z)), self.class_weights, bias)
+        best = best_bias(self.problem, self.problem.rows(), Z, bias)
+        if best is None:
+            return point.bias
         return torch.zeros_like(point.bias).index_add_(0, self.group, best) / self.sizes
 
     def unfold(self, point: Point) -> tuple[Tensor, Tensor]:

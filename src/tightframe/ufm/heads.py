@@ -10,17 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tightframe.errors import (
-    ArgumentError,
-    DtypeError,
-    EmptyDataError,
-    ShapeError,
-    check_features,
-    check_finite,
-    check_label_range,
-    check_labels,
-)
+from tightframe.errors import ArgumentError
 from tightframe.moments import ClassMoments
+from tightframe.ufm.trained import checked_layers
 
 
 @dataclass(frozen=True)
@@ -112,13 +104,26 @@ def certify_head(
         >>> head.nc1, round(head.nc2.bound, 12), round(head.nc3.bound, 12)
         (Bound(measured=0.0, bound=0.0, reason=''), 1.0, 1.0)
     """
-    matrices, inputs, labels, biases = _checked(matrices, inputs, labels, biases)
+    if isinstance(matrices, Tensor) or len(matrices) < 2:
+        seen = "a tensor" if isinstance(matrices, Tensor) else len(matrices)
+        raise ArgumentError(f"matrices must be at least two weights, the last that of the classifier, got {seen}")
+    given = [None] * len(matrices) if biases is None else biases
+    if len(given) != len(matrices):
+        raise ArgumentError(f"biases must be one for each of {len(matrices)} matrices, got {len(given)}")
+    inputs, labels, matrices, biases = checked_layers(
+        ("inputs", inputs),
+        labels,
+        {f"matrices[{index}]": matrix for index, matrix in enumerate(matrices)},
+        {f"biases[{index}]": bias for index, bias in enumerate(given)},
+    )
     last, num_classes = matrices[-1], len(matrices[-1])
-    entering, features, logits = _activations(matrices, biases, inputs)
-    moments = [ClassMoments.from_samples(x, labels, num_classes, scatter=False) for x in (entering, features, logits)]
-    if not bool(moments[0].present.all()):
-        missing = int((~moments[0].present).nonzero()[0])
-        raise EmptyDataError(f"labels must hold every class of K = {num_classes}, got none of class {missing}")
+    activations = [inputs]
+    for matrix, bias in zip(matrices, biases, strict=True):
+        image = activations[-1] @ matrix.T
+        activations.append(image if bias is None else image + bias)
+    logits = activations[-1]
+    # What enters the last matrix but one, what enters the last, and the logits.
+    moments = [ClassMoments.from_samples(x, labels, num_classes, scatter=False) for x in activations[-3:]]
     targets = torch.nn.functional.one_hot(labels, num_classes).to(logits)
     has_bias = any(bias is not None for bias in biases)
     singular_values = torch.linalg.svdvals(last)
@@ -249,50 +254,3 @@ def _condition(means: Tensor) -> float:
 
 def _imbalance(upper: Tensor, lower: Tensor) -> float:
     return torch.linalg.matrix_norm(upper.T @ upper - lower @ lower.T, ord=2).item()
-
-
-def _activations(
-    matrices: Sequence[Tensor], biases: Sequence[Tensor | None], inputs: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what enters the last matrix but one, what enters the last, and the logits."""
-    activations = [inputs]
-    for matrix, bias in zip(matrices, biases, strict=True):
-        x = activations[-1] @ matrix.T
-        activations.append(x if bias is None else x + bias)
-    return activations[-3], activations[-2], activations[-1]
-
-
-def _checked(
-    matrices: Sequence[Tensor], inputs: Tensor, labels: Tensor, biases: Sequence[Tensor | None] | None
-) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor | None]]:
-    """Return everything in float64 on the CPU."""
-    if isinstance(matrices, Tensor) or len(matrices) < 2:
-        seen = "a tensor" if isinstance(matrices, Tensor) else len(matrices)
-        raise ArgumentError(f"matrices must be at least two weights, the last that of the classifier, got {seen}")
-    check_features(inputs, name="inputs")
-    check_labels(labels, inputs)
-    width = inputs.shape[1]
-    for index, matrix in enumerate(matrices):
-        check_features(matrix, width, name=f"matrices[{index}]")
-        check_finite(matrix, f"matrices[{index}]")
-        width = matrix.shape[0]
-    check_finite(inputs, "inputs")
-    check_label_range(labels, width)
-    if biases is None:
-        biases = [None] * len(matrices)
-    if len(biases) != len(matrices):
-        raise ArgumentError(f"biases must be one for each of {len(matrices)} matrices, got {len(biases)}")
-    for index, (matrix, bias) in enumerate(zip(matrices, biases, strict=True)):
-        if bias is None:
-            continue
-        if not bias.is_floating_point():
-            raise DtypeError(f"biases[{index}] must be floating point, got {bias.dtype}")
-        if bias.shape != matrix.shape[:1]:
-            raise ShapeError(f"biases[{index}] must have shape {tuple(matrix.shape[:1])}, got {tuple(bias.shape)}")
-        check_finite(bias, f"biases[{index}]")
-    vectors = [None if bias is None else _exact(bias) for bias in biases]
-    return [_exact(matrix) for matrix in matrices], _exact(inputs), labels.detach().cpu().long(), vectors
-
-
-def _exact(x: Tensor) -> Tensor:
-    return x.detach().to(device="cpu", dtype=torch.float64)

@@ -4,20 +4,66 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tightframe.errors import ShapeError, check_positive
-from tightframe.ufm.duality import descent_of_fit, log_probabilities, logits_bound, nuclear_budget, slope_norm
-from tightframe.ufm.forms.common import centering, norms, require_dim
-from tightframe.ufm.objective import class_weights, factorise, feature_prices
-from tightframe.ufm.problems import LayerPeeled, check_penalty
-from tightframe.ufm.solution import Solution
+from tightframe.ufm.bound import descent, logits_bound, slope_norm
+from tightframe.ufm.problem import Problem, check_penalty, factorise
+from tightframe.ufm.solution import Solution, centering, norms
 from tightframe.ufm.two_groups import TwoGroups, threshold_point, two_groups
 
 _EQUAL = 1e-12  # relative difference up to which class weights are equal: what n ω loses to rounding
 _EXACT = 1e-10  # relative Frank-Wolfe gap up to which a point is the minimum
+
+
+@dataclass(frozen=True)
+class LayerPeeled(Problem):
+    r"""The layer-peeled model: cross-entropy under budgets (Fang et al. 2021, arXiv 2101.12699).
+
+    .. math:: \min \sum_i \omega_{y_i}\, \mathrm{CE}(W h_i, y_i) \quad \text{s.t.}\quad
+        \tfrac1K \sum_k \lVert w_k\rVert^2 \le E_W,\quad
+        \tfrac1K \sum_k \tfrac1{n_k} \sum_{i: y_i = k} \lVert h_i\rVert^2 \le E_H
+
+    Args:
+        counts: ``n_k``.
+        dim: d.
+        weight_budget: :math:`E_W > 0`.
+        feature_budget: :math:`E_H > 0`.
+        sample_weights: Weights as in :class:`~tightframe.ufm.CrossEntropyUFM`; oversampling class k by r is a weight r
+            times as large.
+    """
+
+    weight_budget: float
+    feature_budget: float
+    sample_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_penalty("weight_budget", self.weight_budget)
+        check_penalty("feature_budget", self.feature_budget)
+
+    @property
+    def convex(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def prices(self) -> Tensor:
+        """1 for each class: a budget counts the mean of its samples ``(K,)``."""
+        return torch.ones(self.num_classes, dtype=torch.float64)
+
+    @property
+    def radius(self) -> float:
+        """K √(E_W E_H): both budgets together are this ball of nuclear norm."""
+        return self.num_classes * math.sqrt(self.weight_budget * self.feature_budget)
+
+    @property
+    def split(self) -> float:
+        """Ratio of the budgets."""
+        return self.weight_budget / self.feature_budget
 
 
 def layer_peeled_form(problem: LayerPeeled) -> Solution:
@@ -53,7 +99,7 @@ def layer_peeled_form(problem: LayerPeeled) -> Solution:
         >>> solution.exact, round(solution.facts["minority_cosine"], 6), round(solution.facts["collapse_ratio"], 6)
         (True, 1.0, 3.380488)
     """
-    radius, weights = nuclear_budget(problem), class_weights(problem)
+    radius, weights = problem.radius, problem.class_weights
     major, values = groups_of(problem)
     if len(values) == 1:
         return _at(
@@ -69,7 +115,7 @@ def layer_peeled_form(problem: LayerPeeled) -> Solution:
     candidates = [(_simplex(problem, radius), problem.num_classes - 1), (Z, point.rank)]
     points = [_at(problem, Z, rank, reason, exact=False) for Z, rank in candidates if rank <= problem.dim]
     if not points:
-        require_dim(problem, point.rank, "two groups of classes")
+        problem.require_dim(point.rank, "two groups of classes")
     return min(points, key=lambda solution: solution.loss)
 
 
@@ -194,7 +240,7 @@ def groups_of(problem: LayerPeeled) -> tuple[Tensor, list[float]]:
 
     Of more than two weights, the heavy classes are those above the widest gap between neighbours, in logarithms.
     """
-    weights = class_weights(problem)
+    weights = problem.class_weights
     values: list[float] = []
     for weight in weights.sort().values.tolist():
         if not values or weight > values[-1] * (1 + _EQUAL):
@@ -256,17 +302,17 @@ def _at(
     exact: bool = True,
 ) -> Solution:
     """Return the solution with logits Z, ``exact`` if its gap agrees."""
-    require_dim(problem, rank, "the optimal logits")
-    weights, prices, labels = class_weights(problem), feature_prices(problem), torch.arange(problem.num_classes)
-    loss = (weights @ log_probabilities(Z, labels)[0]).item()
-    bound = min(loss, logits_bound(problem, Z, labels, weights, prices))
+    problem.require_dim(rank, "the optimal logits")
+    rows = problem.rows()
+    loss = (rows.weights @ problem.criterion.shares(rows, Z)[0]).item()
+    bound = min(loss, logits_bound(problem, rows, Z))
     gap = loss - bound
     W, H = factorise(problem, Z)
     facts = {
         "gap": gap,
         "relative_gap": gap / loss if gap > 0 else 0.0,
-        "nuclear_norm": nuclear_budget(problem),
-        "operator_norm": slope_norm(problem, descent_of_fit(problem, Z, labels, weights), prices),
+        "nuclear_norm": problem.radius,
+        "operator_norm": slope_norm(problem, rows, descent(problem, rows, Z)),
         **(facts or {}),
         **norms(problem, W, H),
     }

@@ -6,10 +6,8 @@ import math
 from dataclasses import dataclass
 
 from tightframe.errors import ArgumentError
-from tightframe.ufm.forms.common import require_dim, sigma_of, strengths_of
-from tightframe.ufm.layer_peeled import groups_of, minority_collapse_threshold
-from tightframe.ufm.objective import class_weights
-from tightframe.ufm.problems import CrossEntropyUFM, LayerPeeled
+from tightframe.ufm.cross_entropy import CrossEntropyUFM
+from tightframe.ufm.layer_peeled import LayerPeeled, groups_of, minority_collapse_threshold
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def minority_collapse(problem: LayerPeeled | CrossEntropyUFM, class_index: int |
     K = problem.num_classes
     if class_index is not None and not 0 <= class_index < K:
         raise ArgumentError(f"class_index must lie in 0..{K - 1}, got {class_index}")
-    require_dim(problem, K - 1, "the theory of minority collapse")
+    problem.require_dim(K - 1, "the theory of minority collapse")
     if isinstance(problem, LayerPeeled):
         return _under_budgets(problem, class_index)
     return _under_penalties(problem, class_index)
@@ -93,20 +91,20 @@ def _under_budgets(problem: LayerPeeled, class_index: int | None) -> MinorityCol
     if len(values) == 2 and group is light:
         budgets = problem.weight_budget, problem.feature_budget
         threshold = minority_collapse_threshold(int(heavy.sum()), len(classes), *budgets)
-        weights = class_weights(problem)
+        weights = problem.class_weights
         margin = threshold * (weights[light].mean() / weights[heavy].mean()).item()
     factor = max(1.0, 1 / margin)
     return MinorityCollapse(classes, margin, factor, factor)
 
 
 def _under_penalties(problem: CrossEntropyUFM, class_index: int | None) -> MinorityCollapse:
-    strengths = strengths_of(problem)
+    strengths = problem.strengths
     k = int(strengths.argmin()) if class_index is None else class_index
     kinds = list(zip(problem.counts, problem.sample_weights or problem.counts, strict=True))
     classes = tuple(j for j, kind in enumerate(kinds) if kind == kinds[k])
     if len(classes) == 1:
         return MinorityCollapse(classes, math.inf, 1.0, 1.0)
-    margin = strengths[k].item() / sigma_of(problem)
+    margin = strengths[k].item() / problem.sigma
     if margin > 1:
         return MinorityCollapse(classes, margin, 1.0, 1.0)
     if problem.sample_weights is not None:

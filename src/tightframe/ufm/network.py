@@ -4,29 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tightframe.errors import (
-    ArgumentError,
-    DimensionError,
-    EmptyDataError,
-    ShapeError,
-    check_choice,
-    check_features,
-    check_finite,
-    check_label_range,
-    check_labels,
-)
-from tightframe.ufm.certificate import Certificate, verdict
+from tightframe.errors import ArgumentError, DimensionError, check_choice
+from tightframe.ufm.bound import dual_bound
+from tightframe.ufm.certificate import Certificate
 from tightframe.ufm.certify import certify
-from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.convex import ConvexSolver
-from tightframe.ufm.duality import dual_bound
-from tightframe.ufm.objective import objective, row_weights
-from tightframe.ufm.problems import CrossEntropyUFM, MeanSquaredUFM, ReLUImbalanced, check_penalty
+from tightframe.ufm.cross_entropy import CrossEntropyUFM
+from tightframe.ufm.mean_squared import MeanSquaredUFM
+from tightframe.ufm.problem import Penalised, Problem, check_penalty, objective
+from tightframe.ufm.relu import ReLUImbalanced
 from tightframe.ufm.solution import Solution
+from tightframe.ufm.solve import closed_form
+from tightframe.ufm.trained import checked_layers
 
 
 @dataclass(frozen=True)
@@ -128,49 +122,33 @@ def certify_network(
         >>> round(network.deviations()["gram_W"], 3)  # in the directions of the prediction, but longer
         0.384
     """
-    H, W, b, counts = _checked(features, labels, weight, bias)
+    H, labels, (W,), (b,) = checked_layers(("features", features), labels, {"weight": weight}, {"bias": bias})
+    H, counts = H[labels.argsort(stable=True)], tuple(labels.bincount().tolist())
     kind = _kind(loss, relu, b, H)
-    # The bias decays as the weight does, as in an optimiser with one group.
-    decay = None if b is None else weight_decay if bias_decay is None else bias_decay
-    problem = _problem(H, W, counts, weight_decay, feature_decay, decay, kind, sample_weights)
-    value = objective(problem, W, H, b).item()
-    point = Solution(problem, W, H, b, value, False, "a trained network")
+    check_penalty("weight_decay", weight_decay)
+    source = "given"
+    if feature_decay is None:
+        source = "inferred from the norms of weight and features"
+        squares = W.square().sum().item(), H.square().sum().item()
+        if min(squares) == 0:
+            raise ArgumentError("features and weight must not be zero to infer feature_decay from them; pass it")
+        feature_decay = weight_decay * squares[0] / squares[1]
+    options: dict[str, Any] = {"sample_weights": None if sample_weights is None else tuple(sample_weights)}
+    if b is not None:
+        # The bias decays as the weight does, as in an optimiser with one group.
+        options["bias_decay"] = weight_decay if bias_decay is None else bias_decay
+    problem = kind(counts, H.shape[1], weight_decay, feature_decay, **options)
+    point = Solution(problem, W, H, b, objective(problem, W, H, b).item(), False, "a trained network")
     predicted, note = _prediction(problem)
     certificate = certify(problem, point)
     if predicted is not None:
         bound = dual_bound(problem, predicted.W, predicted.H, predicted.bias)
         certificate = replace(certificate, lower_bound=max(certificate.lower_bound, bound))
-        certificate = replace(certificate, explanation=verdict(certificate))
-    source = "given" if feature_decay is not None else "inferred from the norms of weight and features"
-    note = f"feature_decay = {problem.feature_decay:.4g} is {source}" + (f"; {note}" if note else "")
+    note = f"feature_decay = {feature_decay:.4g} is {source}" + (f"; {note}" if note else "")
     return NetworkCertificate(certificate, point, predicted, note)
 
 
-def _problem(
-    H: Tensor,
-    W: Tensor,
-    counts: tuple[int, ...],
-    weight_decay: float,
-    feature_decay: float | None,
-    bias_decay: float | None,
-    kind: type[CrossEntropyUFM | MeanSquaredUFM | ReLUImbalanced],
-    sample_weights: Sequence[float] | None,
-) -> CrossEntropyUFM | MeanSquaredUFM | ReLUImbalanced:
-    check_penalty("weight_decay", weight_decay)
-    if feature_decay is None:
-        squares = W.square().sum().item(), H.square().sum().item()
-        if min(squares) == 0:
-            raise ArgumentError("features and weight must not be zero to infer feature_decay from them; pass it")
-        feature_decay = weight_decay * squares[0] / squares[1]
-    weights = None if sample_weights is None else tuple(sample_weights)
-    if issubclass(kind, ReLUImbalanced):
-        return kind(counts, H.shape[1], weight_decay, feature_decay, weights)
-    return kind(counts, H.shape[1], weight_decay, feature_decay, weights, bias_decay)
-
-
-def _kind(
-    loss: str, relu: bool, bias: Tensor | None, H: Tensor
-) -> type[CrossEntropyUFM | MeanSquaredUFM | ReLUImbalanced]:
+def _kind(loss: str, relu: bool, bias: Tensor | None, H: Tensor) -> type[Penalised]:
     check_choice("loss", loss, ("cross-entropy", "mse"))
     if not relu:
         return CrossEntropyUFM if loss == "cross-entropy" else MeanSquaredUFM
@@ -182,19 +160,18 @@ def _kind(
     return ReLUImbalanced
 
 
-def _prediction(problem: CrossEntropyUFM | MeanSquaredUFM | ReLUImbalanced) -> tuple[Solution | None, str]:
+def _prediction(problem: Problem) -> tuple[Solution | None, str]:
     """Return the minimum, or why there is none."""
-    try:
-        form = closed_form(problem)
-        if form.exact or isinstance(problem, ReLUImbalanced):
-            return form, ""
-    except DimensionError as error:
-        if isinstance(problem, ReLUImbalanced):
-            return None, f"no prediction: {error}"
-    try:
-        return ConvexSolver().solve(problem), ""
-    except DimensionError as error:
-        return None, f"no prediction: {error}"
+    reason = ""
+    for find in (closed_form,) if problem.nonnegative else (closed_form, ConvexSolver().solve):
+        try:
+            found = find(problem)
+        except DimensionError as error:
+            reason = f"no prediction: {error}"
+            continue
+        if found.exact or find is not closed_form:
+            return found, ""
+    return None, reason
 
 
 def _class_logits(solution: Solution) -> Tensor:
@@ -203,34 +180,5 @@ def _class_logits(solution: Solution) -> Tensor:
 
 
 def _feature_norm(solution: Solution) -> Tensor:
-    prices = row_weights(solution.problem, solution.H)[1]
+    prices = solution.problem.rows(len(solution.H)).prices
     return (prices * solution.H.square().sum(dim=1)).sum().sqrt()
-
-
-def _checked(
-    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, ...]]:
-    """Return features sorted by class, weight and bias in float64 on the CPU, and the counts."""
-    check_features(features)
-    check_labels(labels, features)
-    check_features(weight, features.shape[1], name="weight")
-    num_classes = weight.shape[0]
-    if bias is not None and (not bias.is_floating_point() or bias.shape != (num_classes,)):
-        raise ShapeError(
-            f"bias must be floating point of shape (K,) = ({num_classes},), got {bias.dtype} {tuple(bias.shape)}"
-        )
-    check_label_range(labels, num_classes)
-    for name, values in (("features", features), ("weight", weight), ("bias", bias)):
-        if values is not None:
-            check_finite(values, name)
-    labels = labels.detach().cpu().long()
-    counts = labels.bincount(minlength=num_classes)
-    if not bool(counts.all()):
-        missing = (counts == 0).nonzero().flatten().tolist()
-        raise EmptyDataError(
-            f"labels must hold every class of K = {num_classes}, got none of {missing[:10]}; pass the samples of all "
-            "classes that the network was trained on"
-        )
-    H, W = (x.detach().to("cpu", torch.float64) for x in (features, weight))
-    b = None if bias is None else bias.detach().to("cpu", torch.float64)
-    return H[labels.argsort(stable=True)], W, b, tuple(counts.tolist())

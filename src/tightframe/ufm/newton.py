@@ -90,7 +90,7 @@ def newton(
     current = _decomposed(grouped, penalty, start)
     products = 0
     for iteration in range(max_iterations + 1):
-        slope = grouped.pulled_back(grouped.slope(current.shares))
+        slope = grouped.slope(current.shares)
         current = replace(current, gap=_estimated_gap(grouped, penalty, current, slope))
         if not math.isfinite(current.value):
             return Outcome(current, iteration, products, "the objective is not finite")
@@ -177,7 +177,7 @@ class _Model:
         self.straight = sigma * inside / sums
         self.crossed = torch.minimum(tau.unsqueeze(1), tau) * inside / sums
         # Of logits, whose rows a common shift leaves alone, the last right vector is never met.
-        out = size if not grouped.squared and self.rank == size - 1 else self.rank
+        out = size if not grouped.criterion.squared and self.rank == size - 1 else self.rank
         self.kernel = self.U[:, out:].contiguous(), self.V[:, out:].contiguous()
 
         active = (grouped.sizes > 1) & ((current.point.alpha > 0) | (-slope.alpha > sigma * (grouped.sizes - 1)))
@@ -204,8 +204,8 @@ class _Model:
         self.inverse_alpha = apart * self.grouped.root.square() * (1 / own + 1 / sibling)
         between = rows[:, :-1].clone()
         between.diagonal().copy_(merged)
-        if not self.grouped.squared:
-            between -= between.square() / self.grouped.weights.unsqueeze(1)
+        if not self.grouped.criterion.squared:
+            between -= between.square() / self.grouped.rows.weights.unsqueeze(1)
         columns = between.sum(dim=0) + self.bias_decay
         self.inverse_bias = (1 / columns).where((self.free[:, 1] > 0) & (columns > 0), 0.0)
         # The fit's curvature in the basis of the singular vectors, where that of the norm couples pairs of entries.
@@ -225,7 +225,7 @@ class _Model:
     def product(self, move: Tensor) -> Tensor:
         """Return the Hessian applied to a move ``(G, G + 2)``."""
         grouped = self.grouped
-        image = grouped.pulled_back(grouped.curved(self.shares, grouped.logits(Point(move)))).packed
+        image = grouped.curved(self.shares, Point(move)).packed
         M = self.U.T @ move[:, :-2] @ self.V
         image[:, :-2] = self._tangent(image[:, :-2]) + self.U @ (self.straight * M - self.crossed * M.T) @ self.V.T
         image[:, -1] += self.bias_decay * move[:, -1]

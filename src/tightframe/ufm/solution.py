@@ -14,7 +14,8 @@ from torch import Tensor
 from tightframe import functional as F
 from tightframe.files import html_table
 from tightframe.moments import ClassMoments
-from tightframe.ufm.problems import Problem
+from tightframe.ufm.bound import best_bias, dual_bound
+from tightframe.ufm.problem import Problem, factorise, objective
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,7 +76,7 @@ class Solution:
     @property
     def labels(self) -> Tensor:
         """Class of each row of H."""
-        return labels_of_rows(self.problem, self.H)
+        return self.problem.rows(len(self.H)).own
 
     @property
     def logits(self) -> Tensor:
@@ -91,10 +92,8 @@ class Solution:
     @property
     def moments(self) -> ClassMoments:
         """Class moments of the features, with the counts of the problem."""
-        H, labels = self.H, self.labels
-        if len(H) == self.problem.num_classes:
-            labels = labels.repeat_interleave(torch.tensor(self.problem.counts))
-            H = H[labels]
+        labels = self.problem.rows(self.problem.num_samples).own
+        H = self.H[labels] if len(self.H) == self.problem.num_classes else self.H
         return ClassMoments.from_samples(H, labels, self.problem.num_classes)
 
     @property
@@ -112,9 +111,46 @@ class Solution:
         return {name: value.item() for name, value in F.collapse_metrics(self.moments, self.W, self.bias).items()}
 
 
-def labels_of_rows(problem: Problem, H: Tensor) -> Tensor:
-    """Return the class of each row of H ``(K, d)`` or ``(N, d)``, class by class."""
-    classes = torch.arange(problem.num_classes)
-    if len(H) == problem.num_classes:
-        return classes
-    return classes.repeat_interleave(torch.tensor(problem.counts))
+def solution_at(problem: Problem, Z: Tensor, facts: Mapping[str, float], *, exact: bool, reason: str) -> Solution:
+    """Return the cheapest factors of logits Z ``(K, K)`` and the best bias for them, if the model has one."""
+    W, H = factorise(problem, Z)
+    return solution_of(problem, W, H, best_bias(problem, problem.rows(), Z), facts, exact=exact, reason=reason)
+
+
+def solution_of(
+    problem: Problem,
+    W: Tensor,
+    H: Tensor,
+    bias: Tensor | None,
+    facts: Mapping[str, float],
+    *,
+    exact: bool,
+    reason: str,
+) -> Solution:
+    """Return a point with its objective, its norms, and its bound if not ``exact``."""
+    loss = objective(problem, W, H, bias).item()
+    bound = loss if exact else dual_bound(problem, W, H, bias)
+    return Solution(problem, W, H, bias, loss, exact, reason, bound, {**facts, **norms(problem, W, H)})
+
+
+def norms(problem: Problem, W: Tensor, H: Tensor) -> dict[str, float]:
+    """Return ``‖W‖²`` and ``‖H‖²``, the latter over all samples."""
+    squares = (problem.prices * H.square().sum(dim=1)).sum()
+    return {"squared_norm_W": W.square().sum().item(), "squared_norm_H": squares.item()}
+
+
+def centering(num_classes: int) -> Tensor:
+    """Return P = I - 11ᵀ/K."""
+    return torch.eye(num_classes, dtype=torch.float64) - 1 / num_classes
+
+
+def bisect(function: Callable[[float], float], low: float, high: float) -> float:
+    """Return where an increasing function that is negative at ``low`` and positive at ``high`` changes sign."""
+    while True:
+        middle = low + (high - low) / 2
+        if not low < middle < high:
+            return middle
+        if function(middle) < 0:
+            low = middle
+        else:
+            high = middle

@@ -1,26 +1,72 @@
-"""Solve a model numerically, by the solver that suits it or the one given."""
+"""The minimum of a model: its closed form, or the bound where none is known, and a numerical solution."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from tightframe.errors import ArgumentError, DimensionError
 from tightframe.ufm.convex import ConvexSolver
+from tightframe.ufm.cross_entropy import CrossEntropyUFM, cross_entropy_form
+from tightframe.ufm.deep import DeepUFM, deep_squared_form
+from tightframe.ufm.deep_cross_entropy import deep_form
 from tightframe.ufm.descent import MultistartLBFGS
 from tightframe.ufm.flow import LogTimeFlow
-from tightframe.ufm.problems import (
-    ULPM,
-    CrossEntropyUFM,
-    DeepUFM,
-    LayerPeeled,
-    MeanSquaredUFM,
-    Problem,
-    ReLUImbalanced,
-)
+from tightframe.ufm.layer_peeled import LayerPeeled, layer_peeled_form
+from tightframe.ufm.margin import ULPM, MaxMargin, max_margin_form, unregularised_form
+from tightframe.ufm.mean_squared import MeanSquaredUFM, mean_squared_form
+from tightframe.ufm.problem import Problem
+from tightframe.ufm.relu import ReLUImbalanced, relu_form
 from tightframe.ufm.solution import Solution, on_cpu
+
+
+def _deep_form(problem: DeepUFM) -> Solution:
+    return deep_squared_form(problem) if problem.loss == "mse" else deep_form(problem)
+
+
+_FORMS: dict[type[Problem], Callable[[Any], Solution]] = {
+    CrossEntropyUFM: cross_entropy_form,
+    MeanSquaredUFM: mean_squared_form,
+    ReLUImbalanced: relu_form,
+    LayerPeeled: layer_peeled_form,
+    ULPM: unregularised_form,
+    MaxMargin: max_margin_form,
+    DeepUFM: _deep_form,
+}
+
+
+@on_cpu
+def closed_form(problem: Problem) -> Solution:
+    """Return the global minimum of a model in closed form, or a good point and a lower bound where none is known.
+
+    ``exact`` says which of the two, and ``reason`` by which theorem or why not; ``facts`` hold scales, norms and
+    thresholds. What is known of each model is said by ``cross_entropy_form``, ``mean_squared_form``, ``relu_form``,
+    ``layer_peeled_form``, ``max_margin_form``, ``unregularised_form``, ``deep_squared_form`` and ``deep_form``, each in
+    the file of its model.
+
+    Args:
+        problem: any model of :mod:`tightframe.ufm`.
+
+    Raises:
+        ArgumentError: if the problem is none of them, or one of which nothing is known.
+        DimensionError: if d is too small for the form.
+
+    Example:
+        >>> solution = closed_form(CrossEntropyUFM((5, 5, 5), dim=2, weight_decay=0.01, feature_decay=0.01))
+        >>> round(solution.loss, 6), solution.exact
+        (0.213667, True)
+        >>> solution.gram_W / solution.gram_W[0, 0]
+        tensor([[ 1.0000, -0.5000, -0.5000],
+                [-0.5000,  1.0000, -0.5000],
+                [-0.5000, -0.5000,  1.0000]], dtype=torch.float64)
+    """
+    for kind, form in _FORMS.items():
+        if isinstance(problem, kind):
+            return form(problem)
+    raise ArgumentError(f"problem must be a model of tightframe.ufm, got {type(problem).__name__}")
 
 
 class Solver(Protocol):
@@ -58,23 +104,18 @@ def solve(problem: Problem, solver: Solver | None = None, *, generator: torch.Ge
         if generator is not None:
             raise ArgumentError("generator must be None where a solver is given; pass it to the solver's constructor")
         return solver.solve(problem)
-    if isinstance(problem, CrossEntropyUFM | MeanSquaredUFM | LayerPeeled):
-        try:
-            return ConvexSolver().solve(problem)
-        except DimensionError:
-            return _narrow(problem, generator)
-    if isinstance(problem, ReLUImbalanced | DeepUFM):
-        return MultistartLBFGS(generator=generator).solve(problem)
     if isinstance(problem, ULPM):
         return LogTimeFlow(generator=generator).solve(problem)
-    raise ArgumentError(
-        f"problem must be one that is minimised, got {type(problem).__name__}; use closed_form(problem)"
-    )
-
-
-def _narrow(problem: CrossEntropyUFM | MeanSquaredUFM | LayerPeeled, generator: torch.Generator | None) -> Solution:
-    wide = ConvexSolver().solve(replace(problem, dim=problem.num_classes))
-    found = MultistartLBFGS(generator=generator).solve(problem)
+    if isinstance(problem, MaxMargin):
+        raise ArgumentError("problem must be one that is minimised, got MaxMargin; use closed_form(problem)")
+    descent = MultistartLBFGS(generator=generator)
+    if not problem.convex or problem.nonnegative:
+        return descent.solve(problem)
+    try:
+        return ConvexSolver().solve(problem)
+    except DimensionError:
+        wide = ConvexSolver().solve(replace(problem, dim=problem.num_classes))
+    found = descent.solve(problem)
     rank = int(wide.facts["rank"])
     return replace(
         found,

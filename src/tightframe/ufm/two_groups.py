@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tightframe.ufm.forms.common import bisect
+from tightframe.ufm.solution import bisect
 
 _LARGEST = 700.0  # exponent of e that float64 still holds
 

@@ -10,9 +10,10 @@ from studies.theory.deep import (
 )
 
 from studies.theory import FIGURES, deep
+from tightframe.ufm import DeepUFM
+from tightframe.ufm.deep import deep_objective
+from tightframe.ufm.deep_cross_entropy import best_scale, structures
 from tightframe.ufm.logit_structures import Structure
-from tightframe.ufm.problems import DeepUFM
-from tightframe.ufm.structures import best_scale, deep_objective, structures
 
 
 def generator(seed=0):

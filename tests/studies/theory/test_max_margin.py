@@ -10,9 +10,8 @@ from studies.theory.max_margin import cosine, path_distances, path_slope, penali
 
 from studies.theory import FIGURES, max_margin
 from tightframe.report.charts import HeatMap
-from tightframe.ufm.closed_form import closed_form
-from tightframe.ufm.forms.margin import step_geometry
-from tightframe.ufm.problems import MaxMargin
+from tightframe.ufm import MaxMargin, closed_form
+from tightframe.ufm.margin import step_geometry
 
 PROFILES = [(12, 12, 3, 3), (100, 100, 1, 1), (50, 20, 5, 1), (7, 2), (9, 4, 4, 2, 1, 1)]
 

@@ -18,8 +18,7 @@ from studies.theory.one_layer import (
 
 from studies.theory import FIGURES, one_layer
 from tightframe.report.charts import Chart
-from tightframe.ufm.closed_form import closed_form
-from tightframe.ufm.problems import CrossEntropyUFM, MeanSquaredUFM, ReLUImbalanced
+from tightframe.ufm import CrossEntropyUFM, MeanSquaredUFM, ReLUImbalanced, closed_form
 from tightframe.ufm.solve import solve
 
 RELU = ReLUImbalanced((1, 6, 12, 40), 8, 0.03, 0.03)

@@ -21,7 +21,7 @@ from studies.theory import FIGURES, ulpm
 from tightframe.report.charts import Chart
 from tightframe.ufm import ULPM, MaxMargin, closed_form
 from tightframe.ufm.flow import LogTimeFlow
-from tightframe.ufm.forms.margin import etf_flow_scale
+from tightframe.ufm.margin import etf_flow_scale
 
 PROBLEM = ULPM((4,) * 3, dim=5)
 

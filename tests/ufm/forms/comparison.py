@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tightframe.ufm.problems import DeepUFM, MaxMargin
+from tightframe.ufm import DeepUFM, MaxMargin
 
 from ..brute import labels_of, minimise, value
 

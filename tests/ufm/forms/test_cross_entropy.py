@@ -9,8 +9,8 @@ import torch
 from tightframe import functional as F
 from tightframe.errors import ArgumentError, DimensionError
 from tightframe.frames import is_simplex_etf
-from tightframe.ufm.forms.cross_entropy import collapse_sigmas, cross_entropy_form, simplex_weights
-from tightframe.ufm.problems import CrossEntropyUFM
+from tightframe.ufm import CrossEntropyUFM
+from tightframe.ufm.cross_entropy import collapse_sigmas, cross_entropy_form, simplex_weights
 
 from ..brute import minimise
 from .comparison import GEOMETRY, LOSS, assert_close, assert_loss_is_the_objective, assert_minimum, centering

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tightframe.errors import ArgumentError, DimensionError
-from tightframe.ufm.forms.deep import deep_squared_form, relu_bound
-from tightframe.ufm.forms.mean_squared import mean_squared_form
-from tightframe.ufm.problems import DeepUFM, MeanSquaredUFM
+from tightframe.ufm import DeepUFM, MeanSquaredUFM
+from tightframe.ufm.deep import deep_squared_form, relu_bound
+from tightframe.ufm.mean_squared import mean_squared_form
 
 from ..brute import logits_of, minimise, value
 from .comparison import GEOMETRY, LOSS, assert_close, assert_loss_is_the_objective, assert_minimum, samples

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from tightframe.errors import ArgumentError, DimensionError
-from tightframe.ufm.forms.margin import (
+from tightframe.ufm import ULPM, MaxMargin
+from tightframe.ufm.margin import (
     etf_flow_scale,
-    exponential_integral,
     margin_certificate,
     max_margin_form,
     step_geometry,
     unregularised_form,
 )
-from tightframe.ufm.problems import ULPM, MaxMargin
 
 from ..brute import labels_of
 from .comparison import assert_close, centering
@@ -214,29 +213,6 @@ def test_flow_scale_satisfies_its_equation():
     loss = K * n * torch.log1p((K - 1) * torch.exp(-scales))
     assert_close(loss * 2 * late * scales / ((K - 1) * math.sqrt(n)), torch.ones(2, dtype=torch.float64), atol=0.01)
     assert etf_flow_scale(problem, torch.zeros(2, 3), start).tolist() == [[start] * 3] * 2
-
-
-@pytest.mark.parametrize(
-    ("x", "wanted"),
-    [
-        (0.1, -1.6228128139692766),
-        (1.0, 1.8951178163559368),
-        (10.0, 2492.2289762418777),
-        (40.0, 6039718263611241.0),
-    ],
-)
-def test_exponential_integral_at_known_points(x, wanted):
-    assert exponential_integral(x) == pytest.approx(wanted, rel=1e-14)
-
-
-@pytest.mark.parametrize(("a", "b"), [(0.5, 2.0), (20.0, 24.0), (47.0, 53.0), (49.999, 50.001), (690.0, 695.0)])
-def test_exponential_integral_is_an_integral(a, b):
-    nodes, weights = np.polynomial.legendre.leggauss(40)
-    x = (a + b) / 2 + (b - a) / 2 * nodes
-    integral = (b - a) / 2 * (weights * np.exp(x - b) / x).sum()
-    found = exponential_integral(b) * math.exp(-b) - exponential_integral(a) * math.exp(-b)
-    assert found == pytest.approx(integral, rel=1e-11)
-    assert exponential_integral(701.0) == math.inf
 
 
 @pytest.mark.parametrize(

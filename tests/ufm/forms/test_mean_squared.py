@@ -8,8 +8,8 @@ import torch
 
 from tightframe.errors import DimensionError
 from tightframe.frames import is_simplex_etf
-from tightframe.ufm.forms.mean_squared import mean_squared_form
-from tightframe.ufm.problems import MeanSquaredUFM
+from tightframe.ufm import MeanSquaredUFM
+from tightframe.ufm.mean_squared import mean_squared_form
 
 from ..brute import minimise
 from .comparison import LOSS, assert_close, assert_loss_is_the_objective, assert_minimum, centering

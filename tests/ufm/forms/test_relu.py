@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tightframe.errors import DimensionError
-from tightframe.ufm.forms.cross_entropy import cross_entropy_form
-from tightframe.ufm.forms.relu import relu_form
-from tightframe.ufm.problems import CrossEntropyUFM, ReLUImbalanced
+from tightframe.ufm import CrossEntropyUFM, ReLUImbalanced
+from tightframe.ufm.cross_entropy import cross_entropy_form
+from tightframe.ufm.relu import relu_form
 
 from ..brute import minimise
 from .comparison import LOSS, assert_close, assert_minimum

@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tightframe.errors import ArgumentError, check_positive, check_range
-from tightframe.ufm.forms.common import bisect, centering, norms, require_dim
-from tightframe.ufm.objective import counts_of, factorise, objective
-from tightframe.ufm.problems import ULPM, MaxMargin
-from tightframe.ufm.solution import Solution
+from tightframe.errors import ArgumentError, check_positive, check_range, require_extra
+from tightframe.ufm.problem import Problem, factorise, objective
+from tightframe.ufm.solution import Solution, bisect, centering, norms
 
-_EULER = 0.57721566490153286061
+
+@dataclass(frozen=True)
+class ULPM(Problem):
+    r"""The unconstrained layer-peeled model: the sum of cross-entropies, nothing else (Ji et al. 2022).
+
+    .. math:: \sum_i \mathrm{CE}(W h_i, y_i)
+
+    Its infimum 0 is not attained; gradient flow goes to infinity in a direction that :class:`MaxMargin` decides.
+    """
+
+    @property
+    def class_weights(self) -> Tensor:
+        """``n_k`` ``(K,)``, for the objective is a sum."""
+        return self.n
+
+
+@dataclass(frozen=True)
+class MaxMargin(Problem):
+    r"""The unconstrained-feature support vector machine (Thrampoulidis et al. 2022).
+
+    .. math:: \min \tfrac12\lVert W\rVert^2 + \tfrac12\lVert H\rVert^2 \quad \text{s.t.}\quad
+        (w_{y_i} - w_j)^\top h_i \ge 1 \quad \forall i,\ j \ne y_i
+    """
+
+    @property
+    def has_objective(self) -> bool:
+        """False: there are constraints in place of a fit."""
+        return False
+
+    @property
+    def class_weights(self) -> Tensor:
+        """``n_k`` ``(K,)``."""
+        return self.n
 
 
 def max_margin_form(problem: MaxMargin) -> Solution:
@@ -65,7 +96,7 @@ def margin_certificate(problem: MaxMargin | ULPM) -> Tensor:
         tensor([[ 0.2500, -0.2500],
                 [-0.2500,  0.2500]], dtype=torch.float64)
     """
-    inverse = 1 / counts_of(problem)
+    inverse = 1 / problem.n
     eigenvalues, V = torch.linalg.eigh(inverse.diag() - torch.outer(inverse, inverse) / inverse.sum())
     eigenvalues[0] = 0.0  # of the vector of ones
     return (V * eigenvalues.clamp(min=0.0).sqrt()) @ V.T
@@ -176,8 +207,10 @@ def etf_flow_scale(problem: ULPM, times: Tensor, start: float) -> Tensor:
     K = problem.num_classes
     speed = 2 * math.sqrt(problem.counts[0]) * K
 
+    exponential_integral = require_extra("scipy.special", "theory").expi
+
     def clock(a: float) -> float:
-        return exponential_integral(a) + (K - 1) * math.log(a)
+        return float(exponential_integral(a)) + (K - 1) * math.log(a)
 
     def scale(t: float) -> float:
         wanted = clock(start) + speed * t
@@ -189,33 +222,8 @@ def etf_flow_scale(problem: ULPM, times: Tensor, start: float) -> Tensor:
     return torch.tensor([scale(t) for t in times.flatten().tolist()], dtype=torch.float64).reshape(times.shape)
 
 
-def exponential_integral(x: float) -> float:
-    r"""Return :math:`\mathrm{Ei}(x) = \gamma + \log x + \sum_{k\ge1} x^k/(k\,k!)` for x > 0, to about 1e-15 relative.
-
-    From x = 50 on by its asymptotic series, whose smallest term is then below rounding. It overflows to infinity.
-
-    Example:
-        >>> exponential_integral(1.0)
-        1.8951178163559...
-    """
-    if x > 700:
-        return math.inf
-    term, total, k = 1.0, 0.0, 0
-    if x < 50:
-        while k <= x or term / k > 1e-17 * total:
-            k += 1
-            term *= x / k
-            total += term / k
-        return _EULER + math.log(x) + total
-    while term > 1e-17:
-        total += term
-        k += 1
-        term *= k / x
-    return math.exp(x) / x * total
-
-
 def _separator(problem: MaxMargin | ULPM) -> tuple[Tensor, Tensor, dict[str, float]]:
-    require_dim(problem, problem.num_classes - 1, "the SELI geometry")
+    problem.require_dim(problem.num_classes - 1, "the SELI geometry")
     W, H = factorise(problem, centering(problem.num_classes))
     facts = {**norms(problem, W, H), **_certificate_facts(problem)}
     facts["max_normalised_margin"] = 1 / (facts["squared_norm_W"] + facts["squared_norm_H"])
@@ -223,7 +231,7 @@ def _separator(problem: MaxMargin | ULPM) -> tuple[Tensor, Tensor, dict[str, flo
 
 
 def _certificate_facts(problem: MaxMargin | ULPM) -> dict[str, float]:
-    B, counts = margin_certificate(problem), counts_of(problem)
+    B, counts = margin_certificate(problem), problem.n
     norm = torch.linalg.matrix_norm(B * counts.sqrt(), ord=2).item()
     off_diagonal = B.clone().fill_diagonal_(-math.inf)
     return {

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tightframe.ufm.forms.common import measured, require_dim, sigma_of, strengths_of
-from tightframe.ufm.objective import class_weights, counts_of
-from tightframe.ufm.problems import ReLUImbalanced
-from tightframe.ufm.solution import Solution
+from tightframe.ufm.problem import Penalised
+from tightframe.ufm.solution import Solution, solution_of
+
+
+@dataclass(frozen=True)
+class ReLUImbalanced(Penalised):
+    r"""Cross-entropy of nonnegative features, H >= 0, without bias (Dang et al. 2024).
+
+    The arguments are those of :class:`~tightframe.ufm.CrossEntropyUFM`.
+    """
+
+    @property
+    def nonnegative(self) -> bool:
+        """True."""
+        return True
 
 
 def relu_form(problem: ReLUImbalanced) -> Solution:
@@ -45,11 +57,11 @@ def relu_form(problem: ReLUImbalanced) -> Solution:
                 [0.0000, 0.6756, 0.0000],
                 [0.0000, 0.0000, 0.0000]], dtype=torch.float64)
     """
-    sigma, K, counts = sigma_of(problem), problem.num_classes, counts_of(problem)
-    thresholds = strengths_of(problem) * math.sqrt(1 - 1 / K)
+    sigma, K, counts = problem.sigma, problem.num_classes, problem.n
+    thresholds = problem.strengths * math.sqrt(1 - 1 / K)
     scales = _class_scales(problem, thresholds)
     active = scales > 0
-    require_dim(problem, int(active.sum()), "the orthogonal features of the active classes")
+    problem.require_dim(int(active.sum()), "the orthogonal features of the active classes")
     ratio = math.sqrt(problem.weight_decay / problem.feature_decay)
     lengths = (ratio * math.sqrt(1 - 1 / K) / counts.sqrt() * scales).sqrt()
     axis = active.cumsum(dim=0) - 1
@@ -63,17 +75,17 @@ def relu_form(problem: ReLUImbalanced) -> Solution:
         "death_sigma": thresholds.min().item(),
         "active_classes": int(active.sum()),
     }
-    weights = class_weights(problem) / counts
+    weights = problem.class_weights / counts
     if problem.sample_weights is None or bool((weights == weights[0]).all()):
         facts["death_count"] = (sigma / weights[0].item()) ** 2 * K / (K - 1)
     if not bool(active.all()):
         facts["squared_norm_shared_w"] = W[~active][0].square().sum().item()
     reason = "the classes decouple: their slopes point away from each other"
-    return measured(problem, W, H, None, facts, exact=True, reason=reason)
+    return solution_of(problem, W, H, None, facts, exact=True, reason=reason)
 
 
 def _class_scales(problem: ReLUImbalanced, thresholds: Tensor) -> Tensor:
     """Return a_k ``(K,)``: with c_k = (1 - 1/K) σ/threshold_k it is positive iff σ is below the threshold."""
     K = problem.num_classes
-    ratio = thresholds / sigma_of(problem)
+    ratio = thresholds / problem.sigma
     return (K * ratio - K + 1).clamp(min=1.0).log()

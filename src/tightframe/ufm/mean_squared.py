@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tightframe.ufm.forms.common import (
-    bias_for,
-    centering,
-    point,
-    require_dim,
-    sigma_of,
-    strengths_of,
-    uniform_weight,
-    zero_sigma,
-)
-from tightframe.ufm.objective import class_weights, counts_of
-from tightframe.ufm.problems import MeanSquaredUFM
-from tightframe.ufm.solution import Solution
+from tightframe.ufm.bound import zero_sigma
+from tightframe.ufm.losses import SquaredError
+from tightframe.ufm.problem import PenalisedWithBias
+from tightframe.ufm.solution import Solution, centering, solution_at
+
+
+@dataclass(frozen=True)
+class MeanSquaredUFM(PenalisedWithBias):
+    r"""Squared error against one-hot targets with penalties (Zhou et al. 2022; Tirer & Bruna 2022).
+
+    .. math:: \sum_i \tfrac{\omega_{y_i}}{2}\lVert W h_i + b - e_{y_i}\rVert^2 + \tfrac{\lambda_W}{2}\lVert W\rVert^2
+        + \tfrac{\lambda_H}{2}\lVert H\rVert^2 + \tfrac{\lambda_b}{2}\lVert b\rVert^2
+
+    The arguments are those of :class:`~tightframe.ufm.CrossEntropyUFM`.
+    """
+
+    @property
+    def criterion(self) -> SquaredError:
+        """Half the squared error."""
+        return SquaredError()
 
 
 def mean_squared_form(problem: MeanSquaredUFM) -> Solution:
@@ -56,19 +64,28 @@ def mean_squared_form(problem: MeanSquaredUFM) -> Solution:
         >>> [round(solution.facts[name], 6) for name in ("simplex_scale", "mean_scale", "bias", "kink_bias_decay")]
         [0.94, 0.88, 0.02, 0.06383]
     """
-    weight, sigma = uniform_weight(problem), sigma_of(problem)
+    weight, sigma = problem.uniform_weight, problem.sigma
     facts = {"sigma": sigma, "zero_sigma": zero_sigma(problem)}
     if weight is not None and problem.balanced:
         return _balanced(problem, weight, facts)
+    K = problem.num_classes
     if problem.bias_decay is None:
-        return _decoupled(problem, facts)
+        scales, facts = _class_scales(problem), {**facts, **_death_facts(problem)}
+        reason = "orthogonal frame: without bias the classes decouple"
+        return _of_logits(problem, scales.diag(), int((scales > 0).sum()), facts, reason)
     if weight is not None and problem.bias_decay == 0:
-        return _with_free_bias(problem, weight, facts)
+        reason = "once the free bias is eliminated the fit is a distance: its singular values are lowered"
+        return _of_logits(problem, *_lowered(problem, weight), facts, reason)
+    zero = torch.zeros(K, K, dtype=torch.float64)
     if sigma >= facts["zero_sigma"]:
-        Z = torch.zeros(problem.num_classes, problem.num_classes, dtype=torch.float64)
         reason = "zero is optimal: the slope of the fit there has operator norm at most sigma"
-        return _of_logits(problem, Z, bias_for(problem, Z), 0, facts, reason)
-    return _bounded(problem, facts)
+        return _of_logits(problem, zero, 0, facts, reason)
+    problem.require_dim(K, "the logits that the bound is computed from")
+    mean_weight = problem.class_weights.sum().item() / problem.num_samples
+    reason = "no closed form is known for these counts, weights and bias: the best of a free bias, none and zero"
+    candidates = _lowered(problem, mean_weight)[0], _class_scales(problem).diag(), zero
+    points = (solution_at(problem, Z, facts, exact=False, reason=reason) for Z in candidates)
+    return min(points, key=lambda solution: solution.loss)
 
 
 def _balanced(problem: MeanSquaredUFM, weight: float, facts: dict[str, float]) -> Solution:
@@ -80,10 +97,9 @@ def _balanced(problem: MeanSquaredUFM, weight: float, facts: dict[str, float]) -
     if problem.bias_decay is None:
         facts |= _death_facts(problem)
     name = "zero" if t == 0 else "simplex ETF" if tau == 0 else "orthogonal frame" if tau == t else "shifted simplex"
-    bias = None if problem.bias_decay is None else torch.full((K,), beta, dtype=torch.float64)
     reason = f"{name}: the simplex part and the mean part of the logits decouple"
     rank = (K - 1) * (t > 0) + (tau > 0)
-    return _of_logits(problem, t * centering(K) + tau / K, bias, rank, facts, reason)
+    return _of_logits(problem, t * centering(K) + tau / K, rank, facts, reason)
 
 
 def _mean_part(problem: MeanSquaredUFM, c: float, total: float, kink: float) -> tuple[float, float]:
@@ -97,55 +113,26 @@ def _mean_part(problem: MeanSquaredUFM, c: float, total: float, kink: float) -> 
     return 0.0, total / (K * (total + decay))
 
 
-def _decoupled(problem: MeanSquaredUFM, facts: dict[str, float]) -> Solution:
-    scales = _class_scales(problem)
-    reason = "orthogonal frame: without bias the classes decouple"
-    rank = int((scales > 0).sum())
-    return _of_logits(problem, scales.diag(), None, rank, {**facts, **_death_facts(problem)}, reason)
-
-
 def _class_scales(problem: MeanSquaredUFM) -> Tensor:
-    return (1 - sigma_of(problem) / strengths_of(problem)).clamp(min=0.0)
+    return (1 - problem.sigma / problem.strengths).clamp(min=0.0)
 
 
 def _death_facts(problem: MeanSquaredUFM) -> dict[str, float]:
-    weight, facts = uniform_weight(problem), {"death_sigma": strengths_of(problem).min().item()}
-    return facts if weight is None else {**facts, "death_count": (sigma_of(problem) / weight) ** 2}
-
-
-def _with_free_bias(problem: MeanSquaredUFM, weight: float, facts: dict[str, float]) -> Solution:
-    Z, rank = _lowered(problem, weight)
-    counts = counts_of(problem)
-    reason = "once the free bias is eliminated the fit is a distance: its singular values are lowered"
-    return _of_logits(problem, Z, counts / counts.sum(), rank, facts, reason)
+    weight, facts = problem.uniform_weight, {"death_sigma": problem.strengths.min().item()}
+    return facts if weight is None else {**facts, "death_count": (problem.sigma / weight) ** 2}
 
 
 def _lowered(problem: MeanSquaredUFM, weight: float) -> tuple[Tensor, int]:
     """Return the logits ``(K, K)`` without bias for a free one and one sample weight, and their rank."""
-    roots = counts_of(problem).sqrt()
+    roots = problem.n.sqrt()
     target = roots.diag() - torch.outer(roots, roots.square()) / roots.square().sum()
     U, S, Vh = torch.linalg.svd(target)
-    lowered = S - sigma_of(problem) / weight
+    lowered = S - problem.sigma / weight
     lowered[-1] = 0.0  # of the direction that the bias has taken
     lowered.clamp_(min=0.0)
     return (U * lowered) @ Vh / roots.unsqueeze(1), int((lowered > 0).sum())
 
 
-def _of_logits(
-    problem: MeanSquaredUFM, Z: Tensor, bias: Tensor | None, rank: int, facts: dict[str, float], reason: str
-) -> Solution:
-    require_dim(problem, rank, "the optimal logits")
-    return point(problem, Z, bias, {**facts, "rank": rank}, exact=True, reason=reason)
-
-
-def _bounded(problem: MeanSquaredUFM, facts: dict[str, float]) -> Solution:
-    """Return the best of zero and two points that bracket a penalised bias: with a free one, and without."""
-    K = problem.num_classes
-    require_dim(problem, K, "the logits that the bound is computed from")
-    mean_weight = class_weights(problem).sum().item() / problem.num_samples
-    reason = "no closed form is known for these counts, weights and bias: the best of a free bias, none and zero"
-    points = (
-        point(problem, Z, bias_for(problem, Z), facts, exact=False, reason=reason)
-        for Z in (_lowered(problem, mean_weight)[0], _class_scales(problem).diag(), torch.zeros(K, K).double())
-    )
-    return min(points, key=lambda solution: solution.loss)
+def _of_logits(problem: MeanSquaredUFM, Z: Tensor, rank: int, facts: dict[str, float], reason: str) -> Solution:
+    problem.require_dim(rank, "the optimal logits")
+    return solution_at(problem, Z, {**facts, "rank": rank}, exact=True, reason=reason)

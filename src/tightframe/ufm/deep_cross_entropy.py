@@ -13,12 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tightframe.errors import ArgumentError, DimensionError, ShapeError, check_positive
+from tightframe.errors import ArgumentError, DimensionError, check_positive
+from tightframe.ufm.deep import DeepUFM, last_features
 from tightframe.ufm.logit_structures import ReLUStructure, Structure, dnc, library, margins, solution_dimension
-from tightframe.ufm.objective import fit, row_weights
-from tightframe.ufm.problems import DeepUFM
-from tightframe.ufm.scales import BestScale, Ray, root
-from tightframe.ufm.solution import Solution, labels_of_rows
+from tightframe.ufm.scales import BestScale, Ray
+from tightframe.ufm.solution import Solution, bisect
 
 
 class Scaled(NamedTuple):
@@ -52,7 +51,7 @@ def best_scale(structure: Structure | ReLUStructure, problem: DeepUFM) -> BestSc
     _check_deep(problem)
     if len(structure.logits) != problem.num_classes:
         raise ArgumentError(f"structure must be of K = {problem.num_classes} classes, got {len(structure.logits)}")
-    return _ray(structure.logits, structure.cost(problem.num_layers), problem).best(mean_decay(problem))
+    return _ray(structure.logits, structure.cost(problem.num_layers), problem).best(problem.mean_decay)
 
 
 def structures(problem: DeepUFM) -> list[Scaled]:
@@ -82,7 +81,7 @@ def lower_bound(problem: DeepUFM) -> BestScale:
     """
     _check_deep(problem)
     cost = (problem.num_classes - 1) ** (2 / (problem.num_layers + 1))
-    return _ray(dnc(problem.num_classes).logits, cost, problem).best(mean_decay(problem))
+    return _ray(dnc(problem.num_classes).logits, cost, problem).best(problem.mean_decay)
 
 
 def stable_scale(num_classes: int, num_layers: int) -> float:
@@ -110,14 +109,14 @@ def stable_scale(num_classes: int, num_layers: int) -> float:
     if num_classes >= 4 or num_layers == 1:
         return num_classes * q
 
-    def excess(a: Tensor) -> Tensor:
-        D = a.expm1() / (a.exp() + num_classes - 1)
+    def excess(a: float) -> float:
+        D = math.expm1(a) / (math.exp(a) + num_classes - 1)
         if num_classes == 2:
             return a * (1 + D) / 2 - q
         A = 1 + 3 / a
         return a / 3 * (1 + A * D / (A + D)) - q
 
-    return root(excess, 1e-9, num_classes * q)
+    return bisect(excess, 1e-9, num_classes * q)
 
 
 def stationary_decay(scale: float, problem: DeepUFM) -> float:
@@ -159,7 +158,9 @@ def deep_form(problem: DeepUFM) -> Solution:
             f"dim must be at least {least} for a structure of K = {problem.num_classes} classes, got {problem.dim}"
         )
     scale = candidates[0].scale if candidates else bound
-    factors = _factors(problem, candidates[0]) if scale.value > 0 else _zeros(problem)
+    factors = tuple(torch.zeros(shape, dtype=torch.float64) for shape in problem.shapes)
+    if scale.value > 0:
+        factors = _factors(problem, candidates[0])
     exact = scale.loss <= bound.loss * (1 + 1e-12)
     return Solution(
         problem=problem,
@@ -175,83 +176,8 @@ def deep_form(problem: DeepUFM) -> Solution:
     )
 
 
-def mean_decay(problem: DeepUFM) -> float:
-    """Return the geometric mean of the decays: equal decays of this size have the same logits and objective."""
-    return math.exp(math.fsum(map(math.log, problem.decays)) / len(problem.decays))
-
-
-def deep_logits(problem: DeepUFM, factors: Sequence[Tensor]) -> Tensor:
-    r"""Return the logits ``(K, K)`` or ``(N, K)`` of a deep model, one row for each of its features.
-
-    Args:
-        problem: says how many factors there are, and whether a ReLU stands before each matrix but the first.
-        factors: :math:`H_1` ``(K, d)`` or ``(N, d)``, :math:`W_1, \ldots, W_{L-1}` ``(d, d)``, :math:`W_L` ``(K, d)``.
-
-    Raises:
-        ShapeError: if the factors are not these.
-    """
-    return last_features(problem, factors) @ factors[-1].T
-
-
-def last_features(problem: DeepUFM, factors: Sequence[Tensor]) -> Tensor:
-    """Return what the last matrix receives, ``(K, d)`` or ``(N, d)``; arguments and errors of :func:`deep_logits`."""
-    _check_factors(problem, factors)
-    hidden, *matrices = factors
-    for matrix in matrices[:-1]:
-        hidden = hidden @ matrix.T
-        if problem.relu:
-            hidden = torch.relu(hidden)
-    return hidden
-
-
-def deep_objective(problem: DeepUFM, factors: Sequence[Tensor]) -> Tensor:
-    r"""Return the objective of a deep model at a point, a 0-d tensor, differentiable in all factors.
-
-    .. math:: \tfrac1N \sum_i \ell(z_i, y_i) + \tfrac12 \sum_{l=1}^L \lambda_l \lVert W_l\rVert^2
-        + \tfrac{\lambda_0}2 \lVert H_1\rVert^2
-
-    Args:
-        problem: squared error or cross-entropy, linear or ReLU.
-        factors: :math:`H_1` ``(K, d)``, each row shared by the samples of a class, or ``(N, d)``, class by class; then
-            :math:`W_1, \ldots, W_{L-1}` ``(d, d)`` and :math:`W_L` ``(K, d)``.
-
-    Raises:
-        ShapeError: if the factors are not these.
-
-    Example:
-        >>> problem = DeepUFM((3, 3), dim=2, decays=(0.1, 0.1, 0.1))
-        >>> eye = torch.eye(2, dtype=torch.float64)
-        >>> round(deep_objective(problem, (eye, eye, eye)).item(), 6)  # log(1 + 1/e) + 0.05 * (3 * 2 + 2 + 2)
-        0.813262
-    """
-    logits, H = deep_logits(problem, factors), factors[0]
-    weights, prices = row_weights(problem, H)
-    value = fit(problem, logits, labels_of_rows(problem, H), weights)
-    value = value + problem.decays[0] / 2 * (prices * H.square().sum(dim=1)).sum()
-    for decay, matrix in zip(problem.decays[1:], factors[1:], strict=True):
-        value = value + decay / 2 * matrix.square().sum()
-    return value
-
-
-def _check_factors(problem: DeepUFM, factors: Sequence[Tensor]) -> None:
-    L, d, K = problem.num_layers, problem.dim, problem.num_classes
-    if len(factors) != L + 1:
-        raise ShapeError(f"factors must be H_1 and L = {L} matrices, got {len(factors)} tensors")
-    H, *matrices = factors
-    if H.ndim != 2 or H.shape[1] != d:
-        raise ShapeError(f"H_1 must have shape (K, d) or (N, d) with d = {d}, got {tuple(H.shape)}")
-    for index, matrix in enumerate(matrices, start=1):
-        wanted = (d if index < L else K, d)
-        if matrix.shape != wanted:
-            raise ShapeError(f"W_{index} must have shape {wanted}, got {tuple(matrix.shape)}")
-
-
-def _linear(problem: DeepUFM) -> bool:
-    return not problem.relu or problem.num_layers == 1
-
-
 def _library(problem: DeepUFM) -> list[Structure] | list[ReLUStructure]:
-    return library(problem.num_classes, relu=not _linear(problem))
+    return library(problem.num_classes, relu=not problem.linear)
 
 
 def _ray(logits: Tensor, cost: float, problem: DeepUFM) -> Ray:
@@ -262,16 +188,11 @@ def _ray(logits: Tensor, cost: float, problem: DeepUFM) -> Ray:
     return Ray(rows[first], sizes.double() / len(rows), cost, problem.counts[0], len(problem.decays))
 
 
-def _zeros(problem: DeepUFM) -> tuple[Tensor, ...]:
-    rows = [problem.num_classes, *[problem.dim] * (problem.num_layers - 1), problem.num_classes]
-    return tuple(torch.zeros(number, problem.dim, dtype=torch.float64) for number in rows)
-
-
 def _factors(problem: DeepUFM, best: Scaled) -> tuple[Tensor, ...]:
     """Return the factors of equal decays, as those of the problem's."""
     factors = best.structure.factors(best.scale.value, problem.counts[0], problem.num_layers, problem.dim)
-    mean = mean_decay(problem)
-    return tuple(math.sqrt(mean / decay) * factor for decay, factor in zip(problem.decays, factors, strict=True))
+    sizes = (math.sqrt(problem.mean_decay / decay) for decay in problem.decays)
+    return tuple(size * factor for size, factor in zip(sizes, factors, strict=True))
 
 
 def _reason(candidates: Sequence[Scaled], scale: BestScale, exact: bool) -> str:
@@ -286,7 +207,7 @@ def _reason(candidates: Sequence[Scaled], scale: BestScale, exact: bool) -> str:
 
 
 def _facts(problem: DeepUFM, candidates: Sequence[Scaled], bound: BestScale) -> dict[str, float]:
-    facts = {"decay": mean_decay(problem), "zero_decay.proved": bound.zero_decay}
+    facts = {"decay": problem.mean_decay, "zero_decay.proved": bound.zero_decay}
     for structure, scale in candidates:
         facts |= {
             f"loss.{structure.name}": scale.loss,
@@ -300,7 +221,7 @@ def _facts(problem: DeepUFM, candidates: Sequence[Scaled], bound: BestScale) -> 
         facts["zero_decay"] = max(scale.zero_decay for _, scale in candidates)
         if isinstance(best, Structure):
             facts["dimension"] = solution_dimension(best.rank, problem.dim, problem.num_layers)
-    if _linear(problem):
+    if problem.linear:
         facts["stable_scale.dnc"] = stable_scale(problem.num_classes, problem.num_layers)
         facts["stable_decay.dnc"] = stationary_decay(facts["stable_scale.dnc"], problem)
     return facts

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tightframe.errors import ArgumentError
-from tightframe.ufm.forms.common import (
-    bias_for,
-    bisect,
-    centering,
-    point,
-    require_dim,
-    sigma_of,
-    strengths_of,
-    uniform_weight,
-    zero_sigma,
-)
-from tightframe.ufm.objective import class_weights, counts_of
-from tightframe.ufm.problems import CrossEntropyUFM
-from tightframe.ufm.solution import Solution
+from tightframe.ufm.bound import zero_sigma
+from tightframe.ufm.problem import PenalisedWithBias
+from tightframe.ufm.solution import Solution, bisect, centering, solution_at
 
 _EQUAL = 1e-12  # up to which norms that make the frame a simplex are equal: the objective does not see the square
+
+
+@dataclass(frozen=True)
+class CrossEntropyUFM(PenalisedWithBias):
+    r"""Cross-entropy with penalties on classifier and features (Zhu et al. 2021, arXiv 2105.02375).
+
+    .. math:: \sum_i \omega_{y_i}\, \mathrm{CE}(W h_i + b, y_i) + \tfrac{\lambda_W}{2}\lVert W\rVert^2
+        + \tfrac{\lambda_H}{2}\lVert H\rVert^2 + \tfrac{\lambda_b}{2}\lVert b\rVert^2
+
+    Args:
+        counts: ``n_k``.
+        dim: d.
+        weight_decay: :math:`\lambda_W > 0`.
+        feature_decay: :math:`\lambda_H > 0`.
+        sample_weights: :math:`\omega_k > 0` of one sample of each class, ``(K,)``; None is 1/N, the mean over samples.
+            Papers that write a sum have weights of 1.
+        bias_decay: :math:`\lambda_b`; None is no bias, 0 a free one.
+    """
 
 
 def cross_entropy_form(problem: CrossEntropyUFM) -> Solution:
@@ -60,24 +68,21 @@ def cross_entropy_form(problem: CrossEntropyUFM) -> Solution:
         >>> solution.exact, round(solution.facts["scale"], 6)
         (True, 3.754699)
     """
-    sigma, K = sigma_of(problem), problem.num_classes
+    sigma, K = problem.sigma, problem.num_classes
     facts = {"sigma": sigma, "zero_sigma": zero_sigma(problem), **_collapse_facts(problem)}
     if sigma >= facts["zero_sigma"]:
         Z = torch.zeros(K, K, dtype=torch.float64)
         reason = "zero is optimal: the slope of the fit there has operator norm at most sigma"
-        return point(problem, Z, bias_for(problem, Z), facts, exact=True, reason=reason)
-    require_dim(problem, K - 1, "a simplex ETF")
+        return solution_at(problem, Z, facts, exact=True, reason=reason)
+    problem.require_dim(K - 1, "a simplex ETF")
     scales = _class_scales(problem)
     if _is_simplex(problem, scales):
-        bias = None if problem.bias_decay is None else torch.zeros(K, dtype=torch.float64)
         facts |= _simplex_facts(problem, scales)
         reason = "simplex ETF: the slope of the fit is sigma times a partial isometry aligned with the logits"
-        return point(problem, scales.unsqueeze(1) * centering(K), bias, facts, exact=True, reason=reason)
+        return solution_at(problem, scales.unsqueeze(1) * centering(K), facts, exact=True, reason=reason)
     reason = "no closed form is known for these counts, weights and bias: the best of a few simplex-like logits"
-    return min(
-        (point(problem, Z, bias_for(problem, Z), facts, exact=False, reason=reason) for Z in _guesses(problem, scales)),
-        key=lambda solution: solution.loss,
-    )
+    points = (solution_at(problem, Z, facts, exact=False, reason=reason) for Z in _guesses(problem, scales))
+    return min(points, key=lambda solution: solution.loss)
 
 
 def collapse_sigmas(problem: CrossEntropyUFM) -> Tensor:
@@ -96,7 +101,7 @@ def collapse_sigmas(problem: CrossEntropyUFM) -> Tensor:
     kinds = list(zip(problem.counts, problem.sample_weights or [None] * problem.num_classes, strict=True))
     sizes = Counter(kinds)
     twin = torch.tensor([sizes[kind] > 1 for kind in kinds])
-    return strengths_of(problem).where(twin, torch.nan)
+    return problem.strengths.where(twin, torch.nan)
 
 
 def simplex_weights(problem: CrossEntropyUFM) -> tuple[float, ...]:
@@ -123,7 +128,7 @@ def simplex_weights(problem: CrossEntropyUFM) -> tuple[float, ...]:
     """
     if problem.bias_decay is not None:
         raise ArgumentError(f"problem must have no bias (bias_decay=None), got bias_decay={problem.bias_decay}")
-    roots, sigma, K = counts_of(problem).sqrt(), sigma_of(problem), problem.num_classes
+    roots, sigma, K = problem.n.sqrt(), problem.sigma, problem.num_classes
     total = sigma * roots.sum().item()
     if total >= 1:
         raise ArgumentError(
@@ -142,11 +147,11 @@ def simplex_weights(problem: CrossEntropyUFM) -> tuple[float, ...]:
 def _class_scales(problem: CrossEntropyUFM) -> Tensor:
     """Return a_k ``(K,)``, the value that the slope of class k alone implies; 0 where it implies none."""
     K = problem.num_classes
-    return (K * strengths_of(problem) / sigma_of(problem) - K + 1).clamp(min=1.0).log()
+    return (K * problem.strengths / problem.sigma - K + 1).clamp(min=1.0).log()
 
 
 def _is_simplex(problem: CrossEntropyUFM, scales: Tensor) -> bool:
-    radii = counts_of(problem).sqrt() * scales
+    radii = problem.n.sqrt() * scales
     low, high = radii.aminmax()
     # A bias is at rest only where all classes miss equally much.
     return bool(low > 0 and high - low <= _EQUAL * high) and (problem.bias_decay is None or problem.balanced)
@@ -157,15 +162,15 @@ def _guesses(problem: CrossEntropyUFM, scales: Tensor) -> list[Tensor]:
     P = centering(problem.num_classes)
     guesses = [torch.zeros_like(P), scales.unsqueeze(1) * P]
     # One scale a for all costs Σ n_k ω_k log(1 + (K - 1) e⁻ᵃ) + a σ ‖diag(√n) P‖_*.
-    nuclear = torch.linalg.svdvals(counts_of(problem).sqrt().unsqueeze(1) * P).sum().item()
-    missed = sigma_of(problem) * nuclear / class_weights(problem).sum().item()
+    nuclear = torch.linalg.svdvals(problem.n.sqrt().unsqueeze(1) * P).sum().item()
+    missed = problem.sigma * nuclear / problem.class_weights.sum().item()
     if missed < 1 - 1 / problem.num_classes:
         guesses.append(math.log((problem.num_classes - 1) * (1 / missed - 1)) * P)
     return guesses
 
 
 def _collapse_facts(problem: CrossEntropyUFM) -> dict[str, float]:
-    sigmas, sigma, weight = collapse_sigmas(problem), sigma_of(problem), uniform_weight(problem)
+    sigmas, sigma, weight = collapse_sigmas(problem), problem.sigma, problem.uniform_weight
     facts: dict[str, float] = {"collapsed_classes": int((sigmas <= sigma).sum())}
     if bool((~sigmas.isnan()).any()):
         facts["collapse_sigma"] = sigmas.nan_to_num(nan=math.inf).min().item()
