@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 from tests.conversion.material import recipe as small_recipe
 from tests.recipe_material import K, data, recipe
 from tests.training.models import quiet, trainer
-from tightframe.config import AUTO, Method, Part, bind, build, find_recipe, located, shipped_recipes
+from tightframe.config import AUTO, Experiment, Method, Part, bind, build, find_recipe, located, shipped_recipes
 from tightframe.data import ClassificationData, Digits, FreeSamples
 from tightframe.errors import ArgumentError, ConfigError, ShapeError, TightframeError
 from tightframe.frames import hierarchy_aware_frame
@@ -405,6 +405,19 @@ def test_what_training_would_find(changes, text):
 
 
 # --- paths and trust ---
+
+
+def test_sources_are_the_files_that_were_read(tmp_path):
+    for name in ("train-0.npz", "train-1.npz", "test.npz", "tree.tsv"):
+        (tmp_path / name).touch()
+    args = {"train": [str(tmp_path / "train-*.npz")], "test": str(tmp_path / "test.npz"), "validation": None}
+    wanted = recipe(data=Part("FeatureFiles", args), hierarchy=str(tmp_path / "tree.tsv"))
+    assert Experiment(wanted, data(), {}).sources == {
+        "hierarchy": tmp_path / "tree.tsv",
+        "data.args.train (train-0.npz)": tmp_path / "train-0.npz",
+        "data.args.train (train-1.npz)": tmp_path / "train-1.npz",
+        "data.args.test (test.npz)": tmp_path / "test.npz",
+    }
 
 
 def test_paths_start_at_the_folder_of_the_recipe(tmp_path):

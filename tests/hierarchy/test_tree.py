@@ -35,14 +35,6 @@ def test_arrays_of_the_golden_tree() -> None:
     assert tree.height.tolist() == [2, 1, 0, 0, 1, 0, 0]
     assert {a.dtype for a in (tree.parents, tree.classes, tree.depth, tree.height)} == {np.dtype(np.int64)}
     assert tree.lca().tolist() == [[2, 1, 0, 0], [1, 3, 0, 0], [0, 0, 5, 4], [0, 0, 4, 6]]
-    ancestors = tree.ancestors()
-    assert ancestors.dtype == torch.bool
-    assert ancestors.int().tolist() == [
-        [1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 0, 1, 0, 0, 0],
-        [1, 0, 0, 0, 1, 1, 0],
-        [1, 0, 0, 0, 1, 0, 1],
-    ]
     assert repr(tree) == "Tree(num_classes=4, nodes=7, depth=2)"
 
 

@@ -60,14 +60,17 @@ def test_a_directory_from_before_a_key_existed_opens_again(tmp_path):
     opened(tmp_path, {"adaptive": None, "backbone": {}})
 
 
-def test_a_file_that_was_read_and_has_changed_is_refused(tmp_path):
-    source = tmp_path / "tree.tsv"
-    source.write_text("R\tA\n")
-    opened(tmp_path / "out", sources={"hierarchy": source})
-    opened(tmp_path / "out", sources={"hierarchy": source})
-    source.write_text("R\tB\n")
+@pytest.mark.parametrize(("folder", "text"), [(False, "R\tB\n"), (True, "R\tA\nR\tB\n")])
+def test_a_file_or_a_folder_that_was_read_and_has_changed_is_refused(tmp_path, folder, text):
+    file = tmp_path / "read" / "tree.tsv"
+    file.parent.mkdir()
+    file.write_text("R\tA\n")
+    sources = {"hierarchy": file.parent if folder else file}
+    opened(tmp_path / "out", sources=sources)
+    opened(tmp_path / "out", sources=sources)
+    file.write_text(text)
     with pytest.raises(ResumeError, match="read other contents of hierarchy; choose another --out"):
-        opened(tmp_path / "out", sources={"hierarchy": source})
+        opened(tmp_path / "out", sources=sources)
 
 
 @pytest.mark.parametrize("content", [b"", b"- 1", b"data: 3", b"data: [", b"\xff\xfe\xff"])

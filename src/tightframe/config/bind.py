@@ -44,9 +44,14 @@ def located(plain: Any, folder: Path) -> Any:
         absolute(part, ["hierarchy"])
     data = found.get("data")
     if isinstance(data, dict) and isinstance(data.get("name"), str):
-        parameters = inspect.signature(find(data["name"], ("tightframe.data",), "data")).parameters.values()
-        absolute(data.get("args"), [p.name for p in parameters if "Path" in str(p.annotation)])
+        absolute(data.get("args"), path_arguments(data["name"]))
     return found
+
+
+def path_arguments(source: str) -> list[str]:
+    """Return the arguments of a data source that are paths."""
+    parameters = inspect.signature(find(source, ("tightframe.data",), "data")).parameters.values()
+    return [p.name for p in parameters if "Path" in str(p.annotation)]
 
 
 def bind(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from tightframe.config.bind import bind, find
+from tightframe.config.bind import bind, find, path_arguments
 from tightframe.config.recipe import Part, Recipe
 from tightframe.errors import ConfigError, TightframeError
 
@@ -47,10 +48,16 @@ class Experiment:
 
     @property
     def sources(self) -> dict[str, Path]:
-        """Files that were read, by the key of the recipe that names them."""
-        methods = {f"methods.{name}.hierarchy": method.hierarchy for name, method in self.recipe.methods.items()}
-        named = {"hierarchy": self.recipe.hierarchy, **methods}
-        return {key: Path(path) for key, path in named.items() if path is not None and Path(path).is_file()}
+        """Files and folders that were read, by the key of the recipe that names them."""
+        recipe = self.recipe
+        named: dict[str, Any] = {f"methods.{name}.hierarchy": m.hierarchy for name, m in recipe.methods.items()}
+        named["hierarchy"] = recipe.hierarchy
+        for argument in path_arguments(recipe.data.name):
+            paths = recipe.data.args.get(argument)
+            for path in map(str, paths if isinstance(paths, list) else [paths]):
+                for found in [path] if Path(path).exists() else glob.glob(path):
+                    named[f"data.args.{argument} ({Path(found).name})"] = found
+        return {key: Path(path) for key, path in named.items() if path is not None and Path(path).exists()}
 
     def module(self, method: str, seed: int) -> ClassifierModule:
         """Return backbone, classifier, loss and optimizer of a method; a seed gives all methods the same backbone.

@@ -339,20 +339,6 @@ class Tree:
         between = values[self._between()].astype(np.float64)
         return torch.from_numpy(self._spread(between, np.zeros(self.num_classes), np.maximum))
 
-    def ancestors(self) -> Tensor:
-        """Tell which nodes lie on the way from the root to each class, both included: bool ``(K, N)``.
-
-        Example:
-            >>> Tree.from_nested({"E": ["A", "B"], "F": ["C", "D"]}).ancestors()[1].nonzero().flatten().tolist()
-            [0, 1, 3]
-        """
-        last = list(range(len(self.names)))
-        for node in range(len(last) - 1, 0, -1):
-            parent = self.parents[node]
-            last[parent] = max(last[parent], last[node])
-        leaves = self.classes[:, None]
-        return torch.from_numpy((np.arange(len(last)) <= leaves) & (leaves <= np.array(last)))
-
     def _between(self) -> Ints:
         """Return the lowest common ancestor of each two leaves that are neighbours in the numbering ``(K-1,)``."""
         # Every leaf is a class: the node after a leaf leads down to the next leaf, and its parent up to both.

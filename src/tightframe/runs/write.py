@@ -92,18 +92,18 @@ def open_directory(
         config: Configuration as plain data.
         class_names: Names of the K classes.
         trees: Hierarchy of a method by its name; the one that judges all methods has the name ``""``.
-        sources: Files that were read, by what named them in the configuration.
+        sources: Files and folders that were read, by what named them in the configuration.
 
     Raises:
         ResumeError: if the directory has runs of another configuration or of other files; the message names the keys.
         OutputError: if a file cannot be written.
     """
-    hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sources.items()}
+    hashes = {name: _fingerprint(path) for name, path in sources.items()}
     with hold(out, wait=True):
         check_directory(out, config)
         if (out / SOURCES_FILE).exists():
             known = read_json(out / SOURCES_FILE)
-            changed = [name for name in hashes if known.get(name, hashes[name]) != hashes[name]]
+            changed = [name for name in {**known, **hashes} if known.get(name) != hashes.get(name)]
             if changed:
                 raise ResumeError(
                     f"{out} holds runs that read other contents of {', '.join(changed)}; choose another --out"
@@ -140,6 +140,19 @@ def _differences(mine: Any, theirs: Any, prefix: str = "") -> list[str]:
         return [d for k in keys for d in _differences(mine.get(k), theirs.get(k), f"{prefix}.{k}" if prefix else k)]
     unset: tuple[Any, ...] = (None, {})  # a key that an earlier version did not know is missing there
     return [] if mine == theirs or (mine in unset and theirs in unset) else [prefix or "everything"]
+
+
+def _fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and sizes of all files below a folder."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\n{file.stat().st_size}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as content:
+        while chunk := content.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _described(tree: Tree) -> dict[str, Any]:
