@@ -52,12 +52,11 @@ def test_depth_and_height_differ_where_leaves_lie_at_different_depths() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(trees())
-def test_lca_ancestors_and_distances_agree_with_walking(tree: Tree) -> None:
-    lca, ancestors = tree.lca(), tree.ancestors()
+def test_lca_and_distances_agree_with_walking(tree: Tree) -> None:
+    lca = tree.lca()
     by_depth, by_height = tree.distances("depth"), tree.distances("height")
     for a, leaf_a in enumerate(tree.classes):
         up = way(tree, leaf_a)
-        assert ancestors[a].nonzero().flatten().tolist() == sorted(up)
         for b, leaf_b in enumerate(tree.classes):
             lowest = next(node for node in way(tree, leaf_b) if node in up)
             assert lca[a, b] == lowest
@@ -83,7 +82,6 @@ def test_relabelling_classes_permutes_everything(tree: Tree, random: object) -> 
     again = Tree(tree.parents, tree.names, tree.classes[order])
     assert np.array_equal(again.lca(), tree.lca()[np.ix_(order, order)])
     assert torch.equal(again.distances(), tree.distances()[order][:, order])
-    assert torch.equal(again.ancestors(), tree.ancestors()[order])
 
 
 @settings(max_examples=100, deadline=None)
