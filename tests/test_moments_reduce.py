@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests.training.processes import in_two_processes
 from tightframe.moments import ClassMoments
 
 from .problems import UNEVEN, assert_same, draw
@@ -52,7 +52,7 @@ def reduce_on_rank(rank, folder):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(reduce_on_rank, (str(folder),), nprocs=2)
+    in_two_processes(reduce_on_rank, str(folder))
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 

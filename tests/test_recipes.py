@@ -44,7 +44,10 @@ def small(tmp_path_factory):
             WRITERS[recipe.data.name](root)
             args = {**recipe.data.args, "root": str(root)}
             recipe = replace(recipe, data=replace(recipe.data, args=args), batch_size=4)
-        return build(recipe, [])
+        elif recipe.data.name == "FreeSamples":  # the whole is one batch
+            args = {"num_classes": 10, "samples_per_class": 3}
+            recipe = replace(recipe, data=replace(recipe.data, args=args), batch_size=30)
+        return build(replace(recipe, batch_size=min(recipe.batch_size, 32)), [])
 
     return prepare
 
@@ -74,7 +77,7 @@ def test_a_method_trains_two_steps(name, method, small, monkeypatch):
     options = {key: value for key, value in recipe.trainer.items() if key not in ("devices", "accelerator")}
     loader = make_loader(data.train, recipe.batch_size, seed=0)
     fitted = trainer(max_epochs=2 // min(len(loader), 2), limit_train_batches=2, limit_val_batches=1, **options)
-    evaluation = [make_loader(part, 512) for part in experiment.evaluation.values()]
+    evaluation = [make_loader(part, 16) for part in experiment.evaluation.values()]
     fitted.fit(module, loader, evaluation)
     assert len(losses) == fitted.global_step == 2
     assert all(math.isfinite(loss.item()) for loss in losses)

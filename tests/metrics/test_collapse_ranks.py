@@ -20,6 +20,7 @@ from tests.metrics.material import (
     fed,
     twice,
 )
+from tests.training.processes import in_two_processes
 from tightframe import functional as F
 from tightframe.metrics import NC1, NeuralCollapse
 from tightframe.moments import ClassMoments
@@ -104,7 +105,7 @@ def _rank(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(_rank, args=(str(folder),), nprocs=2)
+    in_two_processes(_rank, str(folder))
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

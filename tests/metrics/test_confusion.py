@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from torchmetrics import MetricCollection
 
+from tests.training.processes import in_two_processes
 from tightframe.errors import ArgumentError, DeviceError, DtypeError, LabelError, NonFiniteError, ShapeError
 from tightframe.metrics import ConfusedPairs
 
@@ -96,7 +97,7 @@ def _rank(rank, folder):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_two_ranks_with_uneven_shares(tmp_path):
-    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    in_two_processes(_rank, str(tmp_path))
     for rank in range(2):
         results = torch.load(tmp_path / f"rank{rank}.pt")
         for name in ("all", "again", "one_rank_has_all", "collection"):

@@ -4,6 +4,7 @@ import torch.distributed as dist
 from torchmetrics import MetricCollection
 
 from tests.functional import severity_literal as literal
+from tests.training.processes import in_two_processes
 from tightframe import functional as F
 from tightframe.errors import ArgumentError, DtypeError, LabelError, NonFiniteError, ShapeError
 from tightframe.metrics import FrameCollapse, HierarchicalDistance, HierarchicalMetrics, MistakeSeverity
@@ -177,7 +178,7 @@ def _rank(rank, folder):
 
 
 def test_two_ranks_with_uneven_shares(tmp_path):
-    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    in_two_processes(_rank, str(tmp_path))
     severity = F.mistake_severity(SCORES, LABELS, D)
     together = {"severity": severity, "distance": F.hierarchical_distance(SCORES, LABELS, D, 5).mean()}
     for rank in range(2):
