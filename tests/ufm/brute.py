@@ -6,6 +6,7 @@ Nothing here comes from the package but the problems' own numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +30,12 @@ class Found:
         return self.matrices[-1]
 
 
+@cache
 def labels_of(problem) -> Tensor:
     return torch.tensor([k for k, n in enumerate(problem.counts) for _ in range(n)])
 
 
+@cache
 def weights_of(problem) -> Tensor:
     N = sum(problem.counts)
     weights = getattr(problem, "sample_weights", None)

@@ -201,7 +201,7 @@ def descended(problem: Problem, grouped: Grouped, penalty: Penalty, start: Point
         total = penalty.sigma / 2 * (left.square().sum() + right.square().sum())
         for b in rest:
             logits, total = logits + b, total + (penalty.bias_decay or 0.0) / 2 * b.square().sum()
-        return rows.weights @ problem.criterion.shares(rows, logits)[0] + total
+        return problem.criterion.fit(rows, logits) + total
 
     left, right, *rest = lbfgs(value, parts, _DESCENT, 1e-12).parameters
     return grouped.fold(left @ right.T / rows.roots, rest[0] if rest else None)

@@ -125,7 +125,7 @@ def deep_objective(problem: DeepUFM, factors: Sequence[Tensor]) -> Tensor:
     """
     logits, H = deep_logits(problem, factors), factors[0]
     rows = problem.rows(len(H))
-    value = rows.weights @ problem.criterion.shares(rows, logits)[0]
+    value = problem.criterion.fit(rows, logits)
     value = value + problem.decays[0] / 2 * (rows.prices * H.square().sum(dim=1)).sum()
     for decay, matrix in zip(problem.decays[1:], factors[1:], strict=True):
         value = value + decay / 2 * matrix.square().sum()

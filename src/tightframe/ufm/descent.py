@@ -12,7 +12,7 @@ from torch import Tensor
 from tightframe.errors import ArgumentError, check_positive
 from tightframe.ufm.bound import dual_bound
 from tightframe.ufm.deep import DeepUFM, deep_objective, last_features
-from tightframe.ufm.problem import Problem, check_penalty, objective
+from tightframe.ufm.problem import Problem, check_penalty, objective_of_rows
 from tightframe.ufm.solution import Solution
 
 Features = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
@@ -88,7 +88,15 @@ class MultistartLBFGS:
         return parts
 
     def _descend(self, problem: Problem, build: Features, parameters: list[Tensor]) -> Descent:
-        return lbfgs(lambda parts: _objective(problem, build(parts)), parameters, self.max_iterations, self.tolerance)
+        rows = problem.rows()
+
+        def value(parts: Sequence[Tensor]) -> Tensor:
+            if isinstance(problem, DeepUFM):
+                return deep_objective(problem, parts)
+            H, W, *bias = build(parts)
+            return objective_of_rows(problem, rows, W, H, *bias)
+
+        return lbfgs(value, parameters, self.max_iterations, self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -159,13 +167,6 @@ def factors_of(problem: Problem) -> Features:
         return features / (ratio * root), ratio * classifier, *bias
 
     return build
-
-
-def _objective(problem: Problem, factors: Sequence[Tensor]) -> Tensor:
-    if isinstance(problem, DeepUFM):
-        return deep_objective(problem, factors)
-    H, W, *bias = factors
-    return objective(problem, W, H, *bias)
 
 
 def _solution(problem: Problem, factors: tuple[Tensor, ...], best: Descent, facts: dict[str, float]) -> Solution:

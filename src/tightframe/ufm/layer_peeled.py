@@ -304,7 +304,7 @@ def _at(
     """Return the solution with logits Z, ``exact`` if its gap agrees."""
     problem.require_dim(rank, "the optimal logits")
     rows = problem.rows()
-    loss = (rows.weights @ problem.criterion.shares(rows, Z)[0]).item()
+    loss = problem.criterion.fit(rows, Z).item()
     bound = min(loss, logits_bound(problem, rows, Z))
     gap = loss - bound
     W, H = factorise(problem, Z)

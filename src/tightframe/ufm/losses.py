@@ -49,17 +49,25 @@ class CrossEntropy:
 
     def log_shares(self, rows: Rows, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses ``(R,)`` and log Q ``(R, M)``, of equal logits together."""
-        if rows.times is not None:
-            logits = logits + rows.times.log()
-        differences = logits - logits.gather(1, rows.column)
-        others = differences.scatter(1, rows.column, -torch.inf).logsumexp(dim=1)
-        losses = torch.nn.functional.softplus(others, threshold=40.0)
+        losses, differences = self._losses(rows, logits)
         return losses, differences.sub_(losses.unsqueeze(1))
 
     def shares(self, rows: Rows, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses ``(R,)`` and the shares ``(R, M)``."""
         losses, log_q = self.log_shares(rows, logits)
         return losses, log_q.exp()
+
+    def fit(self, rows: Rows, logits: Tensor) -> Tensor:
+        """Return the weighted sum of the losses, 0-d and differentiable."""
+        return rows.weights @ self._losses(rows, logits)[0]
+
+    def _losses(self, rows: Rows, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses ``(R,)``, and the logits less the own ``(R, M)``."""
+        if rows.times is not None:
+            logits = logits + rows.times.log()
+        differences = logits - logits.gather(1, rows.column)
+        others = differences.scatter(1, rows.column, -torch.inf).logsumexp(dim=1)
+        return torch.nn.functional.softplus(others, threshold=40.0), differences
 
     def slope(self, rows: Rows, shares: Tensor) -> Tensor:
         """Return the gradient of the fit by the logits ``(R, M)``."""
@@ -131,6 +139,10 @@ class SquaredError:
         """Return the losses ``(R,)`` and the shares ``(R, M)``."""
         off = logits - torch.zeros_like(logits).scatter_(1, rows.column, 1.0)
         return (self._times(rows) * off.square()).sum(dim=1) / 2, off
+
+    def fit(self, rows: Rows, logits: Tensor) -> Tensor:
+        """Return the weighted sum of the losses, 0-d and differentiable."""
+        return rows.weights @ self.shares(rows, logits)[0]
 
     def slope(self, rows: Rows, shares: Tensor) -> Tensor:
         """Return the gradient of the fit by the logits ``(R, M)``."""

@@ -236,9 +236,13 @@ def objective(problem: Problem, W: Tensor, H: Tensor, bias: Tensor | None = None
     """
     if not problem.has_objective:
         raise ArgumentError(f"problem must be a one-layer model with a fit, got {type(problem).__name__}")
-    rows = problem.rows(len(H))
+    return objective_of_rows(problem, problem.rows(len(H)), W, H, bias)
+
+
+def objective_of_rows(problem: Problem, rows: Rows, W: Tensor, H: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return :func:`objective` where the rows of the features are known already."""
     logits = H @ W.T if bias is None else H @ W.T + bias
-    value = rows.weights @ problem.criterion.shares(rows, logits)[0]
+    value = problem.criterion.fit(rows, logits)
     weight_decay, feature_decay = problem.penalties
     value = value + weight_decay / 2 * W.square().sum()
     value = value + feature_decay / 2 * (rows.prices * H.square().sum(dim=1)).sum()

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightframe.ufm.solution import bisect
-
 _GRID = 512  # points, in the logarithm of the scale, between which a root or a maximum is sought
+_PASSES, _PARTS = 10, 32  # 32^10 parts are all that float64 can tell apart
 
 
 class BestScale(NamedTuple):
@@ -139,26 +138,30 @@ class Ray:
             grid = torch.cat([grid, torch.tensor([math.log(fold)], dtype=torch.float64)]).sort().values
         above = excess(grid) > 0
         changes = (above[1:] != above[:-1]).nonzero()[:, 0].tolist()
-        return tuple(math.exp(crossing(excess, grid[i].item(), grid[i + 1].item())) for i in changes)
+        return tuple(math.exp(root(excess, grid[i].item(), grid[i + 1].item())) for i in changes)
 
 
-def crossing(function: Callable[[Tensor], Tensor], low: float, high: float) -> float:
-    """Return where a function of 0-d tensors changes its sign between two numbers."""
-
-    def at(u: float) -> float:
-        return function(torch.tensor(u, dtype=torch.float64)).item()
-
-    sign = 1.0 if at(high) > 0 else -1.0
-    return bisect(lambda u: sign * at(u), low, high)
+def root(function: Callable[[Tensor], Tensor], low: float, high: float) -> float:
+    """Return where a function of points ``(G,)`` first changes its sign between two numbers, by ever finer grids."""
+    for _ in range(_PASSES):
+        points = torch.linspace(low, high, _PARTS + 1, dtype=torch.float64)
+        above = function(points) > 0
+        changed = (above != above[0]).nonzero()
+        if len(changed) == 0:  # nothing is left between the two but rounding
+            break
+        low, high = points[changed[0] - 1].item(), points[changed[0]].item()
+    return (low + high) / 2
 
 
 def _maximum(function: Callable[[Tensor], Tensor], grid: Tensor) -> tuple[float, float]:
     """Return where a function is largest, and how large: next to its largest value on the grid, by its derivative."""
 
     def derivative(u: Tensor) -> Tensor:
-        with torch.enable_grad():
-            return torch.autograd.grad(function(u.requires_grad_()).sum(), u)[0]
+        u = u.requires_grad_()
+        return torch.autograd.grad(function(u).sum(), u)[0]
 
     best = int(function(grid).argmax())
-    u = crossing(derivative, grid[max(best - 1, 0)].item(), grid[min(best + 1, len(grid) - 1)].item())
+    low, high = grid[max(best - 1, 0)].item(), grid[min(best + 1, len(grid) - 1)].item()
+    with torch.enable_grad():
+        u = root(derivative, low, high)
     return u, function(torch.tensor(u, dtype=torch.float64)).item()
