@@ -65,11 +65,10 @@ def measure(matrices, inputs, labels, biases, K):
     return (within / between).item(), (s[0] / s[-1]).item(), cosines, (sw[0] / sw[-1]).item(), x
 
 
-@pytest.mark.parametrize("seeds", range(4))
-def test_no_bound_is_violated(seeds):
+def test_no_bound_is_violated():
     finite = dict.fromkeys(("nc1", "nc1_a_priori", "nc2", "nc3", "conditioning"), 0)
     refused = vacuous = tight = 0
-    for seed in range(400 * seeds, 400 * (seeds + 1)):
+    for seed in range(400):
         matrices, inputs, labels, K = random_head(100 * seed)
         if seed % 3:  # as drawn, samples of a class are alike; labels at random test the worst
             labels = labels.sort().values

@@ -48,7 +48,7 @@ def test_narrow_problems_keep_the_bound_of_wide_ones(problem):
 
 
 def test_others_go_to_descent_or_flow():
-    relu = ReLUImbalanced((9, 4, 2), 8, 0.01, 0.01)
+    relu = ReLUImbalanced((3, 2), 3, 0.05, 0.05)
     assert solve(relu).loss == pytest.approx(closed_form(relu).loss, abs=1e-10)
     deep = DeepUFM((2, 2), 3, (0.01, 0.01, 0.01), "mse")
     assert solve(deep).loss == pytest.approx(closed_form(deep).loss, abs=1e-10)

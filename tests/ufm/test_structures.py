@@ -233,13 +233,13 @@ def test_losses_are_the_formulas_of_the_paper():
     assert found == pytest.approx(wanted, abs=1e-13)
 
 
-@pytest.mark.parametrize("L", [1, 2, 3, 6])
+@pytest.mark.parametrize("L", [1, 2, 6])
 def test_best_scale_is_that_of_a_grid(L):
     generator = torch.Generator().manual_seed(L)
     for K, n in ((3, 1), (5, 4), (9, 2)):
         own = 3 * torch.eye(K).double() + torch.rand(K, K, generator=generator, dtype=torch.float64)
         shapes = [dnc(K), pairs(K), polygon(K), Structure("drawn", own, torch.linalg.svdvals(own))]
-        for shape, decay in itertools.product(shapes, (1e-5, 1e-2, 0.05, 0.12)):
+        for shape, decay in itertools.product(shapes, (1e-5, 0.05)):
             problem = model(K, n=n, L=L, decay=decay)
             cost = (np.linalg.svd(shape.logits.numpy(), compute_uv=False) ** (2 / (L + 1)))[: shape.rank].sum()
             scale, loss = scale_brute_force(shape.logits, cost, problem)
@@ -405,10 +405,10 @@ def test_nothing_lies_below_the_lower_bound(K, L, decay, relu):
     problem = model(K, n=2, d=K + 1, L=L, decay=decay, relu=relu)
     bound = lower_bound(problem).loss
     assert deep_form(problem).lower_bound == pytest.approx(bound, abs=1e-14)
-    for seed, size in itertools.product(range(40), (0.1, 0.5, 1.0, 3.0)):
+    for seed, size in itertools.product(range(8), (0.1, 0.5, 1.0, 3.0)):
         assert deep_objective(problem, drawn_factors(problem, 2 * K, seed, size)) > bound
     # What the bound is made of: the fit by the nuclear norm, and that by the norms.
-    for seed in range(40):
+    for seed in range(8):
         factors = drawn_factors(problem, K, seed)
         norms = [factor.norm().item() for factor in factors]
         logits = deep_logits(problem, factors)
@@ -416,7 +416,7 @@ def test_nothing_lies_below_the_lower_bound(K, L, decay, relu):
         fit = torch.nn.functional.cross_entropy(logits, torch.arange(K)).item()
         assert nuclear <= math.prod(norms)
         assert fit >= math.log1p((K - 1) * math.exp(-nuclear / (K - 1)))
-    for seed in range(3):
+    for seed in range(1):
         assert descend(problem, drawn_factors(problem, 2 * K, seed), steps=150) > bound - 1e-12
     assert descend(problem, deep_form(problem).factors, steps=150) > bound - 1e-12
 

@@ -83,7 +83,7 @@ def test_a_class_dies_at_its_count():
         solution = deep_squared_form(problem_of(counts, 3, scaled))
         assert solution.facts["death_count"] == pytest.approx(2 * factor, rel=1e-12)
         assert solution.facts["active_classes"] == 3 - dead
-        found = minimise(solution.problem, starts=12, iterations=150, width=6)
+        found = minimise(solution.problem, starts=6, iterations=150, width=6)
         assert abs(found.loss - solution.loss) < LOSS
 
 

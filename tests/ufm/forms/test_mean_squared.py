@@ -98,7 +98,7 @@ def test_a_class_vanishes_at_its_threshold(weights):
         problem = problem_of((6, 3, 1), 3, factor * threshold, sample_weights=weights)
         solution = mean_squared_form(problem)
         assert int((solution.H.norm(dim=1) == 0).sum()) == dead
-        found = minimise(problem, starts=2, iterations=1500)
+        found = minimise(problem, starts=1, iterations=1500)
         assert abs(found.loss - solution.loss) < LOSS
         assert int((found.H.norm(dim=1) < 0.01).sum()) > 0 if dead else found.H.norm(dim=1).min() > 0.05
     if weights is None:
@@ -117,8 +117,7 @@ def test_free_bias_any_counts(counts, weights):
 
 
 @pytest.mark.parametrize("bias_decay", [None, 0.0, 0.1])
-@pytest.mark.parametrize("weights", [None, (0.05, 0.2, 0.1)])
-@pytest.mark.parametrize("counts", [(3, 3, 3), (6, 3, 1)])
+@pytest.mark.parametrize(("counts", "weights"), [((3, 3, 3), (0.05, 0.2, 0.1)), ((6, 3, 1), None)])
 def test_zero_is_optimal_from_its_threshold_on(counts, weights, bias_decay):
     options = {"sample_weights": weights, "bias_decay": bias_decay}
     threshold = mean_squared_form(problem_of(counts, 4, 0.01, **options)).facts["zero_sigma"]
