@@ -245,7 +245,7 @@ def test_elements_that_the_script_asks_for_exist(tmp_path: Path) -> None:
 def test_seeds_are_added_up(tmp_path: Path) -> None:
     more = Confusion(5, torch.tensor([[3, 3], [0, 2]]), torch.tensor([8, 1]))
     write(tmp_path, SMALL, "ABCD", {"mine": [small(), None, more]})
-    confusions = gather_confusions(RunDirectory.read(tmp_path))
+    confusions = gather_confusions(RunDirectory.read(tmp_path), "test")
     assert confusions is not None
     (run,) = confusions.runs
     assert (run.seeds, run.epochs, run.samples) == ((0, 2), (3, 5), 42)

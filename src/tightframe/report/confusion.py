@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightframe.hierarchy import Tree
-from tightframe.report.history import History
 from tightframe.runs import RunDirectory
 
 Ints = NDArray[np.int64]
@@ -151,15 +150,14 @@ def _ancestors(tree: Tree, nodes: Ints, level: int) -> Ints:
     return nodes
 
 
-def gather_confusions(directory: RunDirectory) -> Confusions | None:
-    """Add up the seeds' files of each run, on the split that accuracy is judged on; None without a tree or files.
+def gather_confusions(directory: RunDirectory, split: str) -> Confusions | None:
+    """Add up the seeds' files of each run on a split; None without a tree or files.
 
     Files that cannot be read, or that know of more classes than the tree, are left out.
     """
     tree = directory.tree
     if tree is None:
         return None
-    split = History(directory.records).evaluation_split
     found = [_add_up(directory, run, split, tree.num_classes) for run in directory.runs]
     runs = [run for run in found if run is not None]
     return Confusions(tree, split, tree_groups(tree), runs) if runs else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,43 @@ import numpy as np
 from tightframe.errors import require_extra
 from tightframe.files import write_text
 from tightframe.hierarchy import Tree
-from tightframe.report.confusion import confusion_data
-from tightframe.report.content import Content, RunGeometry
-from tightframe.report.figures import PALETTE
-from tightframe.report.geometry import Array, SimplexFrame
+from tightframe.report.charts import PALETTE
+from tightframe.report.confusion import Confusions, confusion_data
+from tightframe.report.geometry import RunGeometry
 from tightframe.report.history import Panel
-from tightframe.report.layers import layer_data
-from tightframe.report.tables import board_cells
+from tightframe.report.layers import Layers
+from tightframe.report.tables import Leaderboard, board_cells
+from tightframe.runs import RunDirectory
 
 # The same hues, lighter, for a dark ground.
 DARK_PALETTE = ("#5AA9E6", "#FF8B4D", "#2BC79A", "#E39AC6", "#F2B93B", "#9BD7F5", "#A6A6A6")
 CLASS_PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7")
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that is shown.
+
+    Args:
+        directory: the run directory.
+        board: the leaderboard.
+        panels: charts against epochs.
+        geometry: one a run that has snapshots of at least two classes.
+        confusions: mistakes of the runs; None without a hierarchy or without a file of them.
+        layers: layers against epochs of the runs that measured some beside the classifier's input.
+    """
+
+    directory: RunDirectory
+    board: Leaderboard
+    panels: list[Panel]
+    geometry: list[RunGeometry]
+    confusions: Confusions | None
+    layers: Layers
+
+    @property
+    def color_limit(self) -> float:
+        """End of the colour scale of all cosines."""
+        return max((item.color_limit for item in self.geometry), default=1.0)
 
 
 def write_html(content: Content, path: Path) -> Path:
@@ -61,15 +87,14 @@ def _texts(content: Content) -> dict[str, Any]:
         "rows": rows,
         "columns": board.columns,
         "outputs": sum(column.source[1] == "" for column in board.columns),
-        "best_cells": {(row, i) for i, column in enumerate(board.columns, start=1) for row in column.best},
+        "best_cells": {(row, column + 1) for row, column in board.best},
         "run_index": {run: index for index, run in enumerate(directory.runs)},
         "intervals": any(len(row.seeds) > 1 for row in board.rows),
         "geometry": content.geometry,
         "views": [item for item in content.geometry if item.view is not None],
-        "class_name": directory.class_name,
         "tree": None if directory.tree is None else _nodes(directory.tree),
         "confusions": content.confusions,
-        "layers": content.layers,
+        "layers": content.layers.runs,
         "panels_left": sum(not panel.main for panel in content.panels),
         "directory": directory,
     }
@@ -134,77 +159,36 @@ def _best_sentence(content: Content) -> str:
 
 def _data(content: Content) -> dict[str, Any]:
     """Collect what the plots draw, as plain JSON."""
-    runs = content.directory.runs
-    limit = max((item.color_limit for item in content.geometry), default=1.0)
-    return {
-        "runs": runs,
-        "palette": {"light": PALETTE, "dark": DARK_PALETTE, "classes": CLASS_PALETTE},
-        "panels": [_panel(panel, runs) for panel in content.panels],
-        "geometry": [_geometry(item, content) for item in content.geometry],
-        "colorLimit": limit,
-        "confusion": None if content.confusions is None else confusion_data(content.confusions, content.directory),
-        "layers": layer_data(content.layers),
-    }
-
-
-def _panel(panel: Panel, runs: Sequence[str]) -> dict[str, Any]:
-    factor = 100 if panel.quantity.percent else 1
-    return {
-        "title": panel.title + (" %" if panel.quantity.percent else ""),
-        "meaning": panel.quantity.meaning,
-        "ideal": panel.quantity.ideal if panel.quantity.ideal is None else factor * panel.quantity.ideal,
-        "main": panel.main,
-        "log": panel.log,
-        "range": [math.log10(v) if panel.log else factor * v for v in panel.limits],
-        "curves": [
-            {
-                "run": runs.index(curve.run),
-                "x": curve.epochs,
-                "y": _numbers([factor * e.mean for e in curve.estimates]),
-                "width": _numbers([factor * e.half_width for e in curve.estimates]),
-                "low": _numbers([factor * v for v in curve.low]),
-                "high": _numbers([factor * v for v in curve.high]),
-            }
-            for curve in panel.curves
-        ],
-    }
-
-
-def _geometry(item: RunGeometry, content: Content) -> dict[str, Any]:
-    view = item.view
-    drawn = None
-    if view is not None:
-        drawn = {
-            "names": [content.directory.class_name(c) for c in view.classes],
-            "vertices": _matrix(view.vertices, 3),
-            "frames": [_frame(frame) for frame in view.frames],
+    directory = content.directory
+    return plain_json(
+        {
+            "runs": directory.runs,
+            "classes": directory.class_names,
+            "palette": {"light": PALETTE, "dark": DARK_PALETTE, "classes": CLASS_PALETTE},
+            "panels": content.panels,
+            "geometry": content.geometry,
+            "colorLimit": content.color_limit,
+            "confusion": None if content.confusions is None else confusion_data(content.confusions, directory),
+            "layers": content.layers,
         }
-    return {
-        "run": item.run,
-        "seed": item.seed,
-        "epoch": item.epoch,
-        "K": item.num_classes,
-        "names": [content.directory.class_name(c) for c in range(len(item.means))],
-        "means": _matrix(item.means, 3),
-        "classifier": _matrix(item.classifier, 3),
-        "view": drawn,
-    }
+    )
 
 
-def _frame(frame: SimplexFrame) -> dict[str, Any]:
-    return {
-        "epoch": frame.epoch,
-        "vectors": _matrix(frame.vectors, 3),
-        "means": _matrix(frame.means, 3),
-        "points": [_matrix(points, 3) for points in frame.points],
-    }
+def plain_json(value: Any) -> Any:
+    """Return content as JSON: dataclasses as objects, numbers to five digits, None for what is not finite.
 
-
-def _matrix(array: Array, decimals: int) -> list[list[float | None]]:
-    """Round for a small page; adding zero turns -0.0 into 0.0."""
-    rounded = np.round(array, decimals) + 0.0
-    return [[float(v) if math.isfinite(v) else None for v in row] for row in rounded]
-
-
-def _numbers(values: Sequence[float]) -> list[float | None]:
-    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
+    Example:
+        >>> plain_json((np.array([1 / 3]), math.nan))
+        [[0.33333], None]
+    """
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain_json(each) for each in value]
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {name: plain_json(each) for name, each in value.items()}
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value

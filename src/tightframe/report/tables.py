@@ -13,8 +13,7 @@ from tightframe.errors import EmptyDataError, require_extra
 from tightframe.files import written_whole
 from tightframe.functional.registry import Described, describe
 from tightframe.records import Record, Records
-from tightframe.report.history import Estimate, History, Key, estimate
-from tightframe.report.names import FEATURES, MAIN_METRICS, is_detail
+from tightframe.report.history import FEATURES, MAIN_METRICS, Estimate, History, Key, estimate, is_detail, sentence
 from tightframe.runs import RunDirectory
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -28,13 +27,17 @@ class Column:
         name: its name in the CSV, such as ``test.accuracy``.
         source: split, layer and metric of the records it comes from.
         quantity: label, meaning and ideal.
-        best: indices of the rows whose mean is nearest to the ideal; empty without an ideal or a rival.
     """
 
     name: str
     source: Key
     quantity: Described
-    best: frozenset[int] = frozenset()
+
+    @property
+    def title(self) -> str:
+        """Label with its split where that is not plain, and the percent sign."""
+        label = self.quantity.label
+        return sentence(f"{self.source[0]} {label}" if self.source[1] == "" else label, self.quantity.percent)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,17 @@ class Leaderboard:
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+
+    @property
+    def best(self) -> frozenset[tuple[int, int]]:
+        """Row and column of each mean that is nearest to its ideal; none of a column without an ideal or a rival."""
+        found = set()
+        for i, column in enumerate(self.columns):
+            means = [row.estimates[i].mean for row in self.rows]
+            if column.quantity.ideal is not None and len(means) > 1:
+                gaps = [math.inf if math.isnan(mean) else abs(mean - column.quantity.ideal) for mean in means]
+                found |= {(row, i) for row, gap in enumerate(gaps) if gap == min(gaps) < math.inf}
+        return frozenset(found)
 
 
 def leaderboard(
@@ -92,52 +106,34 @@ def leaderboard(
         raise EmptyDataError("records must hold at least one row, got none; measure something first")
     history = History(records)
     columns = _columns(history, num_classes)
-    rows = [_row(history, records, run, columns, (classifier_parameters or {}).get(run)) for run in history.runs]
+    rows = [_row(history, run, columns, (classifier_parameters or {}).get(run)) for run in history.runs]
     if columns and columns[0].source[2] == "accuracy":
-        rows.sort(
-            key=lambda row: -math.inf if math.isnan(row.estimates[0].mean) else row.estimates[0].mean, reverse=True
-        )
-    marked = tuple(
-        Column(c.name, c.source, c.quantity, _best([row.estimates[i] for row in rows], c.quantity.ideal))
-        for i, c in enumerate(columns)
-    )
-    return Leaderboard(marked, tuple(rows))
+        rows.sort(key=lambda row: -math.inf if row.estimates[0].count == 0 else row.estimates[0].mean, reverse=True)
+    return Leaderboard(tuple(columns), tuple(rows))
 
 
 def _columns(history: History, num_classes: int | None) -> list[Column]:
     split = history.evaluation_split
-    accuracy: Key = (split, "", "accuracy")
+    judged = [s for s in dict.fromkeys((split, "train")) if (s, "", "accuracy") in history.values]
     columns = []
-    if accuracy in history.values:
-        columns = [Column(f"{split}.accuracy", accuracy, describe("accuracy"))]
-        errors = dict.fromkeys(s for s in (split, "train") if (s, "", "accuracy") in history.values)
-        columns += [Column(f"{s}.error", (s, "", "accuracy"), describe("error")) for s in errors]
+    if split in judged:
+        columns = [Column(f"{split}.accuracy", (split, "", "accuracy"), describe("accuracy"))]
+        columns += [Column(f"{s}.error", (s, "", "accuracy"), describe("error")) for s in judged]
     shown = [key for key in history.values if key[:2] == (split, "") and not is_detail(key[2])]
     sources = [key for key in shown if key[2] not in ("accuracy", "error", "loss")]
     sources += [key for m in MAIN_METRICS if (key := ("train", FEATURES, m)) in history.values]
     return columns + [Column(f"{key[0]}.{key[2]}", key, describe(key[2], num_classes)) for key in sources]
 
 
-def _row(history: History, records: Records, run: str, columns: list[Column], parameters: int | None) -> Row:
-    last: dict[int, int] = {}
-    for record in records:
-        if record.run == run:
-            last[record.seed] = max(record.epoch, last.get(record.seed, 0))
+def _row(history: History, run: str, columns: list[Column], parameters: int | None) -> Row:
+    last = history.last_epochs[run]
     estimates = []
     for column in columns:
-        values = list(history.last(column.source, run).values())
-        if column.name.endswith(".error"):
-            values = [1 - value for value in values]
-        estimates.append(estimate(values))
+        values = history.last(column.source, run).values()
+        estimates.append(
+            estimate(1 - value for value in values) if column.name.endswith(".error") else estimate(values)
+        )
     return Row(run, tuple(sorted(last)), (min(last.values()), max(last.values())), tuple(estimates), parameters)
-
-
-def _best(estimates: list[Estimate], ideal: float | None) -> frozenset[int]:
-    if ideal is None or len(estimates) < 2:
-        return frozenset()
-    gaps = [math.inf if math.isnan(e.mean) else abs(e.mean - ideal) for e in estimates]
-    smallest = min(gaps)
-    return frozenset(i for i, gap in enumerate(gaps) if gap == smallest < math.inf)
 
 
 def format_estimate(value: Estimate, percent: bool = False) -> str:
@@ -168,26 +164,15 @@ def format_estimate(value: Estimate, percent: bool = False) -> str:
     return text + power + ("" if value.count == value.total else f" ({value.count} of {value.total})")
 
 
-def column_title(column: Column) -> str:
-    """Label of a column with its split where that is not plain, and the percent sign."""
-    label = column.quantity.label
-    title = f"{column.source[0]} {label}" if column.source[1] == "" else label
-    return title[:1].upper() + title[1:] + (" %" if column.quantity.percent else "")
-
-
-def epochs_text(row: Row) -> str:
-    """Write the last epoch, or the range over seeds."""
-    return str(row.epochs[0]) if row.epochs[0] == row.epochs[1] else f"{row.epochs[0]}–{row.epochs[1]}"
-
-
 def board_cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
     """Write the board's headings, and its cells row by row, as text."""
-    headings = ["Run", *map(column_title, board.columns), "Classifier parameters", "Seeds", "Epochs"]
+    headings = ["Run", *(column.title for column in board.columns), "Classifier parameters", "Seeds", "Epochs"]
     rows = []
     for row in board.rows:
         cells = [format_estimate(e, c.quantity.percent) for c, e in zip(board.columns, row.estimates, strict=True)]
         parameters = "–" if row.classifier_parameters is None else f"{row.classifier_parameters:,}"
-        rows.append([row.run, *cells, parameters, str(len(row.seeds)), epochs_text(row)])
+        epochs = "–".join(map(str, sorted(set(row.epochs))))
+        rows.append([row.run, *cells, parameters, str(len(row.seeds)), epochs])
     return headings, rows
 
 
@@ -216,7 +201,7 @@ def _rich_table(
     table.add_column(text(headings[0]), width=widths[0], overflow="fold")
     for i in part:
         table.add_column(text(headings[i]), justify="right", width=widths[i])
-    best = {(row, i) for i, column in enumerate(board.columns, start=1) for row in column.best}
+    best = {(row, column + 1) for row, column in board.best}
     for index, row in enumerate(rows):
         table.add_row(text(row[0]), *(text(row[i], style="bold" if (index, i) in best else "") for i in part))
     return table
