@@ -186,10 +186,10 @@ def _draw_lines(axis: Any, chart: Chart, groups: Sequence[str]) -> None:
             # A logarithmic axis has no place for the part of a band below zero.
             low, high = np.clip([y - width, y + width], *(chart.limits or (-math.inf, math.inf)))
             axis.fill_between(x, low, high, color=PALETTE[place], alpha=0.16, linewidth=0)
-    for text, place in chart.marks.items():
-        axis.axvline(place, color="#6B6B6B", linewidth=1, linestyle=":")
+    for text, mark in chart.marks.items():
+        axis.axvline(mark, color="#6B6B6B", linewidth=1, linestyle=":")
         axis.annotate(
-            plain(text), (place, 1), xycoords=("data", "axes fraction"), rotation=90, fontsize=8, ha="right", va="top"
+            plain(text), (mark, 1), xycoords=("data", "axes fraction"), rotation=90, fontsize=8, ha="right", va="top"
         )
     axis.set(xscale="log" if chart.log_x else "linear", yscale="log" if chart.log_y else "linear")
     if chart.limits is not None:

@@ -185,6 +185,14 @@ def _sums(index: Ints, counts: Ints, size: int) -> Ints:
     return np.bincount(index, counts, size).astype(np.int64)
 
 
+def sums_below(tree: Tree, counts: Ints) -> Ints:
+    """Return the sum of the counts of each node and all nodes below it ``(N,)``."""
+    sums = counts.copy()
+    for node in range(len(sums) - 1, 0, -1):
+        sums[tree.parents[node]] += sums[node]
+    return sums
+
+
 def confusion_data(confusions: Confusions, directory: RunDirectory) -> dict[str, Any]:
     """Return what the page's script draws, as plain JSON; cells are sparse."""
     tree, groups = confusions.tree, confusions.groups
@@ -203,9 +211,7 @@ def confusion_data(confusions: Confusions, directory: RunDirectory) -> dict[str,
 
 def _run(run: RunConfusion, groups: Groups | None, directory: RunDirectory, tree: Tree) -> dict[str, Any]:
     here = run.meeting(tree)
-    in_all = here.copy()
-    for node in range(len(in_all) - 1, 0, -1):
-        in_all[tree.parents[node]] += in_all[node]
+    in_all = sums_below(tree, here)
     some = np.flatnonzero(in_all)
     cells, totals = (np.zeros((0, 3), dtype=np.int64), np.zeros(0)) if groups is None else run.grouped(groups)
     return {

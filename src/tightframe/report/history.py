@@ -107,6 +107,12 @@ class History:
         epochs = self.values.get(key, {}).get(run, {})
         return {seed: value for epoch in sorted(epochs) for seed, value in epochs[epoch].items()}
 
+    def estimates(self, key: Key, run: str, scale: float = 1) -> dict[int, Estimate]:
+        """Return the mean over seeds, times ``scale``, at each epoch, in order, that has a finite value."""
+        epochs = self.values.get(key, {}).get(run, {})
+        found = {epoch: estimate(scale * value for value in epochs[epoch].values()) for epoch in sorted(epochs)}
+        return {epoch: each for epoch, each in found.items() if each.count}
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -145,23 +151,19 @@ def _panel(history: History, key: Key, main: bool, num_classes: int | None) -> P
     values = [value for value in values if math.isfinite(value)]
     if not values:
         return None
-    lines = [_line(run, history.values[key].get(run, {}), scale) for run in history.runs]
-    lines = [line for line in lines if line.x]
+    estimates = {run: found for run in history.runs if (found := history.estimates(key, run, scale))}
+    lines = [
+        Line(run, list(found), [e.mean for e in found.values()], run, width=[e.half_width for e in found.values()])
+        for run, found in estimates.items()
+    ]
     log = min(values) > 0 and shown.ideal == 0 and not shown.percent
     if shown.percent:
-        values = _after_climb(lines, max(values))
+        means = [(epoch, e.mean) for found in estimates.values() for epoch, e in found.items()]
+        values = _after_climb(means, max(values))
     ideal = None if shown.ideal is None else scale * shown.ideal
     limits = _limits(values, log, None if shown.percent else ideal)
     title = sentence(f"{key[0]} {shown.label}".strip() if key[1] == "" else shown.label, shown.percent)
     return Panel(key, shown.meaning, ideal, main, Chart(title, "epoch", "", lines, log_y=log, limits=limits))
-
-
-def _line(run: str, epochs: dict[int, dict[int, float]], scale: float) -> Line:
-    """Return the means of a run at those epochs that have a finite value."""
-    points = [(epoch, estimate(epochs[epoch].values())) for epoch in sorted(epochs)]
-    points = [(epoch, e) for epoch, e in points if e.count]
-    means, widths = [scale * e.mean for _, e in points], [scale * e.half_width for _, e in points]
-    return Line(run, [epoch for epoch, _ in points], means, group=run, width=widths)
 
 
 def sentence(label: str, percent: bool) -> str:
@@ -169,9 +171,8 @@ def sentence(label: str, percent: bool) -> str:
     return label[:1].upper() + label[1:] + (" %" if percent else "")
 
 
-def _after_climb(lines: list[Line], top: float) -> list[float]:
+def _after_climb(points: list[tuple[int, float]], top: float) -> list[float]:
     """Leave out the climb from chance: it would press all that is worth comparing against the top."""
-    points = [point for line in lines for point in zip(line.x, line.y, strict=True)]
     last = max(epoch for epoch, _ in points)
     means = [mean for epoch, mean in points if epoch > last / 10] or [mean for _, mean in points]
     return [min(*means, top - 3), top]

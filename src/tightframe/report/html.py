@@ -13,7 +13,7 @@ from tightframe.errors import require_extra
 from tightframe.files import write_text
 from tightframe.hierarchy import Tree
 from tightframe.report.charts import PALETTE
-from tightframe.report.confusion import Confusions, confusion_data
+from tightframe.report.confusion import Confusions, confusion_data, sums_below
 from tightframe.report.geometry import RunGeometry
 from tightframe.report.history import Panel
 from tightframe.report.layers import Layers
@@ -103,32 +103,21 @@ def _texts(content: Content) -> dict[str, Any]:
 def _nodes(tree: Tree) -> list[tuple[dict[str, Any], bool]]:
     """Return each inner node twice, in the order of the page: where it begins, and, with True, where it ends.
 
-    A node is a mapping of its number, name, number of classes below it, names of its leaves and other children. A
-    template that called itself would not reach the end of a deep tree.
+    A node is a mapping of its number, name, number of classes below it and names of its leaves. A template that called
+    itself would not reach the end of a deep tree.
     """
-    nodes: list[dict[str, Any]] = [
-        {"number": number, "name": name, "classes": 0, "leaves": [], "inner": []}
-        for number, name in enumerate(tree.names)
-    ]
+    children: list[list[int]] = [[] for _ in tree.names]
+    for node in range(1, len(children)):
+        children[tree.parents[node]].append(node)
     leaves = set(tree.classes.tolist())
-    for node in range(len(nodes) - 1, -1, -1):
-        nodes[node]["leaves"].reverse()
-        nodes[node]["inner"].reverse()
-        nodes[node]["classes"] += node in leaves
-        if node:
-            above = nodes[tree.parents[node]]
-            above["classes"] += nodes[node]["classes"]
-            if node in leaves:
-                above["leaves"].append(nodes[node]["name"])
-            else:
-                above["inner"].append(nodes[node])
-    steps, pending = [], [(nodes[0], False)]
+    classes = sums_below(tree, np.bincount(tree.classes, minlength=len(children)))
+    steps, pending = [], [(0, False)]
     while pending:
-        here, ends = pending.pop()
-        steps.append((here, ends))
+        node, ends = pending.pop()
+        names = [tree.names[child] for child in children[node] if child in leaves]
+        steps.append(({"number": node, "name": tree.names[node], "classes": classes[node], "leaves": names}, ends))
         if not ends:
-            pending.append((here, True))
-            pending += [(child, False) for child in reversed(here["inner"])]
+            pending += [(node, True), *((child, False) for child in reversed(children[node]) if child not in leaves)]
     return steps
 
 

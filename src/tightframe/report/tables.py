@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tightframe.records import Record, Records
 from tightframe.report.history import FEATURES, MAIN_METRICS, Estimate, History, Key, estimate, is_detail, sentence
 from tightframe.runs import RunDirectory
 
+PADDING = 3  # columns of a terminal between two columns of a table
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -176,57 +177,42 @@ def board_cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
     return headings, rows
 
 
-def render_tables(board: Leaderboard, width: int = 80) -> list[Any]:
-    """Build ``rich`` tables of a leaderboard, continued in a further table where one would be wider than ``width``."""
-    headings, rows = board_cells(board)
-    # Headings may wrap between words and long names of runs anywhere, numbers nowhere; rich alone would cut some.
-    widths = []
-    for i, heading in enumerate(headings):
-        longest = max(map(len, [*heading.split(), *(row[i] for row in rows)]))
-        widths.append(max(longest, len(heading) // 2 + 2) if i else min(longest, 32))
-    padding = 3
-    parts: list[list[int]] = [[]]
-    for i in range(1, len(headings)):
-        if parts[-1] and sum(widths[j] + padding for j in [0, *parts[-1], i]) > width:
-            parts.append([])
-        parts[-1].append(i)
-    return [_rich_table(board, headings, rows, widths, part) for part in parts]
+def render_rows(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    bold: Collection[tuple[int, int]] = (),
+    console: Any = None,
+) -> None:
+    """Print a table, continued in a further one where it would be wider than the console.
 
-
-def _rich_table(
-    board: Leaderboard, headings: list[str], rows: list[list[str]], widths: list[int], part: list[int]
-) -> Any:
-    table = require_extra("rich.table", "cli").Table(box=require_extra("rich.box", "cli").SIMPLE_HEAD, pad_edge=False)
-    text = require_extra("rich.text", "cli").Text
-    table.add_column(text(headings[0]), width=widths[0], overflow="fold")
-    for i in part:
-        table.add_column(text(headings[i]), justify="right", width=widths[i])
-    best = {(row, column + 1) for row, column in board.best}
-    for index, row in enumerate(rows):
-        table.add_row(text(row[0]), *(text(row[i], style="bold" if (index, i) in best else "") for i in part))
-    return table
-
-
-def render_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], *, console: Any = None) -> None:
-    """Print a plain table; the first column is text, the others numbers.
+    The first column is text, the others numbers. Headings may wrap between words and long names anywhere, but no number
+    is cut.
 
     Args:
         headings: Headings of the columns.
         rows: Cells of each row.
+        bold: Row and column of the cells in bold.
         console: Console to print on, a ``rich.console.Console``; None prints to standard output.
     """
     console = console or require_extra("rich.console", "cli").Console()
-    table = require_extra("rich.table", "cli").Table(box=require_extra("rich.box", "cli").SIMPLE_HEAD, pad_edge=False)
     text = require_extra("rich.text", "cli").Text
-    for i, heading in enumerate(headings):
-        longest = max((len(row[i]) for row in rows), default=0)
-        # Headings and names may wrap, numbers nowhere: where they do not fit the table is wider than the console.
-        table.add_column(
-            text(heading), justify="right" if i else "left", overflow="fold", min_width=longest if i else 8
-        )
-    for row in rows:
-        table.add_row(*map(text, row))
-    console.print(table, crop=False)
+    widths = [max(map(len, [*heading.split(), *cells])) for heading, *cells in zip(headings, *rows, strict=True)]
+    widths = [min(widths[0], 32), *(max(w, len(h) // 2 + 2) for w, h in zip(widths[1:], headings[1:], strict=True))]
+    parts: list[list[int]] = [[0]]
+    for i in range(1, len(headings)):
+        if len(parts[-1]) > 1 and sum(widths[j] + PADDING for j in [*parts[-1], i]) > console.width:
+            parts.append([0])
+        parts[-1].append(i)
+    for part in parts:
+        box = require_extra("rich.box", "cli").SIMPLE_HEAD
+        table = require_extra("rich.table", "cli").Table(box=box, pad_edge=False)
+        for i in part:
+            side, size = "right" if i else "left", widths[i]
+            table.add_column(text(headings[i]), justify=side, overflow="fold", min_width=size, max_width=size)
+        for index, row in enumerate(rows):
+            table.add_row(*(text(row[i], style="bold" if (index, i) in bold else "") for i in part))
+        console.print(table, crop=False)
 
 
 def print_leaderboard(out: Path | RunDirectory, *, console: Any = None) -> Leaderboard:
@@ -242,8 +228,7 @@ def print_leaderboard(out: Path | RunDirectory, *, console: Any = None) -> Leade
     runs = out if isinstance(out, RunDirectory) else RunDirectory.read(out)
     console = console or require_extra("rich.console", "cli").Console()
     board = leaderboard(runs.records, classifier_parameters=runs.classifier_parameters)
-    for table in render_tables(board, console.width):
-        console.print(table)
+    render_rows(*board_cells(board), bold={(row, column + 1) for row, column in board.best}, console=console)
     console.print("Mean ± 95 % interval over seeds, at the last epoch measured", style="dim")
     for training in runs.problems:
         console.print(f"{training.run}, seed {training.seed}: {training.problem}", markup=False, highlight=False)
