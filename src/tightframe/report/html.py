@@ -68,36 +68,16 @@ def write_html(content: Content, path: Path) -> Path:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "sort_keys": True}
     page = environment.get_template("report.html.j2").render(
-        **_texts(content),
+        content=content,
+        board=content.board,
+        directory=content.directory,
+        cells=board_cells(content.board),
+        tree=None if content.directory.tree is None else _nodes(content.directory.tree),
         data=_data(content),
         plotlyjs=require_extra("plotly.offline", "cli").get_plotlyjs(),
     )
     write_text(path, page)
     return path
-
-
-def _texts(content: Content) -> dict[str, Any]:
-    directory, board = content.directory, content.board
-    headings, rows = board_cells(board)
-    return {
-        "title": directory.path.name,
-        "summary": _summary(content),
-        "best": _best_sentence(content),
-        "headings": headings,
-        "rows": rows,
-        "columns": board.columns,
-        "outputs": sum(column.source[1] == "" for column in board.columns),
-        "best_cells": {(row, column + 1) for row, column in board.best},
-        "run_index": {run: index for index, run in enumerate(directory.runs)},
-        "intervals": any(len(row.seeds) > 1 for row in board.rows),
-        "geometry": content.geometry,
-        "views": [item for item in content.geometry if item.view is not None],
-        "tree": None if directory.tree is None else _nodes(directory.tree),
-        "confusions": content.confusions,
-        "layers": content.layers.runs,
-        "panels_left": sum(not panel.main for panel in content.panels),
-        "directory": directory,
-    }
 
 
 def _nodes(tree: Tree) -> list[tuple[dict[str, Any], bool]]:
@@ -119,31 +99,6 @@ def _nodes(tree: Tree) -> list[tuple[dict[str, Any], bool]]:
         if not ends:
             pending += [(node, True), *((child, False) for child in reversed(children[node]) if child not in leaves)]
     return steps
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _summary(content: Content) -> str:
-    """Say in one sentence what the page shows."""
-    rows = content.board.rows
-    trainings = sum(len(row.seeds) for row in rows)
-    sentence = f"{_count(len(rows), 'run')}, {_count(trainings, 'training')} of up to "
-    sentence += _count(max(row.epochs[1] for row in rows), "epoch")
-    if content.geometry:
-        first = content.geometry[0]
-        sentence += f", K = {first.num_classes} classes in d = {first.dim} dimensions"
-    return sentence + ": how well they classify, and how far their features have collapsed onto a simplex."
-
-
-def _best_sentence(content: Content) -> str:
-    board = content.board
-    if not board.columns or not board.columns[0].name.endswith("accuracy") or len(board.rows) < 2:
-        return ""
-    headings, rows = board_cells(board)
-    percentage = rows[0][1].partition(" (")[0]
-    return f"Best {headings[1].removesuffix(' %').lower()}: {board.rows[0].run}, {percentage} %."
 
 
 def _data(content: Content) -> dict[str, Any]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tightframe.errors import EmptyDataError, require_extra
 from tightframe.files import written_whole
 from tightframe.functional.registry import Described, describe
-from tightframe.records import Record, Records
+from tightframe.records import Records
 from tightframe.report.history import FEATURES, MAIN_METRICS, Estimate, History, Key, estimate, is_detail, sentence
 from tightframe.runs import RunDirectory
 
@@ -35,10 +34,15 @@ class Column:
     quantity: Described
 
     @property
+    def of_outputs(self) -> bool:
+        """Whether it was measured on the network's outputs, and not on features."""
+        return self.source[1] == ""
+
+    @property
     def title(self) -> str:
         """Label with its split where that is not plain, and the percent sign."""
         label = self.quantity.label
-        return sentence(f"{self.source[0]} {label}" if self.source[1] == "" else label, self.quantity.percent)
+        return sentence(f"{self.source[0]} {label}" if self.of_outputs else label, self.quantity.percent)
 
 
 @dataclass(frozen=True)
@@ -240,22 +244,26 @@ def write_leaderboard_csv(board: Leaderboard, path: Path) -> Path:
 
     Shares are in 0..1, not in percent; what is unknown is empty.
     """
-    quantities = [f"{column.name}{suffix}" for column in board.columns for suffix in ("", "_ci95", "_n")]
-    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "seeds", "first_last_epoch", "last_epoch", "classifier_parameters", *quantities])
-        for row in board.rows:
-            cells: list[object] = [row.run, len(row.seeds), *row.epochs, row.classifier_parameters]
-            for e in row.estimates:
-                cells += [*("" if math.isnan(v) else v for v in (e.mean, e.half_width)), e.count]
-            writer.writerow(cells)
+    pandas = require_extra("pandas", "cli")
+    table = []
+    for row in board.rows:
+        cells = {
+            "run": row.run,
+            "seeds": len(row.seeds),
+            "first_last_epoch": row.epochs[0],
+            "last_epoch": row.epochs[1],
+        }
+        cells["classifier_parameters"] = row.classifier_parameters
+        for column, e in zip(board.columns, row.estimates, strict=True):
+            cells |= {column.name: e.mean, f"{column.name}_ci95": e.half_width, f"{column.name}_n": e.count}
+        table.append(cells)
+    with written_whole(path) as partial:
+        pandas.DataFrame(table, dtype=object).to_csv(partial, index=False, lineterminator="\r\n")
     return path
 
 
 def write_records_csv(records: Records, path: Path) -> Path:
     """Write all records as one tidy table of nine columns."""
-    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Record)])
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in records)
+    with written_whole(path) as partial:
+        records.to_frame().to_csv(partial, index=False, na_rep="nan", lineterminator="\r\n")
     return path
