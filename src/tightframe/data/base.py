@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,17 +89,6 @@ class DataSource(ABC):
         """Read the data; equal descriptions give equal data in equal order."""
 
 
-class Samples(Protocol):
-    """A dataset of labelled samples of which some can be taken."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Labels ``(N,)``."""
-
-    def subset(self, indices: Tensor) -> Dataset[Any]:
-        """Return the samples at ``indices``."""
-
-
 class TensorSamples(TensorDataset):
     """Inputs ``(N, ...)`` and int64 labels ``(N,)`` in memory."""
 
@@ -132,14 +121,14 @@ class HoldOutSource(DataSource):
 
     @abstractmethod
     def _read(self) -> ClassificationData:
-        """Return the whole training part, made of :class:`Samples`, and the others."""
+        """Return the whole training part, which has ``labels`` and ``subset(indices)``, and the others."""
 
     def load(self) -> ClassificationData:
         """Read the parts, and set the validation part aside; equal descriptions give equal data in equal order."""
         data = self._read()
         if not self.validation_fraction:
             return data
-        whole = cast(Samples, data.train)
+        whole: Any = data.train
         rest, held_out = stratified_split(whole.labels, self.validation_fraction, self.seed)
         counts = whole.labels[rest].bincount(minlength=data.num_classes)
         return replace(data, train=whole.subset(rest), validation=whole.subset(held_out), class_counts=counts)

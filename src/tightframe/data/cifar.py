@@ -12,7 +12,6 @@ from typing import Any, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tightframe.data.base import TensorSamples, reading
 from tightframe.data.images import ImageSet, checked_labels
@@ -37,7 +36,7 @@ class _Cifar(ImageSet):
         for each in self.files[name]:
             file = _PickledFile(self, each)
             images.append(file.images())
-            labels.append(file.labels(self.labels_key, len(images[-1]), num_classes))
+            labels.append(checked_labels(file.path, file.field(self.labels_key), len(images[-1]), num_classes))
         return TensorSamples(torch.from_numpy(np.concatenate(images)), torch.cat(labels))
 
 
@@ -87,7 +86,7 @@ class CIFAR100(_Cifar):
         for name in ("train", "test"):
             file = _PickledFile(self, name)
             fine = file.field("fine_labels")
-            coarse = file.labels("coarse_labels", len(fine), len(superclasses))
+            coarse = checked_labels(file.path, file.field("coarse_labels"), len(fine), len(superclasses))
             for label, superclass in zip(fine, coarse.tolist(), strict=True):
                 found[label].add(superclass)
         for class_name, own in zip(class_names, found, strict=True):
@@ -125,10 +124,6 @@ class _PickledFile:
         if not isinstance(names, list) or not names or not all(isinstance(name, bytes | str) for name in names):
             raise DataFileError(f"{self.path}: {key} must be a list of class names; get the file again")
         return tuple(map(_text, names))
-
-    def labels(self, key: str, num_images: int, num_classes: int) -> Tensor:
-        """Return one label an image."""
-        return checked_labels(self.path, self.field(key), num_images, num_classes)
 
     def images(self) -> NDArray[np.uint8]:
         """Return the images ``(N, 3, 32, 32)``, which may not be written to."""

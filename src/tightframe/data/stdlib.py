@@ -8,6 +8,7 @@ import sysconfig
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -128,10 +129,15 @@ class StdlibModules(_Library, DataSource):
             EmptyDataError: if no module is large enough.
         """
         root = self._directory()
-        ids = _TokenIds(self.vocabulary)
+
+        @cache
+        def token_id(token: bytes) -> int:
+            return zlib.crc32(token) % self.vocabulary
+
         kept = []
         for path, sources in _find_modules(root, self.min_bytes):
-            windows = self._windows_of(sources, ids)
+            files = [np.fromiter(map(token_id, _TOKEN.findall(source)), np.int64) for source in sources]
+            windows = self._windows_of(files)
             if len(windows[0]) and len(windows[2]):
                 kept.append((path, windows))
         if not kept:
@@ -141,11 +147,10 @@ class StdlibModules(_Library, DataSource):
         validation = held_out if self.validation_fraction else None
         return ClassificationData.of(train, validation, test, train.labels, [path[-1] for path in paths], paths)
 
-    def _windows_of(self, sources: list[bytes], ids: _TokenIds) -> tuple[Windows, ...]:
-        """Return the ``(n, window)`` windows of train, validation and test of one class."""
+    def _windows_of(self, files: list[Windows]) -> tuple[Windows, ...]:
+        """Return the ``(n, window)`` windows of train, validation and test of the token ids of one class."""
         parts: tuple[list[Windows], ...] = ([], [], [])
-        for source in sources:
-            tokens = ids.of(source)
+        for tokens in files:
             for stretches in _stretches(len(tokens), self.window, self.validation_fraction):
                 for part, (start, stop) in zip(parts, stretches, strict=True):
                     count = max(stop - start, 0) // self.window
@@ -154,48 +159,23 @@ class StdlibModules(_Library, DataSource):
         return tuple(np.concatenate([empty, *part]) for part in parts)
 
 
-class _TokenIds(dict[bytes, int]):
-    """Token to id; a token is hashed when it is first met."""
-
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__()
-        self.vocabulary = vocabulary
-
-    def __missing__(self, token: bytes) -> int:
-        self[token] = zlib.crc32(token) % self.vocabulary
-        return self[token]
-
-    def of(self, source: bytes) -> Windows:
-        """Return the ids of the tokens of ``source``, in order."""
-        return np.fromiter(map(self.__getitem__, _TOKEN.findall(source)), np.int64)
-
-
-def _topics() -> dict[str, str]:
-    """Return the topic of every top-level module that the documentation's contents list, in their order."""
-    yaml = require_extra("yaml", "cli")
-    text = resources.files("tightframe.data").joinpath("stdlib_topics.yaml").read_text(encoding="utf-8")
-    topics: dict[str, str] = {}
-    for topic, modules in yaml.safe_load(text).items():
-        for module in modules:
-            topics.setdefault(module, topic)
-    return topics
-
-
 def _find_modules(root: Path, min_bytes: int) -> Iterator[tuple[tuple[str, str, str], list[bytes]]]:
     """Yield path (topic, package, module) and files of the classes in topic order, then by package and module."""
-    topics = _topics()
-    order = {topic: place for place, topic in enumerate(topics.values())}
-    for package in sorted(topics, key=lambda name: (order[topics[name]], name)):
-        own, pool = {}, []
-        for parts, source in source_files(root, package):
-            if len(source) >= min_bytes:
-                own[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = [source]
-            else:
-                pool.append(source)
-        if sum(map(len, pool)) >= min_bytes:
-            own[f"{package}.*"] = pool
-        for name in sorted(own):
-            yield (topics[package], package, name), own[name]
+    yaml = require_extra("yaml", "cli")
+    # The packages of each topic, as the documentation's contents list them.
+    text = resources.files("tightframe.data").joinpath("stdlib_topics.yaml").read_text(encoding="utf-8")
+    for topic, packages in yaml.safe_load(text).items():
+        for package in sorted(packages):
+            own, pool = {}, []
+            for parts, source in source_files(root, package):
+                if len(source) >= min_bytes:
+                    own[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = [source]
+                else:
+                    pool.append(source)
+            if sum(map(len, pool)) >= min_bytes:
+                own[f"{package}.*"] = pool
+            for name in sorted(own):
+                yield (topic, package, name), own[name]
 
 
 def _stretches(length: int, window: int, validation_fraction: float) -> Iterator[tuple[Stretch, Stretch, Stretch]]:

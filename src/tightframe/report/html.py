@@ -13,7 +13,7 @@ from tightframe.errors import require_extra
 from tightframe.files import write_text
 from tightframe.hierarchy import Tree
 from tightframe.report.charts import PALETTE
-from tightframe.report.confusion import Confusions, confusion_data, sums_below
+from tightframe.report.confusion import Confusions, sums_below
 from tightframe.report.geometry import RunGeometry
 from tightframe.report.history import Panel
 from tightframe.report.layers import Layers
@@ -112,7 +112,7 @@ def _data(content: Content) -> dict[str, Any]:
             "panels": content.panels,
             "geometry": content.geometry,
             "colorLimit": content.color_limit,
-            "confusion": None if content.confusions is None else confusion_data(content.confusions, directory),
+            "confusion": content.confusions,
             "layers": content.layers,
         }
     )
