@@ -9,8 +9,8 @@ import pytest
 
 from tightframe.records import Records
 from tightframe.report import build_report
+from tightframe.report.build import plain_json
 from tightframe.report.history import History
-from tightframe.report.html import plain_json
 from tightframe.report.layers import LAYER_METRICS, MAX_EPOCHS, RunLayers, gather_layers
 
 from .test_build import HOSTILE, Page

@@ -154,9 +154,12 @@ class FeatureFiles(DataSource):
             LabelError: if a label is negative or not below ``num_classes``.
             NonFiniteError: if features are NaN or infinite.
         """
-        parts = {"train": _open(self.train), "test": _open(self.test)}
-        if self.validation is not None:
-            parts["validation"] = _open(self.validation)
+        given = {"train": self.train, "test": self.test, "validation": self.validation}
+        parts = {
+            name: part if isinstance(part, FeatureFile) else FeatureFile(part)
+            for name, part in given.items()
+            if part is not None
+        }
         num_classes = self.num_classes or max(part.num_classes for part in parts.values())
         for name, part in parts.items():
             if part.dim != parts["train"].dim:
@@ -261,7 +264,3 @@ def _expand(path: StrPath | Sequence[StrPath]) -> list[Path]:
         if not each.is_file():
             raise DataFileError(f"{each} does not exist or is no file; check the path")
     return paths
-
-
-def _open(part: FeatureFile | StrPath) -> FeatureFile:
-    return part if isinstance(part, FeatureFile) else FeatureFile(part)
