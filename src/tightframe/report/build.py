@@ -49,8 +49,10 @@ class Content:
 
     @property
     def color_limit(self) -> float:
-        """End of the colour scale of all cosines."""
-        return max((item.color_limit for item in self.geometry), default=1.0)
+        """End of a colour scale on which cosines between different classes, the interesting ones, are told apart."""
+        matrices = [matrix for item in self.geometry for matrix in (item.means, item.classifier, item.ideal)]
+        cosines = [matrix[~np.eye(len(matrix), dtype=bool)] for matrix in matrices]
+        return min(1.0, math.ceil(10 * np.nanmax(np.abs(np.concatenate(cosines)))) / 10) if cosines else 1.0
 
 
 def build_report(out: str | Path, *, classes: Sequence[int] | None = None) -> Path:

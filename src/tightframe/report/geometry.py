@@ -172,14 +172,6 @@ class RunGeometry:
     ideal: Array
     view: SimplexView | None
 
-    @property
-    def color_limit(self) -> float:
-        """End of a colour scale on which the off-diagonal entries, the interesting ones, are told apart."""
-        off = ~np.eye(len(self.means), dtype=bool)
-        entries = np.abs(np.concatenate([self.means[off], self.classifier[off], self.ideal[off]]))
-        finite = entries[np.isfinite(entries)]
-        return float(min(1.0, np.ceil(10 * finite.max()) / 10)) if finite.size else 1.0
-
 
 def gather_geometry(directory: RunDirectory, classes: Sequence[int] | None = None) -> list[RunGeometry]:
     """Return one geometry a run that has snapshots of at least two classes.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from tightframe.errors import require_extra
-from tightframe.functional.registry import describe
+from tightframe.functional.registry import Described, describe
 from tightframe.records import Records
 from tightframe.report.charts import Chart, Line
 
@@ -162,13 +162,14 @@ def _panel(history: History, key: Key, main: bool, num_classes: int | None) -> P
         values = _after_climb(means, max(values))
     ideal = None if shown.ideal is None else scale * shown.ideal
     limits = _limits(values, log, None if shown.percent else ideal)
-    title = sentence(f"{key[0]} {shown.label}".strip() if key[1] == "" else shown.label, shown.percent)
-    return Panel(key, shown.meaning, ideal, main, Chart(title, "epoch", "", lines, log_y=log, limits=limits))
+    chart = Chart(title_of(key, shown), "epoch", "", lines, log_y=log, limits=limits)
+    return Panel(key, shown.meaning, ideal, main, chart)
 
 
-def sentence(label: str, percent: bool) -> str:
-    """Begin a label with a capital, and end it with the percent sign where its numbers are percentages."""
-    return label[:1].upper() + label[1:] + (" %" if percent else "")
+def title_of(key: Key, quantity: Described) -> str:
+    """Return the label of a metric, with its split where that is not plain, and the percent sign."""
+    label = f"{key[0]} {quantity.label}".strip() if key[1] == "" else quantity.label
+    return label[:1].upper() + label[1:] + (" %" if quantity.percent else "")
 
 
 def _after_climb(points: list[tuple[int, float]], top: float) -> list[float]:

@@ -12,7 +12,7 @@ from tightframe.errors import EmptyDataError, require_extra
 from tightframe.files import written_whole
 from tightframe.functional.registry import Described, describe
 from tightframe.records import Records
-from tightframe.report.history import FEATURES, MAIN_METRICS, Estimate, History, Key, estimate, is_detail, sentence
+from tightframe.report.history import FEATURES, MAIN_METRICS, Estimate, History, Key, estimate, is_detail, title_of
 from tightframe.runs import RunDirectory
 
 PADDING = 3  # columns of a terminal between two columns of a table
@@ -32,17 +32,6 @@ class Column:
     name: str
     source: Key
     quantity: Described
-
-    @property
-    def of_outputs(self) -> bool:
-        """Whether it was measured on the network's outputs, and not on features."""
-        return self.source[1] == ""
-
-    @property
-    def title(self) -> str:
-        """Label with its split where that is not plain, and the percent sign."""
-        label = self.quantity.label
-        return sentence(f"{self.source[0]} {label}" if self.of_outputs else label, self.quantity.percent)
 
 
 @dataclass(frozen=True)
@@ -171,7 +160,13 @@ def format_estimate(value: Estimate, percent: bool = False) -> str:
 
 def board_cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
     """Write the board's headings, and its cells row by row, as text."""
-    headings = ["Run", *(column.title for column in board.columns), "Classifier parameters", "Seeds", "Epochs"]
+    headings = [
+        "Run",
+        *(title_of(c.source, c.quantity) for c in board.columns),
+        "Classifier parameters",
+        "Seeds",
+        "Epochs",
+    ]
     rows = []
     for row in board.rows:
         cells = [format_estimate(e, c.quantity.percent) for c, e in zip(board.columns, row.estimates, strict=True)]
@@ -219,17 +214,17 @@ def render_rows(
         console.print(table, crop=False)
 
 
-def print_leaderboard(out: Path | RunDirectory, *, console: Any = None) -> Leaderboard:
+def print_leaderboard(out: str | Path, *, console: Any = None) -> Leaderboard:
     """Print the leaderboard of an output directory, and which trainings are missing or unfinished.
 
     Args:
-        out: Output directory of a comparison or a training, as a path or as a :class:`RunDirectory`.
+        out: Output directory of a comparison or a training.
         console: Console to print on, a ``rich.console.Console``; None prints to standard output.
 
     Raises:
         EmptyDataError: if nothing has been measured below ``out``.
     """
-    runs = out if isinstance(out, RunDirectory) else RunDirectory.read(out)
+    runs = RunDirectory.read(out)
     console = console or require_extra("rich.console", "cli").Console()
     board = leaderboard(runs.records, classifier_parameters=runs.classifier_parameters)
     render_rows(*board_cells(board), bold={(row, column + 1) for row, column in board.best}, console=console)
