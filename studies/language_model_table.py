@@ -11,7 +11,7 @@ from typing import Any
 from studies._tables import markdown, seeds_of
 from studies.language_model_network import VARIANTS
 from tightframe.errors import DataFileError, require_extra
-from tightframe.report.figures import PALETTE, STYLE
+from tightframe.report.charts import PALETTE, STYLE
 from tightframe.report.history import estimate
 from tightframe.runs import RunDirectory
 

@@ -24,8 +24,7 @@ import yaml
 from studies._tables import complete, left_out, markdown, report_runs, seeds_of
 from tightframe.functional import cosine_margins
 from tightframe.moments import ClassMoments
-from tightframe.report.history import estimate
-from tightframe.report.names import FEATURES
+from tightframe.report.history import FEATURES, estimate
 from tightframe.report.tables import format_estimate
 from tightframe.runs import RunDirectory, Training
 from tightframe.runs.snapshots import Snapshot

@@ -13,8 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from studies._tables import complete, left_out, markdown, report_runs, seeds_of
-from tightframe.report.history import estimate
-from tightframe.report.names import FEATURES
+from tightframe.report.history import FEATURES, estimate
 from tightframe.report.tables import format_estimate
 from tightframe.runs import RunDirectory, Training
 

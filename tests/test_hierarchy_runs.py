@@ -18,7 +18,7 @@ from tightframe.hierarchy import Tree
 from tightframe.nn import CosineGramLoss
 from tightframe.records import Records
 from tightframe.report import build_report
-from tightframe.report.names import is_detail
+from tightframe.report.history import is_detail
 from tightframe.report.tables import leaderboard
 from tightframe.runs import RunDirectory, open_directory
 from tightframe.training import RecordWriter, fit, make_loader

@@ -23,6 +23,7 @@ from tightframe.errors import (
     EmptyDataError,
     LabelError,
     NonFiniteError,
+    OutputError,
     ShapeError,
 )
 
@@ -394,7 +395,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(NpzShard, "write", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match="disk full"):
         write_features(path, torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
     check_contents(FeatureFile(path))
     assert list(tmp_path.iterdir()) == [path]

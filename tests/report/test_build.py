@@ -18,7 +18,7 @@ import torch
 from tightframe.errors import ArgumentError, EmptyDataError, MissingExtraError
 from tightframe.records import Records
 from tightframe.report import build_report
-from tightframe.report.content import gather
+from tightframe.report.build import gather
 from tightframe.runs import RunDirectory
 from tightframe.runs.snapshots import Snapshot
 
@@ -131,8 +131,8 @@ def test_numbers_on_the_page_are_the_ones_in_the_records(report: Path, page: Pag
         assert f"{100 * mean:.2f} ± {100 * half:.2f}" in page.cells
         assert float(board[run]["test.accuracy"]) == pytest.approx(mean, rel=1e-12)
         assert float(board[run]["test.accuracy_ci95"]) == pytest.approx(half, rel=1e-9)
-    (panel,) = [p for p in page.data["panels"] if p["title"] == "Test accuracy %"]
-    first = next(c for c in panel["curves"] if page.data["runs"][c["run"]] == "learned")
+    (chart,) = [p["chart"] for p in page.data["panels"] if p["chart"]["title"] == "Test accuracy %"]
+    first = next(line for line in chart["lines"] if line["label"] == "learned")
     expected = [100 * records.value("accuracy", run="learned", seed=s, split="test", epoch=1) for s in (0, 1)]
     assert first["y"][1] == pytest.approx(sum(expected) / 2, rel=1e-4)
 
@@ -146,7 +146,7 @@ def test_geometry_on_the_page(page: Page) -> None:
         for j, v in enumerate(row)
     )
     view = fixed["view"]
-    assert view["names"] == ["zero", "one", "two", "three"]
+    assert [page.data["classes"][c] for c in view["classes"]] == ["zero", "one", "two", "three"]
     assert [frame["epoch"] for frame in view["frames"]] == [0, 1, 2]
     for frame in view["frames"]:
         for vector, vertex in zip(frame["vectors"], view["vertices"], strict=True):
@@ -194,7 +194,7 @@ def test_names_from_files_stay_text(tmp_path: Path) -> None:
     assert len(page.script_tags) == 4
     assert not [tag for tag, _ in page.tags if tag in ("img", "b")]
     assert page.data["runs"] == [HOSTILE]
-    assert page.data["geometry"][0]["names"][0] == f"</script>{HOSTILE}"
+    assert page.data["classes"][0] == f"</script>{HOSTILE}"
     assert "</pre></script><script>alert(2)</script>" in html.unescape(page.text)
     assert HOSTILE in html.unescape(page.text)
 
@@ -205,7 +205,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert "87.50" in page.cells
     assert "one seed gives no interval" in page.text
     assert "±" not in page.text
-    assert all(w is None for p in page.data["panels"] for c in p["curves"] for w in c["width"])
+    assert all(w is None for p in page.data["panels"] for c in p["chart"]["lines"] for w in c["width"])
     assert page.data["geometry"] == []
     assert "simplex" not in {attrs.get("id") for _, attrs in page.tags}
     assert "1,234.6" in page.cells
@@ -245,7 +245,7 @@ def test_many_classes_and_snapshots_keep_the_page_small(tmp_path: Path) -> None:
     for epoch in range(30):
         Snapshot(epoch, etf, etf.clone(), etf[labels], labels).save(tmp_path / "big" / "seed-0" / "snapshots")
     (item,) = Page(build_report(tmp_path)).data["geometry"]
-    assert (item["K"], len(item["means"]), len(item["means"][0])) == (300, 60, 60)
+    assert (item["num_classes"], len(item["means"]), len(item["means"][0])) == (300, 60, 60)
     assert len(item["view"]["frames"]) == 25
     assert [item["view"]["frames"][i]["epoch"] for i in (0, -1)] == [0, 29]
     assert [len(points) for points in item["view"]["frames"][0]["points"]] == [40] * 4

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tightframe.errors import ConfigError, OutputError
-from tightframe.report.charts import Chart, HeatMap, Line, write_charts
+from tightframe.report.charts import Chart, HeatMap, Line, draw_charts, write_charts
 
 x = np.linspace(1, 10, 5)
 CHARTS = [
@@ -40,11 +40,7 @@ def test_a_png_of_one_chart(tmp_path):
 
 
 def test_points_of_a_group_have_its_colour(tmp_path):
-    from tightframe.report import charts, figures
-
-    figure = figures.figure_of(3, 3)
-    axis = figure.subplots()
-    charts._draw(figure, axis, CHARTS[0])
+    (axis,) = draw_charts(CHARTS[:1]).axes
     measured, bound, other, mark = axis.lines
     assert measured.get_color() == bound.get_color() != other.get_color()
     assert (measured.get_linestyle(), measured.get_marker(), bound.get_linestyle()) == ("None", "o", "--")

@@ -15,9 +15,11 @@ from tightframe.records import Records
 from tightframe.report import build_report
 from tightframe.report.confusion import (
     MAX_GROUPS,
-    RunConfusion,
     gather_confusions,
+    grouped,
     lowest_common_ancestors,
+    meetings,
+    most_frequent,
     tree_groups,
 )
 from tightframe.runs import RunDirectory
@@ -40,10 +42,10 @@ def random_tree(seed: int, num_nodes: int = 40) -> Tree:
     return Tree(parents, classes=rng.permutation(leaves).tolist())
 
 
-def random_run(tree: Tree, seed: int = 0, size: int = 300) -> RunConfusion:
+def random_mistakes(tree: Tree, seed: int = 0, size: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of label and prediction, and their counts."""
     rng = np.random.default_rng(seed)
-    pairs, counts = np.unique(rng.integers(0, tree.num_classes, (size, 2)), axis=0, return_counts=True)
-    return RunConfusion("mine", (0,), (1, 1), pairs, counts)
+    return np.unique(rng.integers(0, tree.num_classes, (size, 2)), axis=0, return_counts=True)
 
 
 def write(
@@ -84,31 +86,32 @@ def test_meeting_nodes_are_those_of_the_whole_table(seed: int) -> None:
     tree = random_tree(seed)
     every = np.stack(np.meshgrid(*2 * [np.arange(tree.num_classes)], indexing="ij"), axis=-1).reshape(-1, 2)
     assert np.array_equal(lowest_common_ancestors(tree, every), tree.lca().ravel())
-    run, table = random_run(tree, seed), tree.lca()
+    (pairs, counts), table = random_mistakes(tree, seed), tree.lca()
     expected = np.zeros(len(tree.names), dtype=int)
-    for (label, prediction), count in zip(run.pairs, run.counts, strict=True):
+    for (label, prediction), count in zip(pairs, counts, strict=True):
         expected[table[label, prediction]] += count * (label != prediction)
-    assert np.array_equal(run.meeting(tree), expected)
-    assert 0 < expected.sum() < run.samples
+    assert np.array_equal(meetings(tree, pairs, counts), expected)
+    assert 0 < expected.sum() < counts.sum()
     assert expected[tree.classes].sum() == 0
 
 
 def test_no_pair_at_all() -> None:
     nothing = np.zeros((0, 2), dtype=np.int64)
     assert lowest_common_ancestors(SMALL, nothing).tolist() == []
-    run = RunConfusion("mine", (0,), (1, 1), np.array([[1, 1]]), np.array([4]))
-    assert run.meeting(SMALL).tolist() == [0] * 8
-    assert run.most_frequent(SMALL) == []
+    right = np.array([[1, 1]]), np.array([4])
+    assert meetings(SMALL, *right).tolist() == [0] * 8
+    assert most_frequent(SMALL, *right) == []
 
 
 def test_ten_thousand_classes_need_no_table() -> None:
     levels = [(k // 1000, k // 100, k // 10) for k in range(10_000)]
     tree = Tree.from_levels(levels)
-    run = random_run(tree, size=50_000)
-    labels, predictions = run.pairs.T
+    pairs, counts = random_mistakes(tree, size=50_000)
+    labels, predictions = pairs.T
     depth = sum((labels // size == predictions // size).astype(int) for size in (1000, 100, 10))
-    of_depth = np.bincount(tree.depth, run.meeting(tree))[:4]
-    assert np.array_equal(of_depth, np.bincount(depth[run.wrong], run.counts[run.wrong], 4))
+    of_depth = np.bincount(tree.depth, meetings(tree, pairs, counts))[:4]
+    wrong = labels != predictions
+    assert np.array_equal(of_depth, np.bincount(depth[wrong], counts[wrong], 4))
     groups = tree_groups(tree)
     assert groups is not None
     assert (len(groups.nodes), groups.level) == (100, 2)
@@ -172,12 +175,12 @@ def test_as_many_classes_as_there_may_be_groups() -> None:
 @pytest.mark.parametrize("limit", [4, 9, 100])
 def test_cells_are_the_dense_matrix_without_its_diagonal(limit: int) -> None:
     tree = random_tree(3)
-    run, groups = random_run(tree), tree_groups(tree, limit)
+    (pairs, counts), groups = random_mistakes(tree), tree_groups(tree, limit)
     assert groups is not None
     dense = np.zeros((len(groups.nodes), len(groups.nodes)), dtype=int)
-    for (label, prediction), count in zip(run.pairs, run.counts, strict=True):
+    for (label, prediction), count in zip(pairs, counts, strict=True):
         dense[groups.of_class[label], groups.of_class[prediction]] += count
-    cells, totals = run.grouped(groups)
+    cells, totals = grouped(groups, pairs, counts)
     assert np.array_equal(totals, dense.sum(axis=1))
     assert dense.trace() > 0
     np.fill_diagonal(dense, 0)
@@ -191,7 +194,7 @@ def test_the_ten_most_frequent_mistakes() -> None:
     tree = Tree([-1, *6 * [0]])
     pairs = np.array([[a, b] for a in range(6) for b in range(6)])
     counts = np.where(pairs[:, 0] == pairs[:, 1], 100, 1 + (pairs.sum(axis=1) % 4))
-    found = RunConfusion("mine", (0,), (1, 1), pairs, counts).most_frequent(tree)
+    found = most_frequent(tree, pairs, counts)
     assert [count for _, _, count, _, _ in found] == [4] * 8 + [3] * 2
     assert [pair[:2] for pair in found] == [
         (0, 3), (1, 2), (2, 1), (2, 5), (3, 0), (3, 4), (4, 3), (5, 2), (0, 2), (1, 5),
@@ -209,13 +212,12 @@ def test_the_page_shows_where_the_mistakes_are(tmp_path: Path) -> None:
     assert (data["split"], data["groups"]) == ("test", ["A", "B", "C", "D"])
     assert data["blocks"] == [["E", 0, 2], ["F", 2, 2]]
     mine, other = data["runs"]
-    assert mine == other
+    assert {**mine, "run": "other"} == other
     assert (mine["seeds"], mine["epochs"], mine["samples"]) == ([0], [3, 3], 33)
     # Node, mistakes that meet there, and with all below: of E A for B and B for A, of F C for D and D for C.
     assert mine["nodes"] == [[0, 2, 17], [1, 7, 7], [4, 8, 8]]
     assert mine["depths"] == [2, 15, 0]
-    cells = list(zip(mine["rows"], mine["columns"], mine["counts"], strict=True))
-    assert cells == [(0, 1, 3), (0, 2, 2), (1, 0, 4), (2, 3, 1), (3, 2, 7)]
+    assert mine["cells"] == [[0, 1, 3], [0, 2, 2], [1, 0, 4], [2, 3, 1], [3, 2, 7]]
     assert mine["totals"] == [15, 4, 7, 7]
     assert mine["frequent"] == [
         ["D", "C", 7, 7, "F"],
@@ -245,14 +247,13 @@ def test_elements_that_the_script_asks_for_exist(tmp_path: Path) -> None:
 def test_seeds_are_added_up(tmp_path: Path) -> None:
     more = Confusion(5, torch.tensor([[3, 3], [0, 2]]), torch.tensor([8, 1]))
     write(tmp_path, SMALL, "ABCD", {"mine": [small(), None, more]})
-    confusions = gather_confusions(RunDirectory.read(tmp_path))
+    confusions = gather_confusions(RunDirectory.read(tmp_path), "test")
     assert confusions is not None
     (run,) = confusions.runs
-    assert (run.seeds, run.epochs, run.samples) == ((0, 2), (3, 5), 42)
-    together = dict(zip(map(tuple, run.pairs.tolist()), run.counts.tolist(), strict=True))
-    expected = dict(zip(map(tuple, PAIRS), COUNTS, strict=True))
-    assert together == {**expected, (3, 3): 8, (0, 2): 3}
-    assert sorted(together) == list(together)
+    assert (run.seeds, run.epochs, run.samples) == ([0, 2], (3, 5), 42)
+    # The second file adds one A for C and eight right samples of the class D.
+    assert run.cells.tolist() == [[0, 1, 3], [0, 2, 3], [1, 0, 4], [2, 3, 1], [3, 2, 7]]
+    assert run.totals.tolist() == [16, 4, 7, 15]
 
 
 def test_the_split_that_accuracy_is_judged_on(tmp_path: Path) -> None:
@@ -266,8 +267,8 @@ def test_the_split_that_accuracy_is_judged_on(tmp_path: Path) -> None:
 
 def test_many_classes_are_grouped_and_the_page_says_so(tmp_path: Path) -> None:
     tree = Tree.from_levels([(k // 100, k // 5) for k in range(1000)])
-    run = random_run(tree, size=3000)
-    confusion = Confusion(1, torch.from_numpy(run.pairs), torch.from_numpy(run.counts))
+    pairs, counts = random_mistakes(tree, size=3000)
+    confusion = Confusion(1, torch.from_numpy(pairs), torch.from_numpy(counts))
     write(tmp_path, tree, [f"class {k}" for k in range(1000)], {"mine": [confusion]})
     page = Page(build_report(tmp_path))
     data = page.data["confusion"]
@@ -275,9 +276,9 @@ def test_many_classes_are_grouped_and_the_page_says_so(tmp_path: Path) -> None:
     assert [block[1:] for block in data["blocks"]] == [[20 * i, 20] for i in range(10)]
     (mine,) = data["runs"]
     assert sum(mine["totals"]) == mine["samples"] == 3000
-    assert len(mine["counts"]) < len(run.counts)  # sparse, and not 200 x 200
-    labels, predictions = (run.pairs // 5).T
-    assert sum(mine["counts"]) == run.counts[labels != predictions].sum()
+    assert len(mine["cells"]) < len(counts)  # sparse, and not 200 x 200
+    labels, predictions = (pairs // 5).T
+    assert sum(count for _, _, count in mine["cells"]) == counts[labels != predictions].sum()
     text = " ".join(page.text.split())
     assert "1000 classes are too many to tell apart" in text
     assert "the 200 nodes at depth 2" in text
@@ -288,7 +289,7 @@ def test_a_flat_tree_of_many_classes_has_no_picture(tmp_path: Path) -> None:
     write(tmp_path, tree, [f"class {k}" for k in range(300)], {"mine": [small()]})
     page = Page(build_report(tmp_path))
     data = page.data["confusion"]
-    assert (data["groups"], data["blocks"], data["runs"][0]["counts"]) == ([], [], [])
+    assert (data["groups"], data["blocks"], data["runs"][0]["cells"]) == ([], [], [])
     assert data["runs"][0]["nodes"] == [[0, 17, 17]]
     assert data["runs"][0]["frequent"][0] == ["class 3", "class 2", 7, 7, "0"]
     assert "confusion-map" not in {attrs.get("id") for _, attrs in page.tags}
@@ -298,7 +299,7 @@ def test_a_flat_tree_of_many_classes_has_no_picture(tmp_path: Path) -> None:
 def test_a_run_without_mistakes(tmp_path: Path) -> None:
     right = Confusion(1, torch.tensor([[1, 1]]), torch.tensor([5]))
     (run,) = shown(write(tmp_path, SMALL, "ABCD", {"mine": [right]}))["runs"]
-    assert (run["samples"], run["nodes"], run["counts"], run["frequent"]) == (5, [], [], [])
+    assert (run["samples"], run["nodes"], run["cells"], run["frequent"]) == (5, [], [], [])
     assert run["totals"] == [0, 5, 0, 0]
 
 

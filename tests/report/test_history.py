@@ -5,6 +5,7 @@ import math
 import pytest
 
 from tightframe.records import Records
+from tightframe.report.charts import draw_charts
 from tightframe.report.history import Estimate, History, estimate, panels
 
 NC1 = ("train", "features", "nc1.pinv")
@@ -63,43 +64,45 @@ def curves_of(*rows: tuple[int, int, float], metric: str = "nc1.pinv", layer: st
     return records
 
 
-def test_panel_holds_means_and_clipped_bands() -> None:
+def test_panel_holds_means_and_bands_that_end_at_its_limits() -> None:
     (panel,) = panels(History(curves_of((0, 0, 1.0), (1, 0, 3.0), (0, 5, 0.1), (1, 5, 0.1))))
-    (curve,) = panel.curves
-    assert panel.log
+    (line,) = panel.chart.lines
+    assert panel.chart.log_y
     assert panel.main
-    assert curve.epochs == [0, 5]
-    assert [e.mean for e in curve.estimates] == [2.0, pytest.approx(0.1)]
-    # 2 ± 12.7 leaves the panel on both sides, also the logarithm's domain
-    assert (curve.low[0], curve.high[0]) == panel.limits
-    assert 0 < panel.limits[0] < 0.1
-    assert panel.limits[1] > 3.0
-    assert curve.low[1] == curve.high[1] == pytest.approx(0.1)
+    assert line.x == [0, 5]
+    assert line.y == [2.0, pytest.approx(0.1)]
+    assert 0 < panel.chart.limits[0] < 0.1
+    assert panel.chart.limits[1] > 3.0
+    # 2 ± 12.7 leaves the panel on both sides, also the logarithm's domain.
+    axis = draw_charts([panel.chart]).axes[0]
+    low, high = axis.collections[0].get_datalim(axis.transData).get_points()[:, 1]
+    assert (low, high) == pytest.approx(panel.chart.limits)
+    assert line.width[1] == pytest.approx(0, abs=1e-12)
 
 
 def test_axis_is_linear_where_a_value_is_not_positive() -> None:
     (panel,) = panels(History(curves_of((0, 0, 1.0), (0, 1, 0.0))))
-    assert not panel.log
-    assert panel.limits[0] < 0 < 1 < panel.limits[1]
+    assert not panel.chart.log_y
+    assert panel.chart.limits[0] < 0 < 1 < panel.chart.limits[1]
 
 
 def test_nan_makes_a_gap_and_all_nan_no_panel() -> None:
     (panel,) = panels(History(curves_of((0, 0, 1.0), (0, 1, math.nan), (0, 2, 0.5))))
-    assert panel.curves[0].epochs == [0, 2]
+    assert panel.chart.lines[0].x == [0, 2]
     assert panels(History(curves_of((0, 0, math.nan)))) == []
 
 
 def test_climb_from_chance_is_left_out_of_an_accuracys_scale() -> None:
     rows = [(0, epoch, 0.1 if epoch == 0 else 0.95 + epoch / 1000) for epoch in range(11)]
     (panel,) = panels(History(curves_of(*rows, metric="accuracy", layer="")))
-    assert panel.limits[0] > 0.9
-    assert panel.curves[0].epochs[0] == 0
+    assert panel.chart.limits[0] > 90
+    assert panel.chart.lines[0].x[0] == 0
 
 
 def test_constant_curve_has_a_scale() -> None:
     for value in (0.0, 1.0, 1e-17):
         (panel,) = panels(History(curves_of((0, 0, value), (0, 1, value))))
-        assert panel.limits[0] < value < panel.limits[1]
+        assert panel.chart.limits[0] < value < panel.chart.limits[1]
 
 
 def test_panels_are_ordered_main_first_and_hold_unknown_metrics_but_no_inner_layers() -> None:
@@ -109,7 +112,7 @@ def test_panels_are_ordered_main_first_and_hold_unknown_metrics_but_no_inner_lay
     records.add("accuracy", 0.5, run="a", split="train")
     records.add("accuracy", 0.5, run="a", split="validation")
     made = panels(History(records))
-    assert [p.title for p in made] == ["Validation accuracy", "Train accuracy", "NC1", "Brand.new"]
+    assert [p.chart.title for p in made] == ["Validation accuracy %", "Train accuracy %", "NC1", "Brand.new"]
     assert [p.main for p in made] == [True, True, True, False]
 
 

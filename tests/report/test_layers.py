@@ -9,8 +9,9 @@ import pytest
 
 from tightframe.records import Records
 from tightframe.report import build_report
+from tightframe.report.build import plain_json
 from tightframe.report.history import History
-from tightframe.report.layers import LAYER_METRICS, MAX_EPOCHS, RunLayers, gather_layers, layer_data
+from tightframe.report.layers import LAYER_METRICS, MAX_EPOCHS, RunLayers, gather_layers
 
 from .test_build import HOSTILE, Page
 
@@ -41,7 +42,7 @@ def records_of(runs: dict[str, dict[str, list[float]]] = ERRORS, *, features: fl
 
 
 def maps_of(records: Records) -> dict[str, RunLayers]:
-    return {item.run: item for item in gather_layers(History(records), records)}
+    return {item.run: item for item in gather_layers(History(records), records).runs}
 
 
 def write(out: Path, records: Records) -> Path:
@@ -112,7 +113,7 @@ def test_what_was_not_measured_is_blank() -> None:
     assert item.depths[3] is None
     assert item.values["cdnv"][1, 3] == 3
     assert np.isnan(item.values["nc1.ratio"]).all()
-    data = layer_data([item])
+    data = plain_json(gather_layers(History(records), records))
     assert data["runs"][0]["values"]["cdnv"][0][3] is None
     assert data["metrics"][2]["range"] == [0.0, 0.0]
 
@@ -125,8 +126,7 @@ def test_maps_without_errors_have_no_depth() -> None:
 
 
 def test_scales_are_those_of_all_runs() -> None:
-    data = layer_data(list(maps_of(records_of()).values()))
-    errors, cdnv = data["metrics"]
+    errors, cdnv = gather_layers(History(records_of()), records_of()).metrics
     assert (errors["id"], errors["percent"], errors["range"]) == ("ncc.error", True, [0.0, pytest.approx(0.9)])
     assert (cdnv["id"], cdnv["percent"], cdnv["range"]) == ("cdnv", False, [0.02, 1.8])  # 0 has no logarithm
 

@@ -7,8 +7,7 @@ from tightframe.data.features import FeatureFile, FeatureFiles, write_features
 from tightframe.data.free import FreeSamples
 from tightframe.data.images import STL10, ImageFolder
 from tightframe.data.inaturalist import INaturalist
-from tightframe.data.stdlib import StdlibModules
-from tightframe.data.stdlib_bytes import ByteCorpus, StdlibBytes
+from tightframe.data.stdlib import ByteCorpus, StdlibBytes, StdlibModules
 
 __all__ = [
     "CIFAR10",

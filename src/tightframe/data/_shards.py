@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tightframe.data.base import reading
 from tightframe.errors import (
     DataFileError,
     DtypeError,
     EmptyDataError,
     LabelError,
     ShapeError,
-    TightframeError,
     check_finite,
     require_extra,
 )
@@ -36,21 +36,6 @@ CHUNK = 4096
 ROW_GROUP = 8192
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-
-_BROKEN = (OSError, ValueError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile, SafetensorError)
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what the format libraries raise on a broken file into a :class:`DataFileError` that names it."""
-    try:
-        yield
-    except TightframeError:
-        raise
-    except _BROKEN as error:
-        raise DataFileError(
-            f"{path} is truncated, damaged or no {path.suffix} file ({type(error).__name__}: {error}); write it again"
-        ) from error
 
 
 class Shard(ABC):
@@ -72,35 +57,32 @@ class Shard(ABC):
 
     def __init__(self, path: Path, features_key: str, labels_key: str) -> None:
         self.path, self.features_key, self.labels_key = path, features_key, labels_key
-        with reading(path):
-            keys = self._keys()
-            for argument, key in (("features_key", features_key), ("labels_key", labels_key)):
-                if key not in keys:
-                    raise DataFileError(f"{path} has no {key!r}; pass {argument}=, one of {sorted(keys)}")
-            shape, dtype = self._header(features_key)
-            labels_shape, labels_dtype = self._header(labels_key)
-        self._check_headers(shape, dtype, labels_shape, labels_dtype)
-        self.rows, self.dim = shape
+        (self.rows, self.dim), dtype = self._checked("features", features_key, 2, FLOATS, "flatten each sample first")
+        (labels,), _ = self._checked("labels", labels_key, 1, INTEGERS, "one class index a sample")
         self.dtype: torch.dtype = getattr(torch, dtype)
+        if self.rows != labels:
+            raise DataFileError(f"{path} has {self.rows} features but {labels} labels; it must hold one label a sample")
 
-    def _check_headers(
-        self, shape: tuple[int, ...], dtype: str, labels_shape: tuple[int, ...], labels_dtype: str
-    ) -> None:
-        for name, seen, allowed in (("features", dtype, FLOATS), ("labels", labels_dtype, INTEGERS)):
-            if seen not in allowed:
-                raise DtypeError(
-                    f"{self.path}: {name} must be one of {', '.join(allowed)}, got {seen}; convert them and write again"
-                )
-        if 0 in (*shape, *labels_shape):
-            raise EmptyDataError(f"{self.path} is empty: features {shape}, labels {labels_shape}; leave the file out")
-        if len(shape) != 2:
-            raise ShapeError(f"{self.path}: features must have shape (N, d), got {shape}; flatten each sample first")
-        if len(labels_shape) != 1:
-            raise ShapeError(f"{self.path}: labels must have shape (N,), got {labels_shape}; one class index a sample")
-        if shape[0] != labels_shape[0]:
-            raise DataFileError(
-                f"{self.path} has {shape[0]} features but {labels_shape[0]} labels; it must hold one label a sample"
+    def _checked(self, name: str, key: str, ndim: int, dtypes: Sequence[str], fix: str) -> tuple[tuple[int, ...], str]:
+        """Return shape and dtype of a tensor or column, after a look at its header."""
+        with self._reading():
+            keys = self._keys()
+            if key not in keys:
+                raise DataFileError(f"{self.path} has no {key!r}; pass {name}_key=, one of {sorted(keys)}")
+            shape, dtype = self._header(key)
+        if dtype not in dtypes:
+            raise DtypeError(
+                f"{self.path}: {name} must be one of {', '.join(dtypes)}, got {dtype}; convert them and write again"
             )
+        if 0 in shape:
+            raise EmptyDataError(f"{self.path} is empty: {name} {shape}; leave the file out")
+        if len(shape) != ndim:
+            wanted = "(N, d)" if ndim == 2 else "(N,)"
+            raise ShapeError(f"{self.path}: {name} must have shape {wanted}, got {shape}; {fix}")
+        return shape, dtype
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(self.path, f"is truncated, damaged or no {self.path.suffix} file", "write it again")
 
     def labels(self) -> Tensor:
         """Read the labels ``(N,)`` as int64.
@@ -109,8 +91,8 @@ class Shard(ABC):
             DataFileError: if the file is damaged.
             LabelError: if a label is negative.
         """
-        with reading(self.path):
-            labels = self._labels()
+        with self._reading():
+            labels = torch.cat(list(self._blocks(self.labels_key, CHUNK))).long()
         negative = int((labels < 0).sum())
         if negative:
             raise LabelError(
@@ -129,9 +111,9 @@ class Shard(ABC):
         """
         labels = self.labels()
         done = 0
-        blocks = self._blocks(batch_size)
+        blocks = self._blocks(self.features_key, batch_size)
         while True:
-            with reading(self.path):
+            with self._reading():
                 block = next(blocks, None)
             if block is None:
                 return
@@ -146,16 +128,10 @@ class Shard(ABC):
             features[done : done + len(block)] = block
             done += len(block)
 
-    @property
-    def maps(self) -> bool:
-        """Whether :meth:`features` is a private memory map of the file, and not loaded."""
-        return False
-
-    def features(self) -> Tensor:
-        """Return the features ``(N, d)``: loaded and checked, or a memory map whose values nobody has looked at."""
-        features = torch.empty(self.rows, self.dim, dtype=self.dtype, device="cpu")
-        self.fill(features)
-        return features
+    def mapped(self) -> Tensor | None:
+        """Return the features as a private memory map whose values nobody has looked at; None where there is none."""
+        with self._reading():
+            return self._map(self.features_key)
 
     @staticmethod
     @abstractmethod
@@ -171,23 +147,18 @@ class Shard(ABC):
         """Return shape and dtype, the latter by torch's name where there is one."""
 
     @abstractmethod
-    def _labels(self) -> Tensor:
-        """Read the labels as int64."""
+    def _blocks(self, key: str, size: int) -> Iterator[Tensor]:
+        """Yield a tensor or column in blocks of at most ``size`` rows."""
 
-    @abstractmethod
-    def _blocks(self, size: int) -> Iterator[Tensor]:
-        """Yield the features in blocks of at most ``size`` rows."""
+    def _map(self, key: str) -> Tensor | None:
+        """Return a memory map of a tensor, if the format has one."""
+        return None
 
 
 class SafetensorsShard(Shard):
-    """Two tensors of a safetensors file."""
+    """Two tensors of a safetensors file, which are mapped whenever they are read."""
 
     writable = (*Shard.writable, torch.bfloat16)
-    _DTYPES = MappingProxyType(
-        {"BF16": "bfloat16"}
-        | {f"F{bits}": f"float{bits}" for bits in (16, 32, 64)}
-        | {f"{code}{bits}": f"{kind}{bits}" for code, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)}
-    )
 
     @staticmethod
     def write(path: Path, features: Tensor, labels: Tensor) -> None:
@@ -199,31 +170,15 @@ class SafetensorsShard(Shard):
             return list(file.keys())
 
     def _header(self, key: str) -> tuple[tuple[int, ...], str]:
+        tensor = self._map(key)
+        return tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+
+    def _blocks(self, key: str, size: int) -> Iterator[Tensor]:
+        yield from self._map(key).split(size)
+
+    def _map(self, key: str) -> Tensor:
         with safe_open(self.path, framework="pt") as file:
-            view = file.get_slice(key)
-            code = view.get_dtype()
-            return tuple(view.get_shape()), self._DTYPES.get(code, code.lower())
-
-    def _labels(self) -> Tensor:
-        with safe_open(self.path, framework="pt") as file:
-            # A copy: otherwise the labels would keep the whole file mapped.
-            return file.get_tensor(self.labels_key).clone().long()
-
-    def _blocks(self, size: int) -> Iterator[Tensor]:
-        with safe_open(self.path, framework="pt") as file:
-            view = file.get_slice(self.features_key)
-            for start in range(0, self.rows, size):
-                yield view[start : start + size]
-
-    @property
-    def maps(self) -> bool:
-        """True: safetensors maps what it reads."""
-        return True
-
-    def features(self) -> Tensor:
-        """Return the features ``(N, d)`` as a memory map."""
-        with reading(self.path), safe_open(self.path, framework="pt") as file:
-            return file.get_tensor(self.features_key)
+            return file.get_tensor(key)
 
 
 class NpzShard(Shard):
@@ -235,59 +190,51 @@ class NpzShard(Shard):
         with open(path, "wb") as file:
             np.savez(file, features=features.numpy(), labels=labels.numpy())
 
+    @contextmanager
+    def _open(self, key: str) -> Iterator[tuple[Any, tuple[int, ...], bool, np.dtype[Any]]]:
+        """Yield the member of an array, which stands at the data, its shape, whether in Fortran order, and dtype."""
+        with zipfile.ZipFile(self.path) as archive, archive.open(key + ".npy") as member:
+            read = npy.read_array_header_1_0 if npy.read_magic(member) == (1, 0) else npy.read_array_header_2_0
+            yield member, *read(member)
+
     def _keys(self) -> list[str]:
         with zipfile.ZipFile(self.path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
     def _header(self, key: str) -> tuple[tuple[int, ...], str]:
-        with zipfile.ZipFile(self.path) as archive, archive.open(key + ".npy") as member:
-            shape, _, dtype = _npy_header(member)
+        with self._open(key) as (_, shape, _, dtype):
             return shape, dtype.name if dtype.isnative else f"{dtype.name} of the other byte order"
 
-    def _labels(self) -> Tensor:
-        with np.load(self.path, allow_pickle=False) as archive:
-            return torch.from_numpy(archive[self.labels_key].astype(np.int64))
-
-    def _blocks(self, size: int) -> Iterator[Tensor]:
-        with zipfile.ZipFile(self.path) as archive, archive.open(self.features_key + ".npy") as member:
-            _, by_columns, dtype = _npy_header(member)
+    def _blocks(self, key: str, size: int) -> Iterator[Tensor]:
+        with self._open(key) as (member, shape, by_columns, dtype):
             if by_columns:
-                yield from self._blocks_by_columns(size)
+                # A stream of bytes does not give the rows.
+                whole = self._map(key)
+                for block in (self._loaded(key) if whole is None else whole).split(size):
+                    yield block.clone(memory_format=torch.contiguous_format)
                 return
-            for start in range(0, self.rows, size):
-                count = min(size, self.rows - start)
-                data = member.read(count * self.dim * dtype.itemsize)
+            for start in range(0, shape[0], size):
+                rows = (min(size, shape[0] - start), *shape[1:])
+                data = member.read(math.prod(rows) * dtype.itemsize)
                 # bytearray, because torch cannot hold read-only memory; too short a member fails in the reshape.
-                yield torch.from_numpy(np.frombuffer(bytearray(data), dtype).reshape(count, self.dim))
+                yield torch.from_numpy(np.frombuffer(bytearray(data), dtype).reshape(rows))
             # The zip's checksum is compared at the end of a member only.
             if member.read(1):
                 raise ValueError(f"{member.name} is longer than its header says")
 
-    def _blocks_by_columns(self, size: int) -> Iterator[Tensor]:
-        """Yield row blocks of an array in Fortran order, which a stream of bytes does not give: mapped or loaded."""
-        if self.maps:
-            features = self.features()
-        else:
-            with np.load(self.path, allow_pickle=False) as archive:
-                features = torch.from_numpy(archive[self.features_key])
-        for block in features.split(size):
-            yield block.clone(memory_format=torch.contiguous_format)
+    def _loaded(self, key: str) -> Tensor:
+        with np.load(self.path, allow_pickle=False) as archive:
+            return torch.from_numpy(archive[key])
 
-    @property
-    def maps(self) -> bool:
-        """Whether the features are stored uncompressed."""
-        with reading(self.path), zipfile.ZipFile(self.path) as archive:
-            return archive.getinfo(self.features_key + ".npy").compress_type == zipfile.ZIP_STORED
-
-    def features(self) -> Tensor:
-        """Return the features ``(N, d)``: a memory map unless they are compressed."""
-        if not self.maps:
-            return super().features()
-        with reading(self.path), zipfile.ZipFile(self.path) as archive:
-            info = archive.getinfo(self.features_key + ".npy")
-            with archive.open(info) as member:
-                shape, by_columns, dtype = _npy_header(member)
-                offset = _data_offset(self.path, info) + member.tell()
+    def _map(self, key: str) -> Tensor | None:
+        with zipfile.ZipFile(self.path) as archive:
+            info = archive.getinfo(key + ".npy")
+        if info.compress_type != zipfile.ZIP_STORED:
+            return None
+        with open(self.path, "rb") as file, self._open(key) as (member, shape, by_columns, dtype):
+            # The data begin after a local header, whose length the directory of the zip does not tell.
+            file.seek(info.header_offset + 26)
+            offset = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))) + member.tell()
             return torch.from_numpy(np.memmap(self.path, dtype, "c", offset, shape, "F" if by_columns else "C"))
 
 
@@ -301,40 +248,40 @@ class ParquetShard(Shard):
         flat = pa.array(features.contiguous().numpy().reshape(-1))
         columns = [pa.FixedSizeListArray.from_arrays(flat, features.shape[1]), pa.array(labels.numpy())]
         table = pa.Table.from_arrays(columns, names=["features", "labels"])
-        _parquet().write_table(table, path, row_group_size=ROW_GROUP)
+        require_extra("pyarrow.parquet", "hf").write_table(table, path, row_group_size=ROW_GROUP)
+
+    def _open(self) -> Any:
+        return require_extra("pyarrow.parquet", "hf").ParquetFile(self.path, memory_map=True)
 
     def _keys(self) -> list[str]:
-        with _parquet().ParquetFile(self.path, memory_map=True) as file:
+        with self._open() as file:
             return list(file.schema_arrow.names)
 
     def _header(self, key: str) -> tuple[tuple[int, ...], str]:
-        with _parquet().ParquetFile(self.path, memory_map=True) as file:
+        with self._open() as file:
             kind = file.schema_arrow.field(key).type
             shape: tuple[int, ...] = (file.metadata.num_rows,)
             if hasattr(kind, "value_type"):
                 kind = kind.value_type
-                shape = (*shape, self._width(file, key))
+                first = [batch.column(0)[0].as_py() for batch in islice(file.iter_batches(1, columns=[key]), 1)]
+                shape = (*shape, len(first[0] or ()) if first else 0)
         return shape, {"halffloat": "float16", "float": "float32", "double": "float64"}.get(str(kind), str(kind))
 
-    def _width(self, file: Any, key: str) -> int:
-        """Return the length of the first list in a column, 0 if there is none."""
-        for batch in file.iter_batches(1, columns=[key]):
-            return len(batch.column(0)[0].as_py() or ())
-        return 0
-
-    def _labels(self) -> Tensor:
-        column = _parquet().read_table(self.path, columns=[self.labels_key]).column(0)
-        if column.null_count:
-            raise DataFileError(f"{self.path}: {column.null_count} labels are null; leave such samples out of the file")
-        return torch.from_numpy(column.to_numpy().astype(np.int64))
-
-    def _blocks(self, size: int) -> Iterator[Tensor]:
-        with _parquet().ParquetFile(self.path, memory_map=True) as file:
-            for batch in file.iter_batches(size, columns=[self.features_key]):
+    def _blocks(self, key: str, size: int) -> Iterator[Tensor]:
+        with self._open() as file:
+            for batch in file.iter_batches(size, columns=[key]):
                 column = batch.column(0)
-                if column.null_count or any(width != self.dim for width in column.value_lengths().unique().to_pylist()):
+                if key == self.labels_key:
+                    if column.null_count:
+                        seen = f"{column.null_count} labels are null among {len(column)} rows"
+                        raise DataFileError(f"{self.path}: {seen}; leave such samples out of the file")
+                    yield torch.from_numpy(np.array(column))
+                elif column.null_count or any(
+                    width != self.dim for width in column.value_lengths().unique().to_pylist()
+                ):
                     raise DataFileError(f"{self.path}: features must all be lists of d = {self.dim} numbers")
-                yield torch.from_numpy(np.array(column.flatten()).reshape(-1, self.dim))
+                else:
+                    yield torch.from_numpy(np.array(column.flatten()).reshape(-1, self.dim))
 
 
 FORMATS: dict[str, type[Shard]] = {".npz": NpzShard, ".safetensors": SafetensorsShard, ".parquet": ParquetShard}
@@ -345,20 +292,3 @@ def format_of(path: Path) -> type[Shard]:
     if path.suffix not in FORMATS:
         raise DataFileError(f"{path} must end in one of {', '.join(FORMATS)}, got {path.suffix or 'no suffix'!r}")
     return FORMATS[path.suffix]
-
-
-def _parquet() -> Any:
-    return require_extra("pyarrow.parquet", "hf")
-
-
-def _npy_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read an npy header: shape, whether in Fortran order, dtype; the member then stands at the data."""
-    read = npy.read_array_header_1_0 if npy.read_magic(member) == (1, 0) else npy.read_array_header_2_0
-    return read(member)
-
-
-def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    """Return where a member's data begin in the zip: after a local header whose length the directory does not tell."""
-    with open(path, "rb") as file:
-        file.seek(info.header_offset + 26)
-        return info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))

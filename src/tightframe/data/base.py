@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
-from tightframe.errors import ArgumentError, DtypeError, ShapeError, check_positive, require_extra
+from tightframe.errors import (
+    ArgumentError,
+    DataFileError,
+    DtypeError,
+    ShapeError,
+    TightframeError,
+    check_positive,
+    require_extra,
+)
 
-S = TypeVar("S", bound="Samples")
+StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,21 @@ class ClassificationData:
             if values is not None and len(values) != self.num_classes:
                 raise ShapeError(f"{name} must have K = {self.num_classes} entries, got {len(values)}")
 
+    @classmethod
+    def of(
+        cls,
+        train: Dataset[Any],
+        validation: Dataset[Any] | None,
+        test: Dataset[Any],
+        labels: Tensor,
+        class_names: Sequence[str],
+        paths: tuple[tuple[str, ...], ...] | None = None,
+    ) -> ClassificationData:
+        """Return the parts with the number of classes and their counts, from their names and the training labels."""
+        names = tuple(class_names)
+        counts = labels.bincount(minlength=len(names))
+        return cls(train, validation, test, len(names), names, counts, paths)
+
 
 class DataSource(ABC):
     """A cheap description of data: the constructor checks and keeps its arguments, :meth:`load` does the work."""
@@ -63,15 +89,17 @@ class DataSource(ABC):
         """Read the data; equal descriptions give equal data in equal order."""
 
 
-class Samples(Protocol):
-    """Labelled samples of which some can be taken."""
+class TensorSamples(TensorDataset):
+    """Inputs ``(N, ...)`` and int64 labels ``(N,)`` in memory."""
 
     @property
     def labels(self) -> Tensor:
         """Labels ``(N,)``."""
+        return self.tensors[1]
 
-    def subset(self: S, indices: Tensor) -> S:
+    def subset(self, indices: Tensor) -> TensorSamples:
         """Return the samples at ``indices``."""
+        return TensorSamples(*(tensor[indices] for tensor in self.tensors))
 
 
 class HoldOutSource(DataSource):
@@ -82,7 +110,7 @@ class HoldOutSource(DataSource):
         seed: Seed of that split, >= 0.
 
     Raises:
-        ArgumentError: if an argument lies outside its range.
+        ArgumentError: if an argument lies outside its range, or (from :meth:`load`) a part would miss a class.
     """
 
     def __init__(self, validation_fraction: float, seed: int) -> None:
@@ -91,12 +119,54 @@ class HoldOutSource(DataSource):
         self.validation_fraction = validation_fraction
         self.seed = seed
 
-    def _hold_out(self, train: S) -> tuple[S, S | None]:
-        """Return what is left to train on and what is set aside, None where nothing is."""
+    @abstractmethod
+    def _read(self) -> ClassificationData:
+        """Return the whole training part, which has ``labels`` and ``subset(indices)``, and the others."""
+
+    def load(self) -> ClassificationData:
+        """Read the parts, and set the validation part aside; equal descriptions give equal data in equal order."""
+        data = self._read()
         if not self.validation_fraction:
-            return train, None
-        rest, held_out = stratified_split(train.labels, self.validation_fraction, self.seed)
-        return train.subset(rest), train.subset(held_out)
+            return data
+        whole: Any = data.train
+        rest, held_out = stratified_split(whole.labels, self.validation_fraction, self.seed)
+        counts = whole.labels[rest].bincount(minlength=data.num_classes)
+        return replace(data, train=whole.subset(rest), validation=whole.subset(held_out), class_counts=counts)
+
+
+@contextmanager
+def reading(path: StrPath, wrong: str, fix: str, missing: str = "") -> Iterator[None]:
+    """Turn what fails while a file is read into a :class:`DataFileError` that names it.
+
+    Args:
+        path: Path of the file.
+        wrong: Words for a file that is damaged or of another format, such as "is no JSON".
+        fix: Words for what to do about it.
+        missing: Words for what to do if there is no such file; "" is ``fix``.
+    """
+    try:
+        yield
+    except (TightframeError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise DataFileError(f"{path} does not exist; {missing or fix}") from error
+    except Exception as error:  # libraries raise exceptions of many kinds about a damaged file
+        # Only the system numbers its errors; libraries raise bare ones about what they read.
+        unreadable = isinstance(error, OSError) and error.errno is not None
+        seen = f"cannot be read ({error})" if unreadable else f"{wrong} ({type(error).__name__}: {error})"
+        raise DataFileError(f"{path} {seen}; {fix}") from error
+
+
+def differing(one: Sequence[Any], other: Sequence[Any], shown: int = 5) -> str:
+    """Say how many entries are in one of two sequences alone, and name the first; "" if there are none.
+
+    Example:
+        >>> differing("abc", "bcd")
+        '2 are in one alone: a, d'
+    """
+    alone = sorted(set(one) ^ set(other))
+    names = ", ".join(map(str, alone[:shown])) + (", ..." if len(alone) > shown else "")
+    return f"{len(alone)} are in one alone: {names}" if alone else ""
 
 
 def check_fraction(name: str, value: float, zero: bool = True) -> None:

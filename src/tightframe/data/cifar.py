@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from tightframe.data.images import Images, ImageSet, checked_labels
+from tightframe.data.base import TensorSamples, reading
+from tightframe.data.images import ImageSet, checked_labels
 from tightframe.errors import DataFileError
 
 SHAPE = (3, 32, 32)
 
 
+class _Cifar(ImageSet):
+    """Pickled files of images and labels, and one of names."""
+
+    meta: str
+    names_key: str
+    labels_key: str
+    files: Mapping[str, Sequence[str]]
+
+    def _classes(self) -> tuple[str, ...]:
+        return _PickledFile(self, self.meta).names(self.names_key)
+
+    def _part(self, name: str, num_classes: int) -> TensorSamples:
+        images, labels = [], []
+        for each in self.files[name]:
+            file = _PickledFile(self, each)
+            images.append(file.images())
+            labels.append(checked_labels(file.path, file.field(self.labels_key), len(images[-1]), num_classes))
+        return TensorSamples(torch.from_numpy(np.concatenate(images)), torch.cat(labels))
+
+
 @final
-class CIFAR10(ImageSet):
+class CIFAR10(_Cifar):
     """CIFAR-10 (Krizhevsky 2009): 32x32 colour images of 10 classes, from the Python version.
 
     Args:
@@ -33,22 +55,12 @@ class CIFAR10(ImageSet):
     """
 
     archive = "cifar-10-python.tar.gz"
-
-    def _classes(self) -> tuple[str, ...]:
-        return _names(_read(self, "batches.meta"), "label_names", self.root / "batches.meta")
-
-    def _part(self, name: str, num_classes: int) -> Images:
-        files = ["test_batch"] if name == "test" else [f"data_batch_{i}" for i in range(1, 6)]
-        images, labels = [], []
-        for file in files:
-            content, path = _read(self, file), self.root / file
-            images.append(_pixels(content, path))
-            labels.append(_labels(content, "labels", path, len(images[-1]), num_classes))
-        return Images(torch.from_numpy(np.concatenate(images)), torch.cat(labels))
+    meta, names_key, labels_key = "batches.meta", "label_names", "labels"
+    files = MappingProxyType({"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]})
 
 
 @final
-class CIFAR100(ImageSet):
+class CIFAR100(_Cifar):
     """CIFAR-100 (Krizhevsky 2009): 32x32 colour images of 100 classes in 20 superclasses, from the Python version.
 
     The fine labels are the classes; ``paths`` are ``(superclass, class)`` as the files label every image.
@@ -65,23 +77,16 @@ class CIFAR100(ImageSet):
     """
 
     archive = "cifar-100-python.tar.gz"
-
-    def _classes(self) -> tuple[str, ...]:
-        return _names(_read(self, "meta"), "fine_label_names", self.root / "meta")
-
-    def _part(self, name: str, num_classes: int) -> Images:
-        content, path = _read(self, name), self.root / name
-        images = _pixels(content, path)
-        labels = _labels(content, "fine_labels", path, len(images), num_classes)
-        return Images(torch.from_numpy(images.copy()), labels)
+    meta, names_key, labels_key = "meta", "fine_label_names", "fine_labels"
+    files = MappingProxyType({"train": ["train"], "test": ["test"]})
 
     def _paths(self, class_names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-        superclasses = _names(_read(self, "meta"), "coarse_label_names", self.root / "meta")
+        superclasses = _PickledFile(self, self.meta).names("coarse_label_names")
         found: list[set[int]] = [set() for _ in class_names]
         for name in ("train", "test"):
-            content, path = _read(self, name), self.root / name
-            fine = content["fine_labels"]
-            coarse = _labels(content, "coarse_labels", path, len(fine), len(superclasses))
+            file = _PickledFile(self, name)
+            fine = file.field("fine_labels")
+            coarse = checked_labels(file.path, file.field("coarse_labels"), len(fine), len(superclasses))
             for label, superclass in zip(fine, coarse.tolist(), strict=True):
                 found[label].add(superclass)
         for class_name, own in zip(class_names, found, strict=True):
@@ -91,6 +96,53 @@ class CIFAR100(ImageSet):
                     f"{self.root}: class {class_name} must have one superclass, got {seen}; get {self.archive} again"
                 )
         return tuple((superclasses[own.pop()], name) for own, name in zip(found, class_names, strict=True))
+
+
+class _PickledFile:
+    """A mapping in a pickled file of a set; its keys are bytes or text, as Python 2 or 3 wrote them."""
+
+    def __init__(self, source: ImageSet, name: str) -> None:
+        self.path = source.root / name
+        raw = source.read_bytes(name)
+        with reading(self.path, f"is no pickle of {source.archive} or is damaged", "get it again"):
+            content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
+        if not isinstance(content, dict):
+            seen = type(content).__name__
+            raise DataFileError(f"{self.path} must hold a dictionary, got {seen}; get {source.archive} again")
+        self.content = {_text(key): value for key, value in content.items()}
+
+    def field(self, key: str) -> Any:
+        """Return the value of a key."""
+        if key not in self.content:
+            seen = f"only {sorted(self.content)}; is it the file of another set?"
+            raise DataFileError(f"{self.path} has no {key!r}, {seen}")
+        return self.content[key]
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """Return a list of names."""
+        names = self.field(key)
+        if not isinstance(names, list) or not names or not all(isinstance(name, bytes | str) for name in names):
+            raise DataFileError(f"{self.path}: {key} must be a list of class names; get the file again")
+        return tuple(map(_text, names))
+
+    def images(self) -> NDArray[np.uint8]:
+        """Return the images ``(N, 3, 32, 32)``, which may not be written to."""
+        size = math.prod(SHAPE)
+        array = self.field("data")
+        try:
+            _, shape, dtype, fortran, raw = array.state
+            kind, (rows, columns) = _text(dtype.args[0]), shape
+            if kind == "u1" and columns == size and len(raw) == rows * size > 0:
+                pixels = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
+                return pixels.reshape(-1, *SHAPE)
+        except (AttributeError, TypeError, ValueError, IndexError) as error:
+            raise DataFileError(
+                f"{self.path}: data must be an array of images (N, {size}); get the file again"
+            ) from error
+        seen = f"{kind} of shape {tuple(shape)} in {len(raw)} bytes"
+        raise DataFileError(
+            f"{self.path}: data must be uint8 images of shape (N, {size}), got {seen}; get the file again"
+        )
 
 
 class _Recorded:
@@ -124,57 +176,6 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no published file does")
         return _ALLOWED[module, name]
-
-
-def _read(source: ImageSet, name: str) -> dict[str, Any]:
-    """Read the mapping in a file of a set; its keys are bytes or text, as Python 2 or 3 wrote them."""
-    path = source.root / name
-    try:
-        content = _Unpickler(io.BytesIO(source._bytes(name)), encoding="bytes").load()
-    except DataFileError:
-        raise
-    except Exception as error:  # a damaged pickle raises exceptions of many kinds
-        raise DataFileError(
-            f"{path} is no pickle of {source.archive} or is damaged ({type(error).__name__}: {error}); get it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise DataFileError(f"{path} must hold a dictionary, got {type(content).__name__}; get {source.archive} again")
-    return {_text(key): value for key, value in content.items()}
-
-
-def _pixels(content: dict[str, Any], path: Path) -> NDArray[np.uint8]:
-    """Return the images ``(N, 3, 32, 32)`` of a file, which may not be written to."""
-    size = int(np.prod(SHAPE))
-    array = _field(content, "data", path)
-    try:
-        _, shape, dtype, fortran, raw = array.state
-        kind, (rows, columns) = _text(dtype.args[0]), shape
-        if kind == "u1" and columns == size and len(raw) == rows * size > 0:
-            pixels = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
-            return pixels.reshape(-1, *SHAPE)
-    except (AttributeError, TypeError, ValueError, IndexError) as error:
-        raise DataFileError(f"{path}: data must be an array of images (N, {size}); get the file again") from error
-    raise DataFileError(
-        f"{path}: data must be uint8 images of shape (N, {size}), got {kind} of shape {tuple(shape)} in {len(raw)} "
-        "bytes; get the file again"
-    )
-
-
-def _labels(content: dict[str, Any], key: str, path: Path, num_images: int, num_classes: int) -> Tensor:
-    return checked_labels(path, _field(content, key, path), num_images, num_classes)
-
-
-def _names(content: dict[str, Any], key: str, path: Path) -> tuple[str, ...]:
-    names = _field(content, key, path)
-    if not isinstance(names, list) or not names or not all(isinstance(name, bytes | str) for name in names):
-        raise DataFileError(f"{path}: {key} must be a list of class names; get the file again")
-    return tuple(map(_text, names))
-
-
-def _field(content: dict[str, Any], key: str, path: Path) -> Any:
-    if key not in content:
-        raise DataFileError(f"{path} has no {key!r}, only {sorted(content)}; is it the file of another set?")
-    return content[key]
 
 
 def _text(value: Any) -> str:

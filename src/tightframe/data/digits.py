@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import TensorDataset
 
 from tightframe.data.base import (
     ClassificationData,
-    DataSource,
+    HoldOutSource,
+    TensorSamples,
     check_fraction,
     check_imbalance,
     long_tailed_counts,
     stratified_split,
 )
-from tightframe.errors import check_positive, require_extra
+from tightframe.errors import require_extra
 
 
-class Digits(DataSource):
+class Digits(HoldOutSource):
     """The digits 0 to 9 as float32 images in [0, 1], with a balanced or long-tailed training part.
 
     The smallest class of the training part sets n_0, and :func:`~tightframe.data.base.long_tailed_counts` the class
@@ -51,42 +54,29 @@ class Digits(DataSource):
         seed: int = 0,
     ) -> None:
         check_imbalance(imbalance)
-        check_fraction("validation_fraction", validation_fraction)
         check_fraction("test_fraction", test_fraction, zero=False)
-        check_positive("seed", seed, minimum=0)
+        super().__init__(validation_fraction, seed)
         self.imbalance = imbalance
-        self.validation_fraction = validation_fraction
         self.test_fraction = test_fraction
         self.flatten = flatten
-        self.seed = seed
 
-    def load(self) -> ClassificationData:
-        """Return the parts as TensorDatasets of ``(float32 image, int64 label)``."""
+    def _read(self) -> ClassificationData:
         bunch = require_extra("sklearn.datasets", "cli").load_digits()
         images = torch.tensor(bunch.images / bunch.images.max(), dtype=torch.float32, device="cpu")
         images = images.flatten(1) if self.flatten else images.unsqueeze(1)
-        labels = torch.tensor(bunch.target, dtype=torch.int64, device="cpu")
+        samples = TensorSamples(images, torch.tensor(bunch.target, dtype=torch.int64, device="cpu"))
+        train, test = map(samples.subset, stratified_split(samples.labels, self.test_fraction, self.seed))
+        return ClassificationData.of(train, None, test, train.labels, [str(name) for name in bunch.target_names])
 
-        train, test = stratified_split(labels, self.test_fraction, self.seed)
-        validation = None
-        if self.validation_fraction:
-            rest, part = stratified_split(labels[train], self.validation_fraction, self.seed)
-            train, validation = train[rest], train[part]
-        smallest = int(labels[train].bincount().min())
-        counts = long_tailed_counts(10, smallest, self.imbalance)
-        train = _first_of_each_class(train, labels, counts)
-        return ClassificationData(
-            train=TensorDataset(images[train], labels[train]),
-            validation=None if validation is None else TensorDataset(images[validation], labels[validation]),
-            test=TensorDataset(images[test], labels[test]),
-            num_classes=10,
-            class_names=tuple(str(name) for name in bunch.target_names),
-            class_counts=counts,
-        )
+    def load(self) -> ClassificationData:
+        """Return the parts as TensorDatasets of ``(float32 image, int64 label)``."""
+        data = super().load()
+        counts = long_tailed_counts(10, int(data.class_counts.min()), self.imbalance)
+        train = cast(TensorSamples, data.train)
+        return replace(data, train=train.subset(_first_of_each_class(train.labels, counts)), class_counts=counts)
 
 
-def _first_of_each_class(indices: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-    """Return the ``indices``, in their order, without those beyond the first ``counts[k]`` of each class k."""
-    own = labels[indices]
-    rank = functional.one_hot(own, len(counts)).cumsum(0).gather(1, own.unsqueeze(1)).squeeze(1)
-    return indices[rank <= counts[own]]
+def _first_of_each_class(labels: Tensor, counts: Tensor) -> Tensor:
+    """Return where the first ``counts[k]`` samples of each class k are, in order."""
+    rank = functional.one_hot(labels, len(counts)).cumsum(0).gather(1, labels.unsqueeze(1)).squeeze(1)
+    return (rank <= counts[labels]).nonzero().squeeze(1)

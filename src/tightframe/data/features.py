@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
 from tightframe.data._shards import CHUNK, FORMATS, Shard, format_of
-from tightframe.data.base import ClassificationData, DataSource
+from tightframe.data.base import ClassificationData, DataSource, StrPath
 from tightframe.errors import (
     ArgumentError,
     DataFileError,
@@ -25,8 +25,7 @@ from tightframe.errors import (
     check_labels,
     check_positive,
 )
-
-StrPath = str | os.PathLike[str]
+from tightframe.files import written_whole
 
 
 class FeatureFile:
@@ -155,9 +154,12 @@ class FeatureFiles(DataSource):
             LabelError: if a label is negative or not below ``num_classes``.
             NonFiniteError: if features are NaN or infinite.
         """
-        parts = {"train": _open(self.train), "test": _open(self.test)}
-        if self.validation is not None:
-            parts["validation"] = _open(self.validation)
+        given = {"train": self.train, "test": self.test, "validation": self.validation}
+        parts = {
+            name: part if isinstance(part, FeatureFile) else FeatureFile(part)
+            for name, part in given.items()
+            if part is not None
+        }
         num_classes = self.num_classes or max(part.num_classes for part in parts.values())
         for name, part in parts.items():
             if part.dim != parts["train"].dim:
@@ -189,6 +191,7 @@ def write_features(path: StrPath, features: Tensor, labels: Tensor) -> Path:
     Raises:
         DataFileError: if the suffix is another.
         DtypeError, ShapeError, DeviceError, EmptyDataError, LabelError, NonFiniteError: if a tensor is not as above.
+        OutputError: if the file cannot be written.
 
     Example:
         >>> import tempfile, torch
@@ -212,12 +215,8 @@ def write_features(path: StrPath, features: Tensor, labels: Tensor) -> Path:
     check_finite(features)
     if bool((labels < 0).any()):
         raise LabelError(f"labels must be >= 0, got {int(labels.min())}; leave such samples out")
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with written_whole(path) as partial:
         form.write(partial, features.detach().cpu(), labels.cpu().long())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -227,21 +226,25 @@ class _Rows(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
         self._labels = shard.labels()
-        self._features: Tensor | None = shard.features()
-        if shard.maps:
+        self._features = shard.mapped()
+        self._mapped = self._features is not None
+        if self._features is None:
+            self._features = torch.empty(shard.rows, shard.dim, dtype=shard.dtype, device="cpu")
+            shard.fill(self._features)
+        else:
             for _ in shard.batches(CHUNK):
                 pass
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens a map itself: a pickled one would be a copy of the whole file.
-        return {**self.__dict__, "_features": None} if self._shard.maps else self.__dict__
+        return {**self.__dict__, "_features": None} if self._mapped else self.__dict__
 
     def __len__(self) -> int:
         return self._shard.rows
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if self._features is None:
-            self._features = self._shard.features()
+            self._features = cast(Tensor, self._shard.mapped())
         return self._features[index].float(), self._labels[index]
 
 
@@ -261,7 +264,3 @@ def _expand(path: StrPath | Sequence[StrPath]) -> list[Path]:
         if not each.is_file():
             raise DataFileError(f"{each} does not exist or is no file; check the path")
     return paths
-
-
-def _open(part: FeatureFile | StrPath) -> FeatureFile:
-    return part if isinstance(part, FeatureFile) else FeatureFile(part)

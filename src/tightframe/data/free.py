@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.utils.data import TensorDataset
 
-from tightframe.data.base import ClassificationData, DataSource
+from tightframe.data.base import ClassificationData, DataSource, TensorSamples
 from tightframe.errors import check_positive
 
 
@@ -39,12 +38,5 @@ class FreeSamples(DataSource):
     def load(self) -> ClassificationData:
         """Return the samples as one TensorDataset of ``(0-d int64 index, int64 label)``."""
         labels = torch.arange(self.num_classes, device="cpu").repeat_interleave(self.samples_per_class)
-        samples = TensorDataset(torch.arange(len(labels), device="cpu"), labels)
-        return ClassificationData(
-            train=samples,
-            validation=None,
-            test=samples,
-            num_classes=self.num_classes,
-            class_names=tuple(map(str, range(self.num_classes))),
-            class_counts=labels.bincount(),
-        )
+        samples = TensorSamples(torch.arange(len(labels), device="cpu"), labels)
+        return ClassificationData.of(samples, None, samples, labels, [str(k) for k in range(self.num_classes)])

@@ -4,43 +4,24 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 
-from tightframe.data.base import ClassificationData, HoldOutSource
+from tightframe.data.base import ClassificationData, HoldOutSource, StrPath, TensorSamples, differing, reading
 from tightframe.errors import ArgumentError, DataFileError, check_positive, require_extra
-
-StrPath = str | os.PathLike[str]
-# Classes named in a message, of however many there are.
-SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Images:
-    """Uint8 images ``(N, C, H, W)`` and their int64 labels ``(N,)``."""
-
-    images: Tensor
-    labels: Tensor
-
-    def subset(self, indices: Tensor) -> Images:
-        """Return the samples at ``indices``."""
-        return Images(self.images[indices], self.labels[indices])
-
-    def dataset(self) -> TensorDataset:
-        """Return the samples as a dataset of ``(image, label)``."""
-        return TensorDataset(self.images, self.labels)
 
 
 class ImageSet(HoldOutSource):
     """A published set of images that fits into memory, read from the folder that its archive unpacks to.
+
+    The parts are TensorDatasets of ``(uint8 image (C, H, W), int64 label)``.
 
     Args:
         root: Folder of the files themselves.
@@ -63,36 +44,23 @@ class ImageSet(HoldOutSource):
         """Return the names of the classes in label order."""
 
     @abstractmethod
-    def _part(self, name: str, num_classes: int) -> Images:
+    def _part(self, name: str, num_classes: int) -> TensorSamples:
         """Read the part ``train`` or ``test``."""
 
     def _paths(self, class_names: tuple[str, ...]) -> tuple[tuple[str, ...], ...] | None:
         """Return where the classes lie in a hierarchy, if the set has one."""
         return None
 
-    def load(self) -> ClassificationData:
-        """Return the parts as TensorDatasets of ``(uint8 image (C, H, W), int64 label)``."""
+    def _read(self) -> ClassificationData:
         names = self._classes()
         train, test = (self._part(part, len(names)) for part in ("train", "test"))
-        train, validation = self._hold_out(train)
-        return ClassificationData(
-            train=train.dataset(),
-            validation=None if validation is None else validation.dataset(),
-            test=test.dataset(),
-            num_classes=len(names),
-            class_names=names,
-            class_counts=train.labels.bincount(minlength=len(names)),
-            paths=self._paths(names),
-        )
+        return ClassificationData.of(train, None, test, train.labels, names, self._paths(names))
 
-    def _bytes(self, name: str) -> bytes:
+    def read_bytes(self, name: str) -> bytes:
         """Read a file of the set."""
         path = self.root / name
-        try:
+        with reading(path, "cannot be read", f"root must be the folder that {self.archive} unpacks to"):
             content = path.read_bytes()
-        except OSError as error:
-            reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-            raise DataFileError(f"{path} {reason}; root must be the folder that {self.archive} unpacks to") from error
         if not content:
             raise DataFileError(f"{path} is empty; unpack {self.archive} again")
         return content
@@ -143,11 +111,11 @@ class STL10(ImageSet):
     shape = (3, 96, 96)
 
     def _classes(self) -> tuple[str, ...]:
-        return tuple(self._bytes("class_names.txt").decode("utf-8", "replace").split())
+        return tuple(self.read_bytes("class_names.txt").decode("utf-8", "replace").split())
 
-    def _part(self, name: str, num_classes: int) -> Images:
+    def _part(self, name: str, num_classes: int) -> TensorSamples:
         path = self.root / f"{name}_X.bin"
-        pixels = np.frombuffer(self._bytes(path.name), np.uint8)
+        pixels = np.frombuffer(self.read_bytes(path.name), np.uint8)
         size = int(np.prod(self.shape))
         if len(pixels) % size:
             raise DataFileError(
@@ -156,9 +124,9 @@ class STL10(ImageSet):
             )
         # The files hold each channel column by column.
         images = np.ascontiguousarray(pixels.reshape(-1, *self.shape).transpose(0, 1, 3, 2))
-        labels = np.frombuffer(self._bytes(f"{name}_y.bin"), np.uint8)
+        labels = np.frombuffer(self.read_bytes(f"{name}_y.bin"), np.uint8)
         where = self.root / f"{name}_y.bin"
-        return Images(torch.from_numpy(images), checked_labels(where, labels, len(images), num_classes, first=1))
+        return TensorSamples(torch.from_numpy(images), checked_labels(where, labels, len(images), num_classes, first=1))
 
 
 @final
@@ -169,7 +137,8 @@ class ImageFolder(HoldOutSource):
     ImageNet, and the validation part where there is. Folders inside a class folder belong to
     the class. Names that begin with a dot are passed over. Every image becomes
     RGB, its shorter side is resized to ``resize`` pixels (bilinear) and the middle square is kept, so that a batch has
-    one shape. A batch is decoded by several threads.
+    one shape; a batch is decoded by several threads. The parts are map-style datasets of
+    ``(uint8 image (3, resize, resize), int64 label)``.
 
     Args:
         root: the folder that holds ``train/``.
@@ -191,50 +160,37 @@ class ImageFolder(HoldOutSource):
         self.root = Path(root)
         self.resize = resize
 
-    def load(self) -> ClassificationData:
-        """Return the parts as map-style datasets of ``(uint8 image (3, resize, resize), int64 label)``."""
+    def _read(self) -> ClassificationData:
         require_extra("PIL.Image", "cli")
         names, train = self._part("train")
         test_name = "test" if (self.root / "test").is_dir() else "val"
-        test = self._part(test_name, names)[1]
+        _, test = self._part(test_name, names)
+        validation = None
         if test_name == "test" and (self.root / "val").is_dir():
             if self.validation_fraction:
                 raise ArgumentError(
                     f"validation_fraction must be 0 where {self.root / 'val'} is the validation part, got "
                     f"{self.validation_fraction}"
                 )
-            validation: ImageFiles | None = self._part("val", names)[1]
-        else:
-            train, validation = self._hold_out(train)
-        return ClassificationData(
-            train=train,
-            validation=validation,
-            test=test,
-            num_classes=len(names),
-            class_names=tuple(names),
-            class_counts=train.labels.bincount(minlength=len(names)),
-        )
+            _, validation = self._part("val", names)
+        return ClassificationData.of(train, validation, test, train.labels, names)
 
-    def _part(self, name: str, expected: list[str] | None = None) -> tuple[list[str], ImageFiles]:
-        """Return the classes and the samples of a part, whose classes must be the ``expected`` ones."""
+    def _part(self, name: str, expected: Sequence[str] = ()) -> tuple[list[str], ImageFiles]:
+        """Return the classes and the samples of a part, whose classes must be the ``expected`` ones, if any."""
         folder = self.root / name
         names = [entry.name for entry in _entries(folder, self.root) if entry.is_dir()]
         if not names:
             raise DataFileError(f"{folder} holds no class folder; root must hold train/<class>/ and val/<class>/")
-        if expected is not None and names != expected:
-            differing = sorted(set(names) ^ set(expected))
-            raise DataFileError(
-                f"{folder} and {self.root / 'train'} must have the same class folders, but {len(differing)} are in one "
-                f"alone: {', '.join(differing[:SHOWN])}{', ...' if len(differing) > SHOWN else ''}"
-            )
-        paths, counts = [], []
-        for class_name in names:
+        if expected and (found := differing(names, expected)):
+            raise DataFileError(f"{folder} and {self.root / 'train'} must have the same class folders, but {found}")
+        paths, labels = [], []
+        for label, class_name in enumerate(names):
             files = sorted(_files(folder / class_name, self.root))
             if not files:
                 raise DataFileError(f"{folder / class_name} holds no file; add its images or remove the folder")
             paths += files
-            counts.append(len(files))
-        return names, ImageFiles(paths, torch.repeat_interleave(torch.tensor(counts, device="cpu")), self.resize)
+            labels += [label] * len(files)
+        return names, ImageFiles(paths, torch.tensor(labels, device="cpu"), self.resize)
 
 
 @final
@@ -271,15 +227,9 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
 def _decoded(path: str, size: int) -> Tensor:
     """Return the middle square of an image as ``(3, size, size)`` uint8."""
     image, operations = require_extra("PIL.Image", "cli"), require_extra("PIL.ImageOps", "cli")
-    try:
-        with image.open(path) as opened:
-            square = operations.fit(opened.convert("RGB"), (size, size), image.Resampling.BILINEAR)
-    except FileNotFoundError as error:
-        raise DataFileError(f"{path} does not exist; unpack its images again, or correct `root`") from error
-    except Exception as error:  # Pillow's decoders raise exceptions of many kinds
-        raise DataFileError(
-            f"{path} cannot be decoded as an image ({type(error).__name__}: {error}); replace or remove it"
-        ) from error
+    missing = "unpack its images again, or correct `root`"
+    with reading(path, "cannot be decoded as an image", "replace or remove it", missing), image.open(path) as opened:
+        square = operations.fit(opened.convert("RGB"), (size, size), image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 

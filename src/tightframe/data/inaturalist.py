@@ -8,8 +8,8 @@ from typing import Any, final
 
 import torch
 
-from tightframe.data.base import ClassificationData, HoldOutSource
-from tightframe.data.images import SHOWN, ImageFiles, StrPath
+from tightframe.data.base import ClassificationData, HoldOutSource, StrPath, differing, reading
+from tightframe.data.images import ImageFiles
 from tightframe.errors import DataFileError, check_positive, require_extra
 
 # Above the species, from coarse to fine.
@@ -28,7 +28,7 @@ class INaturalist(HoldOutSource):
 
     Class k is the k-th category of the annotation file of the training part, by id. Its ``paths`` go down the ranks
     (kingdom, phylum, class, order, family, genus) that the file names, to the species; a file without ranks gives none.
-    Images are cut to a square as by :class:`ImageFolder`.
+    Images are cut to a square as by :class:`ImageFolder`, and the parts are datasets as there.
 
     Args:
         root: the folder that the files are in, and from which annotations name the images.
@@ -69,25 +69,17 @@ class INaturalist(HoldOutSource):
         self.test = test
         self.categories = categories
 
-    def load(self) -> ClassificationData:
-        """Return the parts as map-style datasets of ``(uint8 image (3, resize, resize), int64 label)``."""
+    def _read(self) -> ClassificationData:
         require_extra("PIL.Image", "cli")
         train_file, test_file = (_AnnotationFile(self.root / name) for name in (self.train, self.test))
         ids = sorted(train_file.by_id("categories"))
-        _check_same(ids, train_file, test_file)
+        # The same id may mean different species in two releases.
+        if found := differing(ids, list(test_file.by_id("categories"))):
+            raise test_file.error(f"the categories must be those of {train_file.path.name}, but {found}")
         names, paths = self._taxonomy(ids, train_file)
         labels = {category: k for k, category in enumerate(ids)}
         train, test = (self._part(file, labels) for file in (train_file, test_file))
-        train, validation = self._hold_out(train)
-        return ClassificationData(
-            train=train,
-            validation=validation,
-            test=test,
-            num_classes=len(ids),
-            class_names=names,
-            class_counts=train.labels.bincount(minlength=len(ids)),
-            paths=paths,
-        )
+        return ClassificationData.of(train, None, test, train.labels, names, paths)
 
     def _part(self, file: _AnnotationFile, labels: dict[int, int]) -> ImageFiles:
         """Return the samples of a file, in the order of its images."""
@@ -145,17 +137,9 @@ class _AnnotationFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        missing = "root must be the folder with the annotation files, and train, test and categories their names"
+        with reading(path, "is no JSON or is truncated", "unpack it again", missing):
             content = json.loads(path.read_bytes())
-        except FileNotFoundError as error:
-            raise DataFileError(
-                f"{path} does not exist; root must be the folder with the annotation files, and train, test and "
-                "categories their names"
-            ) from error
-        except OSError as error:
-            raise DataFileError(f"{path} cannot be read ({error}); unpack it again") from error
-        except (ValueError, RecursionError) as error:
-            raise DataFileError(f"{path} is no JSON or is truncated ({error}); unpack it again") from error
         self.content = {"categories": content} if isinstance(content, list) else content
 
     def error(self, seen: str) -> DataFileError:
@@ -184,13 +168,3 @@ class _AnnotationFile:
             if found.setdefault(entry["id"], entry) is not entry:
                 raise self.error(f"id {entry['id']} comes twice among the {section}")
         return found
-
-
-def _check_same(ids: list[int], train: _AnnotationFile, test: _AnnotationFile) -> None:
-    """Refuse parts of two releases, where the same id may mean different species."""
-    differing = sorted(set(ids) ^ set(test.by_id("categories")))
-    if differing:
-        raise test.error(
-            f"the categories must be those of {train.path.name}, but {len(differing)} are in one alone: "
-            f"{', '.join(map(str, differing[:SHOWN]))}{', ...' if len(differing) > SHOWN else ''}"
-        )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tightframe.hierarchy import Tree
-from tightframe.report.history import History
 from tightframe.runs import RunDirectory
 
 Ints = NDArray[np.int64]
@@ -36,53 +34,30 @@ class Groups:
 
 
 @dataclass(frozen=True)
-class RunConfusion:
+class RunMistakes:
     """Mistakes of one run in its last evaluation, its seeds added up.
 
     Args:
         run: name of the run.
         seeds: Seeds that have a file.
         epochs: completed epochs at the earliest and the latest of these evaluations.
-        pairs: ``(P, 2)`` label and prediction, no pair twice, in the order of labels and predictions.
-        counts: ``(P,)`` samples of each.
+        samples: Number of samples evaluated.
+        nodes: ``(M, 3)`` node, mistakes whose label and prediction meet there, and mistakes that meet there or below.
+        depths: Mistakes that meet at each depth of the tree.
+        cells: ``(C, 3)`` group of the label, other group of the prediction, and samples.
+        totals: ``(G,)`` samples by group of the label.
+        frequent: Label, prediction, samples, all samples of the label and meeting node of the commonest mistakes.
     """
 
     run: str
-    seeds: tuple[int, ...]
+    seeds: list[int]
     epochs: tuple[int, int]
-    pairs: Ints
-    counts: Ints
-
-    @property
-    def samples(self) -> int:
-        """Number of samples evaluated, over all seeds."""
-        return int(self.counts.sum())
-
-    @property
-    def wrong(self) -> NDArray[np.bool_]:
-        """``(P,)`` which pairs are mistakes."""
-        return self.pairs[:, 0] != self.pairs[:, 1]
-
-    def meeting(self, tree: Tree) -> Ints:
-        """Return how many samples' label and prediction differ and meet at each node ``(N,)``."""
-        wrong = self.wrong
-        return _sums(lowest_common_ancestors(tree, self.pairs[wrong]), self.counts[wrong], len(tree.names))
-
-    def grouped(self, groups: Groups) -> tuple[Ints, Ints]:
-        """Return ``(C, 3)`` label's group, prediction's other group and samples; and the samples of groups ``(G,)``."""
-        pairs, counts = _added_up(groups.of_class[self.pairs], self.counts)
-        cells = np.column_stack([pairs, counts])
-        return cells[pairs[:, 0] != pairs[:, 1]], _sums(pairs[:, 0], counts, len(groups.nodes))
-
-    def most_frequent(self, tree: Tree) -> list[tuple[int, int, int, int, int]]:
-        """Return label, prediction, samples, all samples of the label and meeting node of the commonest mistakes."""
-        chosen = np.flatnonzero(self.wrong)
-        chosen = chosen[np.argsort(-self.counts[chosen], kind="stable")][:MOST_FREQUENT]
-        of_label = _sums(self.pairs[:, 0], self.counts, tree.num_classes)
-        labels, predictions = self.pairs[chosen].T
-        meeting = lowest_common_ancestors(tree, self.pairs[chosen])
-        columns = (labels, predictions, self.counts[chosen], of_label[labels], meeting)
-        return list(zip(*(column.tolist() for column in columns), strict=True))
+    samples: int
+    nodes: Ints
+    depths: Ints
+    cells: Ints
+    totals: Ints
+    frequent: list[tuple[str, str, int, int, str]]
 
 
 @dataclass(frozen=True)
@@ -90,16 +65,80 @@ class Confusions:
     """Mistakes as the page shows them.
 
     Args:
-        tree: hierarchy of the classes.
         split: the split evaluated.
-        groups: Groups of the heat map; None if the tree has no level with 2 to 250 of them.
+        groups: Names of the groups of the heat map; empty if the tree has no level with 2 to 250 of them.
+        level: Depth of the groups, as in :class:`Groups`.
+        blocks: Blocks of groups, as in :class:`Groups`.
         runs: one a run that has files.
     """
 
-    tree: Tree
     split: str
-    groups: Groups | None
-    runs: list[RunConfusion]
+    groups: list[str]
+    level: int | None
+    blocks: tuple[tuple[str, int, int], ...]
+    runs: list[RunMistakes]
+
+
+def gather_confusions(directory: RunDirectory, split: str) -> Confusions | None:
+    """Add up the seeds' files of each run on a split; None without a tree or files.
+
+    Files that cannot be read, or that know of more classes than the tree, are left out.
+    """
+    tree = directory.tree
+    if tree is None:
+        return None
+    groups = tree_groups(tree) or Groups(np.zeros(0, int), np.zeros(tree.num_classes, int), None, ())
+    found = [_of_run(directory, run, split, tree, groups) for run in directory.runs]
+    runs = [each for each in found if each is not None]
+    label_of = {node: label for label, node in enumerate(tree.classes.tolist())}
+    names = [
+        directory.class_name(label_of[node]) if node in label_of else tree.names[node] for node in groups.nodes.tolist()
+    ]
+    return Confusions(split, names, groups.level, groups.blocks, runs) if runs else None
+
+
+def _of_run(directory: RunDirectory, run: str, split: str, tree: Tree, groups: Groups) -> RunMistakes | None:
+    known = [(t.seed, t.load_confusion(split)) for t in directory.trainings if t.run == run]
+    read = {seed: c for seed, c in known if c is not None and (c.pairs < tree.num_classes).all()}
+    if not read:
+        return None
+    pairs, counts = (np.concatenate([getattr(c, name).numpy() for c in read.values()]) for name in ("pairs", "counts"))
+    pairs, counts = added_up(pairs, counts)
+    epochs = [c.epoch for c in read.values()]
+    here = meetings(tree, pairs, counts)
+    in_all = sums_below(tree, here)
+    some = np.flatnonzero(in_all)
+    nodes, depths = np.stack([some, here[some], in_all[some]], axis=1), _sums(tree.depth, here, 0)[:-1]
+    cells, totals = grouped(groups, pairs, counts)
+    frequent = [
+        (directory.class_name(label), directory.class_name(prediction), count, of, tree.names[node])
+        for label, prediction, count, of, node in most_frequent(tree, pairs, counts)
+    ]
+    ends = (min(epochs), max(epochs))
+    return RunMistakes(run, list(read), ends, int(counts.sum()), nodes, depths, cells, totals, frequent)
+
+
+def meetings(tree: Tree, pairs: Ints, counts: Ints) -> Ints:
+    """Return how many samples' label and prediction differ and meet at each node ``(N,)``."""
+    wrong = pairs[:, 0] != pairs[:, 1]
+    return _sums(lowest_common_ancestors(tree, pairs[wrong]), counts[wrong], len(tree.names))
+
+
+def grouped(groups: Groups, pairs: Ints, counts: Ints) -> tuple[Ints, Ints]:
+    """Return ``(C, 3)`` label's group, prediction's other group and samples; and the samples of groups ``(G,)``."""
+    pairs, counts = added_up(groups.of_class[pairs], counts)
+    cells = np.column_stack([pairs, counts])
+    return cells[pairs[:, 0] != pairs[:, 1]], _sums(pairs[:, 0], counts, len(groups.nodes))
+
+
+def most_frequent(tree: Tree, pairs: Ints, counts: Ints) -> list[tuple[int, int, int, int, int]]:
+    """Return label, prediction, samples, all samples of the label and meeting node of the commonest mistakes."""
+    wrong = np.flatnonzero(pairs[:, 0] != pairs[:, 1])
+    chosen = wrong[np.argsort(-counts[wrong], kind="stable")][:MOST_FREQUENT]
+    labels, predictions = pairs[chosen].T
+    of_label = _sums(pairs[:, 0], counts, tree.num_classes)[labels]
+    columns = (labels, predictions, counts[chosen], of_label, lowest_common_ancestors(tree, pairs[chosen]))
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def lowest_common_ancestors(tree: Tree, pairs: Ints) -> Ints:
@@ -151,31 +190,7 @@ def _ancestors(tree: Tree, nodes: Ints, level: int) -> Ints:
     return nodes
 
 
-def gather_confusions(directory: RunDirectory) -> Confusions | None:
-    """Add up the seeds' files of each run, on the split that accuracy is judged on; None without a tree or files.
-
-    Files that cannot be read, or that know of more classes than the tree, are left out.
-    """
-    tree = directory.tree
-    if tree is None:
-        return None
-    split = History(directory.records).evaluation_split
-    found = [_add_up(directory, run, split, tree.num_classes) for run in directory.runs]
-    runs = [run for run in found if run is not None]
-    return Confusions(tree, split, tree_groups(tree), runs) if runs else None
-
-
-def _add_up(directory: RunDirectory, run: str, split: str, num_classes: int) -> RunConfusion | None:
-    known = [(t.seed, t.load_confusion(split)) for t in directory.trainings if t.run == run]
-    read = [(seed, c) for seed, c in known if c is not None and (c.pairs < num_classes).all()]
-    if not read:
-        return None
-    pairs, counts = (np.concatenate([getattr(c, name).numpy() for _, c in read]) for name in ("pairs", "counts"))
-    epochs = [c.epoch for _, c in read]
-    return RunConfusion(run, tuple(seed for seed, _ in read), (min(epochs), max(epochs)), *_added_up(pairs, counts))
-
-
-def _added_up(pairs: Ints, counts: Ints) -> tuple[Ints, Ints]:
+def added_up(pairs: Ints, counts: Ints) -> tuple[Ints, Ints]:
     """Return each pair once, in order, with the sum of its counts."""
     size = int(pairs.max(initial=0)) + 1
     codes, place = np.unique(pairs[:, 0] * size + pairs[:, 1], return_inverse=True)
@@ -187,41 +202,9 @@ def _sums(index: Ints, counts: Ints, size: int) -> Ints:
     return np.bincount(index, counts, size).astype(np.int64)
 
 
-def confusion_data(confusions: Confusions, directory: RunDirectory) -> dict[str, Any]:
-    """Return what the page's script draws, as plain JSON; cells are sparse."""
-    tree, groups = confusions.tree, confusions.groups
-    class_of = {int(node): label for label, node in enumerate(tree.classes)}
-
-    def name(node: int) -> str:
-        return directory.class_name(class_of[node]) if node in class_of else tree.names[node]
-
-    return {
-        "split": confusions.split,
-        "runs": [_run(run, groups, directory, tree) for run in confusions.runs],
-        "groups": [] if groups is None else [name(node) for node in groups.nodes.tolist()],
-        "blocks": [] if groups is None else groups.blocks,
-    }
-
-
-def _run(run: RunConfusion, groups: Groups | None, directory: RunDirectory, tree: Tree) -> dict[str, Any]:
-    here = run.meeting(tree)
-    in_all = here.copy()
-    for node in range(len(in_all) - 1, 0, -1):
-        in_all[tree.parents[node]] += in_all[node]
-    some = np.flatnonzero(in_all)
-    cells, totals = (np.zeros((0, 3), dtype=np.int64), np.zeros(0)) if groups is None else run.grouped(groups)
-    return {
-        "seeds": run.seeds,
-        "epochs": run.epochs,
-        "samples": run.samples,
-        "nodes": np.stack([some, here[some], in_all[some]], axis=1).tolist(),
-        "depths": _sums(tree.depth, here, 0)[:-1].tolist(),
-        "rows": cells[:, 0].tolist(),
-        "columns": cells[:, 1].tolist(),
-        "counts": cells[:, 2].tolist(),
-        "totals": totals.tolist(),
-        "frequent": [
-            [directory.class_name(label), directory.class_name(prediction), count, of, tree.names[node]]
-            for label, prediction, count, of, node in run.most_frequent(tree)
-        ],
-    }
+def sums_below(tree: Tree, counts: Ints) -> Ints:
+    """Return the sum of the counts of each node and all nodes below it ``(N,)``."""
+    sums = counts.copy()
+    for node in range(len(sums) - 1, 0, -1):
+        sums[tree.parents[node]] += sums[node]
+    return sums

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tightframe.errors import ArgumentError
+from tightframe.runs import RunDirectory
 from tightframe.runs.snapshots import Snapshot
 
 Array = NDArray[np.float64]
+MAX_CLASSES = 60
 
 
 def centred_cosines(vectors: Array) -> Array:
@@ -142,6 +144,64 @@ def _frame(snapshot: Snapshot, classes: list[int], vertices: Array, per_class: i
     points = [features[labels == c][:per_class] for c in classes]
     points = [(p[np.isfinite(p).all(axis=1)] - centre) @ basis / scale for p in points]
     return SimplexFrame(snapshot.epoch, vectors @ basis / length, (means - centre) @ basis / scale, tuple(points))
+
+
+@dataclass(frozen=True)
+class RunGeometry:
+    """Geometry of one training: cosines between classes at its last snapshot, and its features against epochs.
+
+    Args:
+        run: name of the run.
+        seed: the training's seed.
+        epoch: completed epochs at the last snapshot.
+        num_classes: K.
+        dim: d.
+        means: ``(k, k)`` cosines of the centred class means; k is K or, if that is too many to see, 60.
+        classifier: ``(k, k)`` cosines of the centred class vectors.
+        ideal: ``(k, k)`` cosines of the simplex ETF of K classes.
+        view: features in the space of a few class vectors; ``None`` if nothing can be drawn.
+    """
+
+    run: str
+    seed: int
+    epoch: int
+    num_classes: int
+    dim: int
+    means: Array
+    classifier: Array
+    ideal: Array
+    view: SimplexView | None
+
+
+def gather_geometry(directory: RunDirectory, classes: Sequence[int] | None = None) -> list[RunGeometry]:
+    """Return one geometry a run that has snapshots of at least two classes.
+
+    It is that of the first seed with snapshots, a finished one if there is any.
+
+    Args:
+        directory: Directory of runs.
+        classes: Classes of the view, as for :func:`simplex_view`.
+
+    Raises:
+        ArgumentError: if ``classes`` are not classes of the snapshots.
+    """
+    finished_first = sorted(directory.trainings, key=lambda training: bool(training.problem))
+    chosen = {training.run: training for training in reversed(finished_first) if training.snapshots}
+    found = []
+    for run in directory.runs:
+        snapshots = chosen[run].load_snapshots() if run in chosen else []
+        if not snapshots or len(snapshots[-1].class_vectors) < 2:
+            continue
+        last = snapshots[-1]
+        num_classes, dim = last.class_vectors.shape
+        means, vectors = (
+            centred_cosines(to_array(rows))[:MAX_CLASSES, :MAX_CLASSES]
+            for rows in (last.class_means, last.class_vectors)
+        )
+        ideal = np.where(np.eye(len(means), dtype=bool), 1.0, -1 / (num_classes - 1))
+        view = simplex_view(snapshots, classes)
+        found.append(RunGeometry(run, chosen[run].seed, last.epoch, num_classes, dim, means, vectors, ideal, view))
+    return found
 
 
 def to_array(tensor: Tensor) -> Array:

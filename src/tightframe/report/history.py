@@ -5,14 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from tightframe.errors import require_extra
 from tightframe.functional.registry import Described, describe
 from tightframe.records import Records
-from tightframe.report.names import FEATURES, MAIN_METRICS
+from tightframe.report.charts import Chart, Line
 
+FEATURES = "features"
+MAIN_METRICS = (
+    "nc1.pinv",
+    "cdnv",
+    "nc2.equinorm.means",
+    "nc2.max_angle.means",
+    "nc3.distance",
+    "nc4.agreement",
+)
+# Of the many numbers that a hierarchy gives, those that a leaderboard has room for.
+MAIN_SEVERITY = ("mistake_severity", "hierarchical_distance@1", "hierarchical_distance@5", "hops")
 EVALUATION_SPLITS = ("test", "validation", "train")
 Key = tuple[str, str, str]
+
+
+def is_detail(metric: str) -> bool:
+    """Return whether a metric of a hierarchy has no place on a leaderboard."""
+    return "distances" in describe(metric).needs and metric not in MAIN_SEVERITY
 
 
 @dataclass(frozen=True)
@@ -52,17 +69,15 @@ def estimate(values: Iterable[float]) -> Estimate:
     return Estimate(mean, _t_quantile(n - 1) * deviation / math.sqrt(n), n, len(values))
 
 
-_T_QUANTILES: dict[int, float] = {}
-
-
+@cache
 def _t_quantile(freedom: int) -> float:
-    if freedom not in _T_QUANTILES:
-        _T_QUANTILES[freedom] = float(require_extra("scipy.special", "cli").stdtrit(freedom, 0.975))
-    return _T_QUANTILES[freedom]
+    return float(require_extra("scipy.special", "cli").stdtrit(freedom, 0.975))
 
 
 class History:
     """Values by ``(split, place, metric)``, run, epoch and seed; a row replaces earlier ones of the same place.
+
+    Each seed's last epoch is in ``last_epochs``, by run.
 
     Example:
         >>> records = Records()
@@ -74,10 +89,13 @@ class History:
 
     def __init__(self, records: Records) -> None:
         self.values: dict[Key, dict[str, dict[int, dict[int, float]]]] = {}
+        self.last_epochs: dict[str, dict[int, int]] = {}
         for row in records:
             runs = self.values.setdefault((row.split, row.place, row.metric), {})
             runs.setdefault(row.run, {}).setdefault(row.epoch, {})[row.seed] = row.value
-        self.runs: list[str] = records.unique("run")
+            seeds = self.last_epochs.setdefault(row.run, {})
+            seeds[row.seed] = max(row.epoch, seeds.get(row.seed, 0))
+        self.runs = list(self.last_epochs)
 
     @property
     def evaluation_split(self) -> str:
@@ -89,39 +107,30 @@ class History:
         epochs = self.values.get(key, {}).get(run, {})
         return {seed: value for epoch in sorted(epochs) for seed, value in epochs[epoch].items()}
 
-
-@dataclass(frozen=True)
-class Curve:
-    """One run's estimates against epochs; ``low`` and ``high`` bound the interval, clipped to the panel."""
-
-    run: str
-    epochs: list[int]
-    estimates: list[Estimate]
-    low: list[float]
-    high: list[float]
+    def estimates(self, key: Key, run: str, scale: float = 1) -> dict[int, Estimate]:
+        """Return the mean over seeds, times ``scale``, at each epoch, in order, that has a finite value."""
+        epochs = self.values.get(key, {}).get(run, {})
+        found = {epoch: estimate(scale * value for value in epochs[epoch].values()) for epoch in sorted(epochs)}
+        return {epoch: each for epoch, each in found.items() if each.count}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Everything one small chart shows.
+    """A chart against epochs, with what the page says about it.
 
     Args:
         key: split, layer and metric.
-        title: Metric and place.
-        quantity: the metric's label, meaning and ideal.
+        meaning: Meaning of the metric.
+        ideal: Value under exact collapse, in the units of the chart; None if there is none.
         main: Whether it belongs to the first view.
-        log: Whether its value axis is logarithmic.
-        limits: range of the value axis.
-        curves: one a run.
+        chart: One line a run; values are in percent where the metric is a share.
     """
 
     key: Key
-    title: str
-    quantity: Described
+    meaning: str
+    ideal: float | None
     main: bool
-    log: bool
-    limits: tuple[float, float]
-    curves: list[Curve]
+    chart: Chart
 
 
 def panels(history: History, num_classes: int | None = None) -> list[Panel]:
@@ -137,29 +146,37 @@ def panels(history: History, num_classes: int | None = None) -> list[Panel]:
 
 def _panel(history: History, key: Key, main: bool, num_classes: int | None) -> Panel | None:
     shown = describe(key[2], num_classes)
-    drawn: dict[str, list[tuple[int, Estimate]]] = {}
-    values: list[float] = []
-    for run, epochs in history.values[key].items():
-        points = [(epoch, estimate(epochs[epoch].values())) for epoch in sorted(epochs)]
-        drawn[run] = [(epoch, e) for epoch, e in points if e.count]
-        values += [v for seeds in epochs.values() for v in seeds.values() if math.isfinite(v)]
+    scale = 100 if shown.percent else 1
+    values = [scale * v for run in history.values[key].values() for seeds in run.values() for v in seeds.values()]
+    values = [value for value in values if math.isfinite(value)]
     if not values:
         return None
+    estimates = {run: found for run in history.runs if (found := history.estimates(key, run, scale))}
+    lines = [
+        Line(run, list(found), [e.mean for e in found.values()], run, width=[e.half_width for e in found.values()])
+        for run, found in estimates.items()
+    ]
     log = min(values) > 0 and shown.ideal == 0 and not shown.percent
     if shown.percent:
-        values = _after_climb([point for points in drawn.values() for point in points], max(values))
-    limits = _limits(values, log, None if shown.percent else shown.ideal)
-    split = key[0] + " " if key[1] == "" and key[0] else ""
-    title = (split + shown.label)[:1].upper() + (split + shown.label)[1:]
-    curves = [_curve(run, drawn[run], limits) for run in history.runs if drawn.get(run)]
-    return Panel(key, title, shown, main, log, limits, curves)
+        means = [(epoch, e.mean) for found in estimates.values() for epoch, e in found.items()]
+        values = _after_climb(means, max(values))
+    ideal = None if shown.ideal is None else scale * shown.ideal
+    limits = _limits(values, log, None if shown.percent else ideal)
+    chart = Chart(title_of(key, shown), "epoch", "", lines, log_y=log, limits=limits)
+    return Panel(key, shown.meaning, ideal, main, chart)
 
 
-def _after_climb(points: list[tuple[int, Estimate]], top: float) -> list[float]:
+def title_of(key: Key, quantity: Described) -> str:
+    """Return the label of a metric, with its split where that is not plain, and the percent sign."""
+    label = f"{key[0]} {quantity.label}".strip() if key[1] == "" else quantity.label
+    return label[:1].upper() + label[1:] + (" %" if quantity.percent else "")
+
+
+def _after_climb(points: list[tuple[int, float]], top: float) -> list[float]:
     """Leave out the climb from chance: it would press all that is worth comparing against the top."""
     last = max(epoch for epoch, _ in points)
-    means = [e.mean for epoch, e in points if epoch > last / 10] or [e.mean for _, e in points]
-    return [min(*means, top - 0.03), top]
+    means = [mean for epoch, mean in points if epoch > last / 10] or [mean for _, mean in points]
+    return [min(*means, top - 3), top]
 
 
 def _limits(values: list[float], log: bool, ideal: float | None) -> tuple[float, float]:
@@ -173,13 +190,3 @@ def _limits(values: list[float], log: bool, ideal: float | None) -> tuple[float,
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or max(abs(high) * 0.01, 1e-12)
     return low - margin, high + margin
-
-
-def _curve(run: str, points: list[tuple[int, Estimate]], limits: tuple[float, float]) -> Curve:
-    def clip(value: float) -> float:
-        return min(max(value, limits[0]), limits[1])
-
-    widths = [0.0 if math.isnan(e.half_width) else e.half_width for _, e in points]
-    low = [clip(e.mean - width) for (_, e), width in zip(points, widths, strict=True)]
-    high = [clip(e.mean + width) for (_, e), width in zip(points, widths, strict=True)]
-    return Curve(run, [epoch for epoch, _ in points], [e for _, e in points], low, high)

@@ -14,8 +14,7 @@ from tightframe.functional.registry import describe
 from tightframe.probing import effective_depth
 from tightframe.records import Records
 from tightframe.report.geometry import Array
-from tightframe.report.history import History, estimate
-from tightframe.report.names import FEATURES
+from tightframe.report.history import FEATURES, History, estimate
 
 LAYER_METRICS = ("ncc.error", "cdnv", "nc1.pinv", "nc1.ratio")
 ACCURACY = "ncc.accuracy"  # what the records of a classifier's input have in place of an error
@@ -32,23 +31,31 @@ class RunLayers:
         layers: names of the L layers; the classifier's input, if it was measured with them, is the last.
         epochs: the E epochs shown.
         values: ``(L, E)`` means over seeds, by metric; nan where nothing finite was measured.
+        depths: Row at each epoch, counted from 1, from which the nearest class mean errs on at most 1 %; None if none.
     """
 
     run: str
     layers: tuple[str, ...]
     epochs: tuple[int, ...]
     values: dict[str, Array]
-
-    @property
-    def depths(self) -> list[int | None]:
-        """At each epoch the row, counted from 1, from which the nearest class mean errs on at most 1 %."""
-        if "ncc.error" not in self.values:
-            return [None] * len(self.epochs)
-        return [effective_depth(column, EPSILON) for column in self.values["ncc.error"].T.tolist()]
+    depths: list[int | None]
 
 
-def gather_layers(history: History, records: Records) -> list[RunLayers]:
-    """Return one map a run whose records hold layers beside the classifier's input.
+@dataclass(frozen=True)
+class Layers:
+    """Layers of all runs.
+
+    Args:
+        runs: one a run and tap.
+        metrics: Id, label, meaning, percent sign and range of each metric; the range is the same for all runs.
+    """
+
+    runs: list[RunLayers]
+    metrics: list[dict[str, Any]]
+
+
+def gather_layers(history: History, records: Records) -> Layers:
+    """Return one map of each run whose records hold layers beside the classifier's input.
 
     Args:
         history: History of the records.
@@ -60,10 +67,11 @@ def gather_layers(history: History, records: Records) -> list[RunLayers]:
             # Inputs and outputs of layers are two things, and make two maps.
             places.setdefault((row.run, row.place.removeprefix(row.layer)), {})[row.place] = row.layer
     taps = Counter(run for run, _ in places)
-    return [
+    maps = [
         _of_run(history, run, found, f"{run}{tap}" if taps[run] > 1 else run, is_input=not tap)
         for (run, tap), found in places.items()
     ]
+    return Layers(maps, [_metric(metric, maps) for metric in LAYER_METRICS if any(metric in m.values for m in maps)])
 
 
 def _of_run(history: History, run: str, places: dict[str, str], name: str, is_input: bool) -> RunLayers:
@@ -82,36 +90,15 @@ def _of_run(history: History, run: str, places: dict[str, str], name: str, is_in
     # Layers that were read after they ran have the classifier among them, and perhaps epochs of their own.
     if is_input and all(set(epochs) <= set(measured.get((FEATURES, m), {})) for m in metrics):
         layers = [*layers, FEATURES]
-    epochs = _thinned(epochs)
+    if len(epochs) > MAX_EPOCHS:
+        epochs = [epochs[round(i)] for i in np.linspace(0, len(epochs) - 1, MAX_EPOCHS)]
     maps = {
         metric: np.array([[measured.get((layer, metric), {}).get(e, math.nan) for e in epochs] for layer in layers])
         for metric in metrics
     }
-    return RunLayers(name, tuple(places.get(layer, layer) for layer in layers), tuple(epochs), maps)
-
-
-def _thinned(epochs: Sequence[int]) -> list[int]:
-    """Return at most 120 epochs, evenly spaced, with the first and the last."""
-    if len(epochs) <= MAX_EPOCHS:
-        return list(epochs)
-    return [epochs[round(i)] for i in np.linspace(0, len(epochs) - 1, MAX_EPOCHS)]
-
-
-def layer_data(maps: Sequence[RunLayers]) -> dict[str, Any]:
-    """Return what the page's script draws, as plain JSON; each metric has one scale for all runs."""
-    return {
-        "runs": [
-            {
-                "run": item.run,
-                "layers": item.layers,
-                "epochs": item.epochs,
-                "depths": item.depths,
-                "values": {metric: [_numbers(row) for row in rows] for metric, rows in item.values.items()},
-            }
-            for item in maps
-        ],
-        "metrics": [_metric(metric, maps) for metric in LAYER_METRICS if any(metric in m.values for m in maps)],
-    }
+    errors = maps["ncc.error"].T.tolist() if "ncc.error" in maps else []
+    depths = [effective_depth(column, EPSILON) for column in errors] or [None] * len(epochs)
+    return RunLayers(name, tuple(places.get(layer, layer) for layer in layers), tuple(epochs), maps, depths)
 
 
 def _metric(metric: str, maps: Sequence[RunLayers]) -> dict[str, Any]:
@@ -127,7 +114,3 @@ def _metric(metric: str, maps: Sequence[RunLayers]) -> dict[str, Any]:
         "percent": shown.percent,
         "range": [low, float(values.max(initial=low))],
     }
-
-
-def _numbers(row: Array) -> list[float | None]:
-    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in row.tolist()]

@@ -14,7 +14,6 @@ from tightframe.frames import Frame
 from tightframe.probing import LayerCurves
 from tightframe.records import Records
 from tightframe.report.charts import Chart, HeatMap, Line, draw_charts
-from tightframe.report.figures import draw_panels
 from tightframe.report.history import History, panels
 from tightframe.runs import RunDirectory
 from tightframe.ufm import Solution
@@ -48,7 +47,7 @@ def _(x: Records) -> Any:
     found = panels(History(x))
     if not found:
         raise ArgumentError("x must hold a finite number of the whole network or of its features, got none")
-    return draw_panels(found, x.unique("run"))
+    return draw_charts([panel.chart for panel in found], groups=x.unique("run"))
 
 
 @plot.register

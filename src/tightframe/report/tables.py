@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tightframe.errors import EmptyDataError, require_extra
 from tightframe.files import written_whole
 from tightframe.functional.registry import Described, describe
-from tightframe.records import Record, Records
-from tightframe.report.history import Estimate, History, Key, estimate
-from tightframe.report.names import FEATURES, MAIN_METRICS, is_detail
+from tightframe.records import Records
+from tightframe.report.history import FEATURES, MAIN_METRICS, Estimate, History, Key, estimate, is_detail, title_of
 from tightframe.runs import RunDirectory
 
+PADDING = 3  # columns of a terminal between two columns of a table
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -28,13 +27,11 @@ class Column:
         name: its name in the CSV, such as ``test.accuracy``.
         source: split, layer and metric of the records it comes from.
         quantity: label, meaning and ideal.
-        best: indices of the rows whose mean is nearest to the ideal; empty without an ideal or a rival.
     """
 
     name: str
     source: Key
     quantity: Described
-    best: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,17 @@ class Leaderboard:
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+
+    @property
+    def best(self) -> frozenset[tuple[int, int]]:
+        """Row and column of each mean that is nearest to its ideal; none of a column without an ideal or a rival."""
+        found = set()
+        for i, column in enumerate(self.columns):
+            means = [row.estimates[i].mean for row in self.rows]
+            if column.quantity.ideal is not None and len(means) > 1:
+                gaps = [math.inf if math.isnan(mean) else abs(mean - column.quantity.ideal) for mean in means]
+                found |= {(row, i) for row, gap in enumerate(gaps) if gap == min(gaps) < math.inf}
+        return frozenset(found)
 
 
 def leaderboard(
@@ -92,52 +100,34 @@ def leaderboard(
         raise EmptyDataError("records must hold at least one row, got none; measure something first")
     history = History(records)
     columns = _columns(history, num_classes)
-    rows = [_row(history, records, run, columns, (classifier_parameters or {}).get(run)) for run in history.runs]
+    rows = [_row(history, run, columns, (classifier_parameters or {}).get(run)) for run in history.runs]
     if columns and columns[0].source[2] == "accuracy":
-        rows.sort(
-            key=lambda row: -math.inf if math.isnan(row.estimates[0].mean) else row.estimates[0].mean, reverse=True
-        )
-    marked = tuple(
-        Column(c.name, c.source, c.quantity, _best([row.estimates[i] for row in rows], c.quantity.ideal))
-        for i, c in enumerate(columns)
-    )
-    return Leaderboard(marked, tuple(rows))
+        rows.sort(key=lambda row: -math.inf if row.estimates[0].count == 0 else row.estimates[0].mean, reverse=True)
+    return Leaderboard(tuple(columns), tuple(rows))
 
 
 def _columns(history: History, num_classes: int | None) -> list[Column]:
     split = history.evaluation_split
-    accuracy: Key = (split, "", "accuracy")
+    judged = [s for s in dict.fromkeys((split, "train")) if (s, "", "accuracy") in history.values]
     columns = []
-    if accuracy in history.values:
-        columns = [Column(f"{split}.accuracy", accuracy, describe("accuracy"))]
-        errors = dict.fromkeys(s for s in (split, "train") if (s, "", "accuracy") in history.values)
-        columns += [Column(f"{s}.error", (s, "", "accuracy"), describe("error")) for s in errors]
+    if split in judged:
+        columns = [Column(f"{split}.accuracy", (split, "", "accuracy"), describe("accuracy"))]
+        columns += [Column(f"{s}.error", (s, "", "accuracy"), describe("error")) for s in judged]
     shown = [key for key in history.values if key[:2] == (split, "") and not is_detail(key[2])]
     sources = [key for key in shown if key[2] not in ("accuracy", "error", "loss")]
     sources += [key for m in MAIN_METRICS if (key := ("train", FEATURES, m)) in history.values]
     return columns + [Column(f"{key[0]}.{key[2]}", key, describe(key[2], num_classes)) for key in sources]
 
 
-def _row(history: History, records: Records, run: str, columns: list[Column], parameters: int | None) -> Row:
-    last: dict[int, int] = {}
-    for record in records:
-        if record.run == run:
-            last[record.seed] = max(record.epoch, last.get(record.seed, 0))
+def _row(history: History, run: str, columns: list[Column], parameters: int | None) -> Row:
+    last = history.last_epochs[run]
     estimates = []
     for column in columns:
-        values = list(history.last(column.source, run).values())
-        if column.name.endswith(".error"):
-            values = [1 - value for value in values]
-        estimates.append(estimate(values))
+        values = history.last(column.source, run).values()
+        estimates.append(
+            estimate(1 - value for value in values) if column.name.endswith(".error") else estimate(values)
+        )
     return Row(run, tuple(sorted(last)), (min(last.values()), max(last.values())), tuple(estimates), parameters)
-
-
-def _best(estimates: list[Estimate], ideal: float | None) -> frozenset[int]:
-    if ideal is None or len(estimates) < 2:
-        return frozenset()
-    gaps = [math.inf if math.isnan(e.mean) else abs(e.mean - ideal) for e in estimates]
-    smallest = min(gaps)
-    return frozenset(i for i, gap in enumerate(gaps) if gap == smallest < math.inf)
 
 
 def format_estimate(value: Estimate, percent: bool = False) -> str:
@@ -168,97 +158,76 @@ def format_estimate(value: Estimate, percent: bool = False) -> str:
     return text + power + ("" if value.count == value.total else f" ({value.count} of {value.total})")
 
 
-def column_title(column: Column) -> str:
-    """Label of a column with its split where that is not plain, and the percent sign."""
-    label = column.quantity.label
-    title = f"{column.source[0]} {label}" if column.source[1] == "" else label
-    return title[:1].upper() + title[1:] + (" %" if column.quantity.percent else "")
-
-
-def epochs_text(row: Row) -> str:
-    """Write the last epoch, or the range over seeds."""
-    return str(row.epochs[0]) if row.epochs[0] == row.epochs[1] else f"{row.epochs[0]}–{row.epochs[1]}"
-
-
 def board_cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
     """Write the board's headings, and its cells row by row, as text."""
-    headings = ["Run", *map(column_title, board.columns), "Classifier parameters", "Seeds", "Epochs"]
+    headings = [
+        "Run",
+        *(title_of(c.source, c.quantity) for c in board.columns),
+        "Classifier parameters",
+        "Seeds",
+        "Epochs",
+    ]
     rows = []
     for row in board.rows:
         cells = [format_estimate(e, c.quantity.percent) for c, e in zip(board.columns, row.estimates, strict=True)]
         parameters = "–" if row.classifier_parameters is None else f"{row.classifier_parameters:,}"
-        rows.append([row.run, *cells, parameters, str(len(row.seeds)), epochs_text(row)])
+        epochs = "–".join(map(str, sorted(set(row.epochs))))
+        rows.append([row.run, *cells, parameters, str(len(row.seeds)), epochs])
     return headings, rows
 
 
-def render_tables(board: Leaderboard, width: int = 80) -> list[Any]:
-    """Build ``rich`` tables of a leaderboard, continued in a further table where one would be wider than ``width``."""
-    headings, rows = board_cells(board)
-    # Headings may wrap between words and long names of runs anywhere, numbers nowhere; rich alone would cut some.
-    widths = []
-    for i, heading in enumerate(headings):
-        longest = max(map(len, [*heading.split(), *(row[i] for row in rows)]))
-        widths.append(max(longest, len(heading) // 2 + 2) if i else min(longest, 32))
-    padding = 3
-    parts: list[list[int]] = [[]]
-    for i in range(1, len(headings)):
-        if parts[-1] and sum(widths[j] + padding for j in [0, *parts[-1], i]) > width:
-            parts.append([])
-        parts[-1].append(i)
-    return [_rich_table(board, headings, rows, widths, part) for part in parts]
+def render_rows(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    bold: Collection[tuple[int, int]] = (),
+    console: Any = None,
+) -> None:
+    """Print a table, continued in a further one where it would be wider than the console.
 
-
-def _rich_table(
-    board: Leaderboard, headings: list[str], rows: list[list[str]], widths: list[int], part: list[int]
-) -> Any:
-    table = require_extra("rich.table", "cli").Table(box=require_extra("rich.box", "cli").SIMPLE_HEAD, pad_edge=False)
-    text = require_extra("rich.text", "cli").Text
-    table.add_column(text(headings[0]), width=widths[0], overflow="fold")
-    for i in part:
-        table.add_column(text(headings[i]), justify="right", width=widths[i])
-    best = {(row, i) for i, column in enumerate(board.columns, start=1) for row in column.best}
-    for index, row in enumerate(rows):
-        table.add_row(text(row[0]), *(text(row[i], style="bold" if (index, i) in best else "") for i in part))
-    return table
-
-
-def render_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], *, console: Any = None) -> None:
-    """Print a plain table; the first column is text, the others numbers.
+    The first column is text, the others numbers. Headings may wrap between words and long names anywhere, but no number
+    is cut.
 
     Args:
         headings: Headings of the columns.
         rows: Cells of each row.
+        bold: Row and column of the cells in bold.
         console: Console to print on, a ``rich.console.Console``; None prints to standard output.
     """
     console = console or require_extra("rich.console", "cli").Console()
-    table = require_extra("rich.table", "cli").Table(box=require_extra("rich.box", "cli").SIMPLE_HEAD, pad_edge=False)
     text = require_extra("rich.text", "cli").Text
-    for i, heading in enumerate(headings):
-        longest = max((len(row[i]) for row in rows), default=0)
-        # Headings and names may wrap, numbers nowhere: where they do not fit the table is wider than the console.
-        table.add_column(
-            text(heading), justify="right" if i else "left", overflow="fold", min_width=longest if i else 8
-        )
-    for row in rows:
-        table.add_row(*map(text, row))
-    console.print(table, crop=False)
+    widths = [max(map(len, [*heading.split(), *cells])) for heading, *cells in zip(headings, *rows, strict=True)]
+    widths = [min(widths[0], 32), *(max(w, len(h) // 2 + 2) for w, h in zip(widths[1:], headings[1:], strict=True))]
+    parts: list[list[int]] = [[0]]
+    for i in range(1, len(headings)):
+        if len(parts[-1]) > 1 and sum(widths[j] + PADDING for j in [*parts[-1], i]) > console.width:
+            parts.append([0])
+        parts[-1].append(i)
+    for part in parts:
+        box = require_extra("rich.box", "cli").SIMPLE_HEAD
+        table = require_extra("rich.table", "cli").Table(box=box, pad_edge=False)
+        for i in part:
+            side, size = "right" if i else "left", widths[i]
+            table.add_column(text(headings[i]), justify=side, overflow="fold", min_width=size, max_width=size)
+        for index, row in enumerate(rows):
+            table.add_row(*(text(row[i], style="bold" if (index, i) in bold else "") for i in part))
+        console.print(table, crop=False)
 
 
-def print_leaderboard(out: Path | RunDirectory, *, console: Any = None) -> Leaderboard:
+def print_leaderboard(out: str | Path, *, console: Any = None) -> Leaderboard:
     """Print the leaderboard of an output directory, and which trainings are missing or unfinished.
 
     Args:
-        out: Output directory of a comparison or a training, as a path or as a :class:`RunDirectory`.
+        out: Output directory of a comparison or a training.
         console: Console to print on, a ``rich.console.Console``; None prints to standard output.
 
     Raises:
         EmptyDataError: if nothing has been measured below ``out``.
     """
-    runs = out if isinstance(out, RunDirectory) else RunDirectory.read(out)
+    runs = RunDirectory.read(out)
     console = console or require_extra("rich.console", "cli").Console()
     board = leaderboard(runs.records, classifier_parameters=runs.classifier_parameters)
-    for table in render_tables(board, console.width):
-        console.print(table)
+    render_rows(*board_cells(board), bold={(row, column + 1) for row, column in board.best}, console=console)
     console.print("Mean ± 95 % interval over seeds, at the last epoch measured", style="dim")
     for training in runs.problems:
         console.print(f"{training.run}, seed {training.seed}: {training.problem}", markup=False, highlight=False)
@@ -270,22 +239,26 @@ def write_leaderboard_csv(board: Leaderboard, path: Path) -> Path:
 
     Shares are in 0..1, not in percent; what is unknown is empty.
     """
-    quantities = [f"{column.name}{suffix}" for column in board.columns for suffix in ("", "_ci95", "_n")]
-    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "seeds", "first_last_epoch", "last_epoch", "classifier_parameters", *quantities])
-        for row in board.rows:
-            cells: list[object] = [row.run, len(row.seeds), *row.epochs, row.classifier_parameters]
-            for e in row.estimates:
-                cells += [*("" if math.isnan(v) else v for v in (e.mean, e.half_width)), e.count]
-            writer.writerow(cells)
+    pandas = require_extra("pandas", "cli")
+    table = []
+    for row in board.rows:
+        cells = {
+            "run": row.run,
+            "seeds": len(row.seeds),
+            "first_last_epoch": row.epochs[0],
+            "last_epoch": row.epochs[1],
+        }
+        cells["classifier_parameters"] = row.classifier_parameters
+        for column, e in zip(board.columns, row.estimates, strict=True):
+            cells |= {column.name: e.mean, f"{column.name}_ci95": e.half_width, f"{column.name}_n": e.count}
+        table.append(cells)
+    with written_whole(path) as partial:
+        pandas.DataFrame(table, dtype=object).to_csv(partial, index=False, lineterminator="\r\n")
     return path
 
 
 def write_records_csv(records: Records, path: Path) -> Path:
     """Write all records as one tidy table of nine columns."""
-    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Record)])
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in records)
+    with written_whole(path) as partial:
+        records.to_frame().to_csv(partial, index=False, na_rep="nan", lineterminator="\r\n")
     return path
