@@ -24,9 +24,8 @@ from tightframe.probing.names import match_layers, takes_channels_first
 from tightframe.probing.passes import evaluating, restored_modes
 from tightframe.probing.pooling import pool
 from tightframe.surgery.batch_norm import reestimate_batch_norm
-from tightframe.surgery.beyond import lock_beyond
 from tightframe.surgery.classifiers import nearest_class_mean_linear
-from tightframe.surgery.locking import Fix, Lock
+from tightframe.surgery.locking import Fix, Lock, lock_beyond
 from tightframe.surgery.parameters import parameter_report
 from tightframe.surgery.truncation import TruncatedModel, truncate
 

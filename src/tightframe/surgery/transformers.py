@@ -102,8 +102,7 @@ def etf_transformer_(
     check_choice("which", which, ("w1", "w2", "both"))
     fix = as_fix(kind, options if isinstance(kind, Fix) else {"activation": "gelu", **options})
     check_choice("kind", fix.kind, KINDS)
-    if optimizer is not None:
-        check_optimizer(optimizer)
+    check_optimizer(optimizer)
     found = _find_blocks(model, _PATTERNS if pattern is None else (_checked(pattern),))
     for block in found:
         _check_shapes(model, block)
