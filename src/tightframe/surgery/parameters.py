@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from tightframe.errors import ArgumentError
 
+COLUMNS = ("trainable", "frozen", "buffers", "stored", "bytes")
+
 
 @dataclass(frozen=True)
 class LayerParameters:
@@ -42,46 +44,29 @@ class ParameterReport:
     """Parameters of a model, layer by layer, and the state of its optimizer.
 
     Args:
+        trainable: numbers in parameters that need gradients.
+        frozen: numbers in parameters that do not.
+        buffers: numbers in buffers.
+        stored: numbers in the state.
+        bytes: memory of parameters and buffers.
         layers: those that hold anything. What several share is counted in the first of them.
         optimizer_bytes: memory of the optimiser's state, or None if none was named.
         optimizer_bytes_saved: memory that the state of the frozen parameters would take, were they trained too; None
             if no optimiser was named, or what it holds does not tell.
     """
 
+    trainable: int
+    frozen: int
+    buffers: int
+    stored: int
+    bytes: int
     layers: tuple[LayerParameters, ...]
     optimizer_bytes: int | None = None
     optimizer_bytes_saved: int | None = None
 
-    @property
-    def trainable(self) -> int:
-        """Numbers in parameters that need gradients."""
-        return sum(layer.trainable for layer in self.layers)
-
-    @property
-    def frozen(self) -> int:
-        """Numbers in parameters that need none."""
-        return sum(layer.frozen for layer in self.layers)
-
-    @property
-    def buffers(self) -> int:
-        """Numbers in buffers."""
-        return sum(layer.buffers for layer in self.layers)
-
-    @property
-    def stored(self) -> int:
-        """Numbers in the state."""
-        return sum(layer.stored for layer in self.layers)
-
-    @property
-    def bytes(self) -> int:
-        """Memory of parameters and buffers."""
-        return sum(layer.bytes for layer in self.layers)
-
     def to_dict(self) -> dict[str, Any]:
-        """Return totals, and ``layers`` as a list of dictionaries, for JSON."""
-        names = ("trainable", "frozen", "buffers", "stored", "bytes", "optimizer_bytes", "optimizer_bytes_saved")
-        totals = {name: getattr(self, name) for name in names}
-        return {**totals, "layers": [dataclasses.asdict(layer) for layer in self.layers]}
+        """Return totals, and ``layers`` as dictionaries, for JSON."""
+        return dataclasses.asdict(self)
 
 
 def parameter_report(model: nn.Module, optimizer: torch.optim.Optimizer | str | None = None) -> ParameterReport:
@@ -122,7 +107,9 @@ def parameter_report(model: nn.Module, optimizer: torch.optim.Optimizer | str | 
         LayerParameters(name, type(modules[name]).__name__ if name in modules else "", **rows[name])
         for name in sorted(rows, key=lambda name: order.get(name, len(order)))
     )
-    return ParameterReport(layers, *_optimizer_bytes(model, optimizer))
+    totals = {column: sum(getattr(layer, column) for layer in layers) for column in COLUMNS}
+    held, saved = _optimizer_bytes(model, optimizer)
+    return ParameterReport(**totals, layers=layers, optimizer_bytes=held, optimizer_bytes_saved=saved)
 
 
 def _add(rows: dict[str, dict[str, int]], name: str, tensor: Tensor, column: str) -> None:

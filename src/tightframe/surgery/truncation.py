@@ -50,18 +50,14 @@ class _CutOff(nn.Module):
         return repr(self.name)
 
 
-class _StopBefore:
-    """A forward pre-hook that ends the pass with what goes into the module; an object, lest it does not pickle."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
-        raise _Reached(first_value(args, kwargs))
+def _stop_before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+    """End the pass with what goes into the module: a forward pre-hook."""
+    raise _Reached(first_value(args, kwargs))
 
 
-class _StopAfter:
-    """A forward hook that ends the pass with what comes out of the module."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> NoReturn:
-        raise _Reached(_tensor(output))
+def _stop_after(module: nn.Module, args: tuple[Any, ...], output: Any) -> NoReturn:
+    """End the pass with what comes out of the module: a forward hook."""
+    raise _Reached(_tensor(output))
 
 
 @final
@@ -274,9 +270,9 @@ def _copy_without(
     trunk = copy.deepcopy(model, memo)
     stop = watch.before
     if not watch.by_itself and stop is not None:
-        memo[id(stop)].register_forward_pre_hook(_StopBefore(), with_kwargs=True)
+        memo[id(stop)].register_forward_pre_hook(_stop_before, with_kwargs=True)
     elif not watch.by_itself:
-        trunk.get_submodule(layer).register_forward_hook(_StopAfter())
+        trunk.get_submodule(layer).register_forward_hook(_stop_after)
     for module, called in watch.running.items():
         if isinstance(module, nn.TransformerEncoder):
             memo[id(module)].use_nested_tensor = False  # it would turn nested tensors back at its end, never reached
