@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tightframe.errors import ArgumentError, check_positive
 from tightframe.nn import ETFLinear
-from tightframe.surgery import lock_to_etf
+from tightframe.surgery import parameter_report
 
 SYMBOLS = 256
 CONTEXT = 128
@@ -113,48 +113,20 @@ class GPT(nn.Module):
         return self.output(self.norm(h))
 
 
-def trainable(module: nn.Module) -> int:
-    """Return how many parameters are trainable."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+Change = Callable[[GPT, torch.Generator], None]
 
 
-def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Return the size of the state that an optimiser holds."""
-    tensors = (t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-Change = Callable[[GPT, float | None, torch.Generator], None]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to save feed-forward parameters.
-
-    Args:
-        change: what it does to the network before training, with the gain (None preserves variance) and a generator.
-        aligned: matrices to lock, after a third of the steps, to the simplex nearest to them.
-    """
-
-    change: Change
-    aligned: tuple[str, ...] = ()
-
-
-def keep(network: GPT, gain: float | None, generator: torch.Generator) -> None:
-    """Change nothing."""
-
-
-def remove(network: GPT, gain: float | None, generator: torch.Generator) -> None:
+def remove(network: GPT, generator: torch.Generator) -> None:
     """Delete the feed-forward layers."""
     for block in network.blocks:
         block.feed_forward = None
 
 
-def deepen(network: GPT, gain: float | None, generator: torch.Generator) -> None:
+def deepen(network: GPT, generator: torch.Generator) -> None:
     """Delete the feed-forward layers, and append as many blocks without as match the parameters most closely."""
-    before = trainable(network)
-    remove(network, gain, generator)
-    missing = (before - trainable(network)) / trainable(network.blocks[0])
+    before = parameter_report(network).trainable
+    remove(network, generator)
+    missing = (before - parameter_report(network).trainable) / parameter_report(network.blocks[0]).trainable
     for _ in range(round(missing)):
         block = Block(network.width)
         block.feed_forward = None
@@ -162,55 +134,75 @@ def deepen(network: GPT, gain: float | None, generator: torch.Generator) -> None
         network.blocks.append(block)
 
 
-def halve(network: GPT, gain: float | None, generator: torch.Generator) -> None:
+def halve(network: GPT, generator: torch.Generator) -> None:
     """Put feed-forward layers of half the width in place of those there are."""
     for block in network.blocks:
         block.feed_forward = FeedForward(network.width, 2 * network.width)
         block.feed_forward.start(network.branches, generator)
 
 
-def fill(kind: str, *matrices: str, fixed: bool = True, learn_scale: bool = False) -> Change:
-    """Return a change that gives the matrices the weights of :class:`ETFLinear`, each from a draw of its own."""
+@dataclass(frozen=True)
+class Variant:
+    """One way to save feed-forward parameters.
 
-    def change(network: GPT, gain: float | None, generator: torch.Generator) -> None:
+    Args:
+        change: Change of the blocks before training; None for none.
+        matrices: Feed-forward matrices that get other values.
+        kind: Kind of these values; ``"aligned"`` locks them to the nearest simplex after a third of the steps.
+        fixed: Whether the values stay as they are drawn.
+        learn_scale: Whether the scale of fixed matrices is trained.
+    """
+
+    change: Change | None = None
+    matrices: tuple[str, ...] = ()
+    kind: str = "haar"
+    fixed: bool = True
+    learn_scale: bool = False
+
+    @property
+    def aligned(self) -> bool:
+        """Whether matrices are locked along the way."""
+        return self.kind == "aligned"
+
+    @torch.no_grad()
+    def fill(self, network: GPT, gain: float | None, generator: torch.Generator) -> None:
+        """Give the matrices the weights of :class:`ETFLinear`, each of its own draw; no gain preserves variance."""
         for block in network.blocks:
-            for name in matrices:
+            for name in self.matrices:
                 linear = getattr(block.feed_forward, name)
                 layer = ETFLinear.from_linear(
                     linear,
-                    kind=kind,
+                    kind=self.kind,
                     gain="variance-preserving" if gain is None else gain,
                     activation="gelu",
-                    learn_scale=learn_scale,
+                    learn_scale=self.learn_scale,
                     seed=int(torch.randint(2**31, (), generator=generator)),
                 )
-                if fixed:
+                if self.fixed:
                     setattr(block.feed_forward, name, layer)
                 else:
-                    with torch.no_grad():
-                        linear.weight.copy_(layer.weight)
-
-    return change
+                    linear.weight.copy_(layer.weight)
 
 
+W1, W2, BOTH = ("w1",), ("w2",), ("w1", "w2")
 VARIANTS: dict[str, Variant] = {
-    "baseline": Variant(keep),
+    "baseline": Variant(),
     "no-ff": Variant(remove),
     "deeper-no-ff": Variant(deepen),
     "half-ff": Variant(halve),
-    "w1": Variant(fill("haar", "w1")),
-    "w2": Variant(fill("haar", "w2")),
-    "both": Variant(fill("haar", "w1", "w2")),
-    "orthogonal-w2": Variant(fill("orthogonal", "w2")),
-    "gaussian-w2": Variant(fill("gaussian", "w2")),
-    "orthogonal-both": Variant(fill("orthogonal", "w1", "w2")),
-    "gaussian-both": Variant(fill("gaussian", "w1", "w2")),
-    "simplex-init-trainable": Variant(fill("haar", "w1", "w2", fixed=False)),
-    "orthogonal-init-trainable": Variant(fill("orthogonal", "w1", "w2", fixed=False)),
-    "gaussian-init-trainable": Variant(fill("gaussian", "w1", "w2", fixed=False)),
-    "aligned-w2": Variant(keep, aligned=("w2",)),
-    "aligned-both": Variant(keep, aligned=("w1", "w2")),
-    "w2-scalar": Variant(fill("haar", "w2", learn_scale=True)),
+    "w1": Variant(matrices=W1),
+    "w2": Variant(matrices=W2),
+    "both": Variant(matrices=BOTH),
+    "orthogonal-w2": Variant(matrices=W2, kind="orthogonal"),
+    "gaussian-w2": Variant(matrices=W2, kind="gaussian"),
+    "orthogonal-both": Variant(matrices=BOTH, kind="orthogonal"),
+    "gaussian-both": Variant(matrices=BOTH, kind="gaussian"),
+    "simplex-init-trainable": Variant(matrices=BOTH, fixed=False),
+    "orthogonal-init-trainable": Variant(matrices=BOTH, kind="orthogonal", fixed=False),
+    "gaussian-init-trainable": Variant(matrices=BOTH, kind="gaussian", fixed=False),
+    "aligned-w2": Variant(matrices=W2, kind="aligned"),
+    "aligned-both": Variant(matrices=BOTH, kind="aligned"),
+    "w2-scalar": Variant(matrices=W2, learn_scale=True),
 }
 
 
@@ -218,12 +210,9 @@ def build(variant: str, width: int, blocks: int, seed: int, gain: float | None =
     """Return the network of a variant; what variants of a seed have in common starts from the same numbers."""
     generator = torch.Generator().manual_seed(seed)
     network = GPT(width, blocks, generator)
-    VARIANTS[variant].change(network, gain, generator)
+    chosen = VARIANTS[variant]
+    if chosen.change is not None:
+        chosen.change(network, generator)
+    if not chosen.aligned:
+        chosen.fill(network, gain, generator)
     return network
-
-
-def lock(network: GPT, matrices: tuple[str, ...], optimizer: torch.optim.Optimizer) -> None:
-    """Put the nearest simplex, of the best gain, in place of feed-forward matrices; the optimiser forgets these."""
-    for i in range(len(network.blocks)):
-        for name in matrices:
-            lock_to_etf(network, f"blocks.{i}.feed_forward.{name}", classifier=False, optimizer=optimizer)

@@ -21,12 +21,10 @@ from typing import Any
 import torch
 import yaml
 
-from studies._tables import complete, left_out, markdown, report_runs, seeds_of
+from studies._tables import cell, last, markdown, ratios, report_runs, seeds_of, timing
 from tightframe.functional import cosine_margins
 from tightframe.moments import ClassMoments
-from tightframe.report.history import estimate
 from tightframe.report.names import FEATURES
-from tightframe.report.tables import format_estimate
 from tightframe.runs import RunDirectory, Training
 from tightframe.runs.snapshots import Snapshot
 
@@ -137,36 +135,22 @@ def accuracy(directory: RunDirectory) -> str:
 def geometry(directory: RunDirectory) -> str:
     """Collapse of each method's training features at the end, and what its training cost."""
     rows = []
-    reference = {training.seed: training.timing for training in seeds_of(directory, directory.runs[0])}
+    reference = timing(directory, directory.runs[0], "fit_seconds")
     for run in directory.runs:
-        trainings = seeds_of(directory, run)
-        cells = []
-        for metric in GEOMETRY.values():
-            found = [t.records.where(split="train", layer=FEATURES, metric=metric) for t in trainings]
-            cells.append(format_estimate(estimate([list(values)[-1].value for values in found if len(values)])))
-        cells += [format_estimate(estimate(values)) for values in zip(*map(margins, trainings), strict=True)]
-        costs = [_seconds(t.timing) / _seconds(reference.get(t.seed, {})) for t in trainings]
-        rows.append([run, *cells, middle(costs, digits=2)])
+        found = [last(directory, run, metric, split="train", layer=FEATURES) for metric in GEOMETRY.values()]
+        cells = [cell(values.values()) for values in found]
+        cells += [cell(values) for values in zip(*map(margins, seeds_of(directory, run)), strict=True)]
+        rows.append([run, *cells, middle(ratios(timing(directory, run, "fit_seconds"), reference), digits=2)])
     names = [*GEOMETRY, "margin, median", "margin, 5 % quantile", f"time / {directory.runs[0]}"]
     return markdown(["method", *names], rows)
 
 
-def _seconds(timing: Any) -> float:
-    return float(timing.get("fit_seconds", math.nan))
-
-
 def report(directory: RunDirectory) -> None:
-    finished = complete(directory)
-    print(f"\n## {directory.path.name}, {len({t.seed for t in finished.trainings})} seeds\n")
-    if finished.runs:
-        print(speed(finished) if full_batch(finished) else accuracy(finished))
-        print(f"\n{geometry(finished)}\n")
-    left_out(directory)
+    print(speed(directory) if full_batch(directory) else accuracy(directory))
+    print(f"\n{geometry(directory)}\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return report_runs("nearest_etf", "Tables of the nearest-ETF study.", report, argv)
-
+main = report_runs("nearest_etf", "Tables of the nearest-ETF study.", report)
 
 if __name__ == "__main__":
     sys.exit(main())
