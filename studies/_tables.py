@@ -42,11 +42,9 @@ def report_runs(name: str, description: str, report: Callable[[RunDirectory], No
             "runs", nargs="+", type=Path, help="output directory of tightframe compare, or a folder of them"
         )
         for directory in run_directories(parser.parse_args(argv).runs):
-            finished = complete(directory)
-            print(f"\n## {directory.path.name}, {len({t.seed for t in finished.trainings})} seeds\n")
-            if finished.runs:
-                report(finished)
-            left_out(directory)
+            seeds = {t.seed for t in directory.trainings if not t.problem}
+            print(f"\n## {directory.path.name}, {len(seeds)} seeds\n")
+            report_finished(directory, report)
 
     return main
 
@@ -62,13 +60,11 @@ def run_directories(paths: Iterable[Path]) -> list[RunDirectory]:
     return [RunDirectory.read(path) for path in found]
 
 
-def complete(directory: RunDirectory) -> RunDirectory:
-    """Return it without trainings that are not finished: what they have not reached, they may yet reach."""
-    return replace(directory, trainings=tuple(t for t in directory.trainings if not t.problem))
-
-
-def left_out(directory: RunDirectory) -> None:
-    """Name the trainings that :func:`complete` leaves out."""
+def report_finished(directory: RunDirectory, report: Callable[[RunDirectory], None]) -> None:
+    """Report what is finished, and name the rest: what they have not reached, they may yet reach."""
+    finished = replace(directory, trainings=tuple(t for t in directory.trainings if not t.problem))
+    if finished.runs:
+        report(finished)
     for training in directory.problems:
         print(f"left out: {training.run}, seed {training.seed}, {training.problem}")
 

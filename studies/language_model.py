@@ -27,7 +27,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from studies._tables import command, complete, left_out
+from studies._tables import command, report_finished
 from studies.language_model_network import CONTEXT, GPT, VARIANTS, build
 from studies.language_model_table import CAPTION, draw, table
 from tightframe.data import ByteCorpus, StdlibBytes
@@ -312,13 +312,13 @@ def main(argv: Sequence[str] | None) -> None:
         return
     if options.figure and options.figure.suffix not in (".svg", ".png"):
         raise ConfigError(f"--figure must end in .svg or .png, got {options.figure}")
-    directory = RunDirectory.read(options.runs)
-    finished = complete(directory)
-    if finished.runs:
+
+    def report(finished: RunDirectory) -> None:
         print(f"{table(finished)}\n\n{CAPTION}\n")
         if options.figure:
             draw(finished, options.figure)
-    left_out(directory)
+
+    report_finished(RunDirectory.read(options.runs), report)
 
 
 if __name__ == "__main__":

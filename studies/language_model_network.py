@@ -21,11 +21,13 @@ HEAD_WIDTH = 32
 class Attention(nn.Module):
     """Causal self-attention behind a LayerNorm."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, branches: int, generator: torch.Generator) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
+        nn.init.xavier_normal_(self.qkv.weight, generator=generator)
+        nn.init.normal_(self.output.weight, std=0.02 * branches**-0.5, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(self.norm(x)).unflatten(-1, (3, -1, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
@@ -36,47 +38,36 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two layers with a GELU between, behind a LayerNorm."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, branches: int, generator: torch.Generator) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.w1 = nn.Linear(width, hidden)
         self.w2 = nn.Linear(hidden, width)
+        nn.init.xavier_normal_(self.w1.weight, generator=generator)
+        nn.init.xavier_normal_(self.w2.weight, gain=branches**-0.5, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.gelu(self.w1(self.norm(x))))
 
-    @torch.no_grad()
-    def start(self, branches: int, generator: torch.Generator) -> None:
-        """Draw the weights of one of so many branches; biases start at zero."""
-        nn.init.xavier_normal_(self.w1.weight, generator=generator)
-        nn.init.xavier_normal_(self.w2.weight, gain=branches**-0.5, generator=generator)
-        for linear in (self.w1, self.w2):
-            nn.init.zeros_(linear.bias)
-
 
 class Block(nn.Module):
-    """Attention and, if there is one, feed-forward, each added to its input."""
+    """Attention and, if there is one, feed-forward, each added to its input.
 
-    feed_forward: FeedForward | None
+    Args:
+        width: of the stream.
+        hidden: width of the feed-forward layers; 0 for none.
+        branches: number of branches of the whole network, by which their last weights are scaled.
+        generator: of the weights.
+    """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int, branches: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.attention = Attention(width)
-        self.feed_forward = FeedForward(width, 4 * width)
+        self.attention = Attention(width, branches, generator)
+        self.feed_forward = FeedForward(width, hidden, branches, generator) if hidden else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(x)
         return x if self.feed_forward is None else x + self.feed_forward(x)
-
-    @torch.no_grad()
-    def start(self, branches: int, generator: torch.Generator) -> None:
-        """Draw the weights of one of several blocks with so many branches in all; biases start at zero."""
-        nn.init.xavier_normal_(self.attention.qkv.weight, generator=generator)
-        nn.init.normal_(self.attention.output.weight, std=0.02 * branches**-0.5, generator=generator)
-        for linear in (self.attention.qkv, self.attention.output):
-            nn.init.zeros_(linear.bias)
-        if self.feed_forward is not None:
-            self.feed_forward.start(branches, generator)
 
 
 class GPT(nn.Module):
@@ -98,13 +89,12 @@ class GPT(nn.Module):
         self.branches = 2 * blocks
         self.symbols = nn.Embedding(SYMBOLS, width)
         self.positions = nn.Embedding(CONTEXT, width)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.blocks = nn.ModuleList()
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, SYMBOLS, bias=False)
         for module in (self.symbols, self.positions, self.output):
             nn.init.normal_(module.weight, std=0.02, generator=generator)
-        for block in self.blocks:
-            block.start(self.branches, generator)
+        self.blocks.extend(Block(width, 4 * width, self.branches, generator) for _ in range(blocks))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.symbols(x) + self.positions.weight[: x.shape[-1]]
@@ -128,17 +118,13 @@ def deepen(network: GPT, generator: torch.Generator) -> None:
     remove(network, generator)
     missing = (before - parameter_report(network).trainable) / parameter_report(network.blocks[0]).trainable
     for _ in range(round(missing)):
-        block = Block(network.width)
-        block.feed_forward = None
-        block.start(network.branches, generator)
-        network.blocks.append(block)
+        network.blocks.append(Block(network.width, 0, network.branches, generator))
 
 
 def halve(network: GPT, generator: torch.Generator) -> None:
     """Put feed-forward layers of half the width in place of those there are."""
     for block in network.blocks:
-        block.feed_forward = FeedForward(network.width, 2 * network.width)
-        block.feed_forward.start(network.branches, generator)
+        block.feed_forward = FeedForward(network.width, 2 * network.width, network.branches, generator)
 
 
 @dataclass(frozen=True)
@@ -213,6 +199,9 @@ def build(variant: str, width: int, blocks: int, seed: int, gain: float | None =
     chosen = VARIANTS[variant]
     if chosen.change is not None:
         chosen.change(network, generator)
+    for module in network.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
     if not chosen.aligned:
         chosen.fill(network, gain, generator)
     return network

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +51,7 @@ class ParameterReport:
         layers: those that hold anything. What several share is counted in the first of them.
         optimizer_bytes: memory of the optimiser's state, or None if none was named.
         optimizer_bytes_saved: memory that the state of the frozen parameters would take, were they trained too; None
-            if no optimiser was named, or what it holds does not tell.
+            unless the optimizer is ``"adam"``.
     """
 
     trainable: int
@@ -74,10 +73,9 @@ def parameter_report(model: nn.Module, optimizer: torch.optim.Optimizer | str | 
 
     Args:
         model: any module.
-        optimizer: the one that trains it, whose state is measured as it is now: before the first step it holds nothing,
-            and tells nothing. What a frozen parameter would add is what others of its dtype have, if that is of their
-            shape or a single number; where it is neither (Adafactor) it is not known. Or ``"adam"`` for what Adam and
-            AdamW will hold: two tensors, and a counter of four bytes, for each that is trained.
+        optimizer: Optimizer that trains it, whose state is measured as it is now: before the first step it holds
+            nothing. Or ``"adam"`` for what Adam and AdamW will hold: two tensors, and a counter of four bytes, for each
+            that is trained.
 
     Raises:
         ArgumentError: if ``optimizer`` is none of these.
@@ -134,38 +132,13 @@ def _bytes(tensor: Tensor) -> int:
 def _optimizer_bytes(model: nn.Module, optimizer: object) -> tuple[int | None, int | None]:
     if optimizer is None:
         return None, None
-    distinct: set[tuple[Any, ...]] = set()
-    parameters = [p for p in model.parameters() if _new(p, distinct)]
     if optimizer == "adam":
-        trained, frozen = ([p for p in parameters if p.requires_grad is wanted] for wanted in (True, False))
-        return _adam_bytes(trained), _adam_bytes(frozen)
+        distinct: set[tuple[Any, ...]] = set()
+        held = {True: 0, False: 0}
+        for parameter in model.parameters():
+            if _new(parameter, distinct):
+                held[parameter.requires_grad] += 2 * _bytes(parameter) + 4
+        return held[True], held[False]
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ArgumentError(f"optimizer must be a torch.optim.Optimizer, 'adam' or None, got {optimizer!r}")
-    held = sum(_bytes(t) for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
-    rates = _rates(optimizer)
-    saved: int | None = 0
-    for parameter in parameters:
-        if parameter.requires_grad or parameter in optimizer.state or saved is None:
-            continue
-        rate = rates.get(parameter.dtype)
-        saved = None if rate is None else saved + rate[0] * parameter.numel() + rate[1]
-    return held, saved
-
-
-def _rates(optimizer: torch.optim.Optimizer) -> dict[torch.dtype, tuple[int, int]]:
-    """Return bytes that the state takes for each number of a parameter, and beside, where these are two numbers."""
-    found: dict[torch.dtype, set[tuple[int, int] | None]] = defaultdict(set)
-    for parameter, state in optimizer.state.items():
-        tensors = [t for t in state.values() if isinstance(t, Tensor)]
-        if parameter.numel() == 1 or not tensors:  # a number beside its state is like one of the state
-            continue
-        alike = [t.element_size() for t in tensors if t.shape == parameter.shape]
-        single = [t.element_size() for t in tensors if t.numel() == 1]
-        known = len(alike) + len(single) == len(tensors)
-        found[parameter.dtype].add((sum(alike), sum(single)) if known else None)
-    only = {dtype: rates.pop() for dtype, rates in found.items() if len(rates) == 1}
-    return {dtype: rate for dtype, rate in only.items() if rate is not None}
-
-
-def _adam_bytes(parameters: Iterable[Tensor]) -> int:
-    return sum(2 * _bytes(p) + 4 for p in parameters)
+    return sum(_bytes(t) for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)), None

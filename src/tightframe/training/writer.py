@@ -35,8 +35,7 @@ class RecordWriter(Callback):
         self.seed = seed
         self._rows = 0
         self._taken: dict[int, int] = {}
-        self._evaluated = False
-        self._of_evaluation: set[str] = set()
+        self._before: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of rows in the file, and of those of each callback."""
@@ -64,18 +63,11 @@ class RecordWriter(Callback):
         Records(written[: self._rows]).save(self.path)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget that there was an evaluation."""
-        self._evaluated = False
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the metrics from before an evaluation."""
+        """Remember the metrics from before: Lightning keeps those of an evaluation for epochs without one."""
         self._before = dict(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the metrics of the evaluation, which Lightning keeps for epochs without one; write confusions."""
-        self._evaluated = True
-        new = trainer.callback_metrics.items() - self._before.items()
-        self._of_evaluation |= {key for key, _ in new}
+        """Write the confusions that the module has kept of this evaluation."""
         if trainer.is_global_zero and not trainer.sanity_checking and isinstance(pl_module, ClassifierModule):
             for split, confusion in pl_module.confusions.items():
                 confusion.save(self.path.parent, split)
@@ -86,10 +78,8 @@ class RecordWriter(Callback):
             return
         rows = self._measured(trainer)
         for key, value in sorted(trainer.callback_metrics.items()):
-            if key in self._of_evaluation and not self._evaluated:
-                continue
             split, slash, metric = key.rpartition("/")
-            if "/" not in split:
+            if "/" not in split and value is not self._before.get(key):
                 step, epoch = trainer.global_step, trainer.current_epoch + 1
                 rows.add(metric if slash else key, float(value), epoch=epoch, step=step, split=split)
         self._write(rows)
