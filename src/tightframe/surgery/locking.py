@@ -89,6 +89,10 @@ class Fix:
         if self.gain == "variance-preserving" or (self.gain is None and self.kind != "aligned"):
             variance_preserving_gain(self.activation)
 
+    def for_classes(self, num_classes: int) -> Fix:
+        """Return it with the number of classes of the data, where the kind depends on that."""
+        return replace(self, num_classes=num_classes) if self.kind == "class-rank" else self
+
 
 def as_fix(kind: str | Fix, options: Mapping[str, Any]) -> Fix:
     """Return the :class:`Fix` of a kind and further fields; a Fix is returned as it is, and takes no further ones."""

@@ -252,7 +252,9 @@ class AdaptiveETF(MeasuringCallback):
             raise ArgumentError(
                 f"start must be below the number of layers, {len(self._progress.layers)}, got {self.start}"
             )
-        fix = replace(self._own_fix, gain=1.0)  # which there is whatever the weight will be
+        fix = replace(
+            self.fix.for_classes(self._progress.num_classes), gain=1.0
+        )  # which there is whatever the weight will be
         for _, name in self._trained_beyond(module, self.start or 1):
             try:
                 lockable(module, name, fix)
@@ -284,7 +286,8 @@ class AdaptiveETF(MeasuringCallback):
     def _lock(self, trainer: Trainer, module: LightningModule) -> list[Lock]:
         (optimizer,) = trainer.optimizers
         layers, boundary = self._progress.layers, self._progress.boundary
-        locks = lock_beyond(module, layers, boundary, self._own_fix, keep=self.keep, optimizer=optimizer)
+        fix = self.fix.for_classes(self._progress.num_classes)
+        locks = lock_beyond(module, layers, boundary, fix, keep=self.keep, optimizer=optimizer)
         if locks and isinstance(trainer.strategy, DDPStrategy):
             # It waits for a gradient of every parameter that was trained when it wrapped the model.
             trainer.strategy.model = module
@@ -302,11 +305,6 @@ class AdaptiveETF(MeasuringCallback):
             for name in ("running_mean", "running_var"):
                 statistic = norm.get_buffer(name)
                 statistic.copy_(trainer.strategy.reduce(statistic, reduce_op="mean"))
-
-    @property
-    def _own_fix(self) -> Fix:
-        """The fix, with the number of classes that the training data have."""
-        return replace(self.fix, num_classes=self._progress.num_classes) if self.fix.kind == "class-rank" else self.fix
 
     def _begin_schedule(self, trainer: Trainer, module: LightningModule) -> None:
         """Put a new scheduler, for the steps that were left when it began, in place of the old one."""
