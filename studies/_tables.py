@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -97,6 +99,19 @@ def ratios(mine: BySeed, theirs: BySeed) -> list[float]:
 def cell(values: Iterable[float], percent: bool = False) -> str:
     """Write ``mean ± 95 % interval``."""
     return format_estimate(estimate(values), percent)
+
+
+def middle(values: Sequence[float], digits: int = 1, most: float = math.inf) -> str:
+    """Write ``median [least, greatest]``; what is infinite was not reached within ``most`` steps."""
+    known = sorted(v for v in values if not math.isnan(v))
+    if not known:
+        return "–"
+
+    def text(value: float) -> str:
+        return f"> {most:g}" if value == math.inf else f"{round(value, digits):g}"
+
+    low, high = text(known[0]), text(known[-1])
+    return low if low == high else f"{text(statistics.median(known))} [{low}, {high}]"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -14,10 +14,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from studies._tables import BySeed, cell, last, markdown, minus, ratios, report_runs, seeds_of, timing
+from studies._tables import cell, last, markdown, minus, ratios, report_runs, seeds_of, timing
 from tightframe.runs import RunDirectory
 from tightframe.surgery.convert import CONVERSION_FILE
 
+TRAINED = "trainable_parameters"
 # Stages of a network along its conversion.
 Stages = list[dict[str, Any]]
 
@@ -25,11 +26,12 @@ Stages = list[dict[str, Any]]
 def table(directory: RunDirectory) -> str:
     """Tabulate what each method gets right, and what it trained in the end."""
     first = directory.runs[0]
-    baseline, untouched = last(directory, first, "accuracy", split="test"), _trained(directory, first)
+    baseline = last(directory, first, "accuracy", split="test")
+    untouched = timing(directory, first, TRAINED)
     rows = []
     for method in directory.runs:
         accuracy = last(directory, method, "accuracy", split="test")
-        trained = _trained(directory, method)
+        trained = timing(directory, method, TRAINED)
         low, high, shares = min(trained.values()), max(trained.values()), ratios(trained, untouched)
         rows.append(
             [
@@ -45,10 +47,6 @@ def table(directory: RunDirectory) -> str:
         )
     columns = ["method", "seeds", "test %", f"minus {first}", "train %", "trained at the end", "of it %", "depth"]
     return markdown(columns, rows)
-
-
-def _trained(directory: RunDirectory, method: str) -> BySeed:
-    return timing(directory, method, "trainable_parameters")
 
 
 def _depths(depths: Iterable[float]) -> str:

@@ -15,6 +15,7 @@ from tightframe.report.history import estimate
 from tightframe.runs import RunDirectory
 
 BASELINE, NO_FF = "baseline", "no-ff"
+BITS = "bits_per_byte"
 # Marker: which matrices are not learned from the usual start. Colour: what they are.
 LOOKS = {
     BASELINE: ("o", 6),
@@ -46,18 +47,13 @@ def variants_of(directory: RunDirectory) -> list[str]:
     return [*(name for name in VARIANTS if name in directory.runs), *(r for r in directory.runs if r not in VARIANTS)]
 
 
-def bits(directory: RunDirectory, variant: str) -> BySeed:
-    """Return the bits per byte of each seed."""
-    return last(directory, variant, "bits_per_byte")
-
-
 def judged_by(directory: RunDirectory) -> str:
     """Return the name of the part whose bits are told.
 
     Raises:
         DataFileError: if none are.
     """
-    splits = directory.records.where(metric="bits_per_byte").unique("split")
+    splits = directory.records.where(metric=BITS).unique("split")
     if not splits:
         raise DataFileError(f"{directory.path} must hold trainings of python -m studies.language_model run, got others")
     return ", ".join(splits)
@@ -93,10 +89,10 @@ def count(values: Iterable[float]) -> str:
 
 def table(directory: RunDirectory) -> str:
     """Tabulate every variant: bits, what they cost, and how they stand to the baseline."""
-    baseline, no_ff = bits(directory, BASELINE), bits(directory, NO_FF)
+    baseline, no_ff = last(directory, BASELINE, BITS), last(directory, NO_FF, BITS)
     rows = []
     for variant in variants_of(directory):
-        own = bits(directory, variant)
+        own = last(directory, variant, BITS)
         rows.append(
             [
                 variant,
@@ -132,7 +128,10 @@ def draw(directory: RunDirectory, path: Path) -> None:
         for axis, (key, unit, label) in zip((left, right), axes_of, strict=True):
             points = []
             for variant in variants_of(directory):
-                found, costs = estimate(bits(directory, variant).values()), timing(directory, variant, key).values()
+                found, costs = (
+                    estimate(last(directory, variant, BITS).values()),
+                    timing(directory, variant, key).values(),
+                )
                 if not found.count or not costs:
                     continue
                 cost, (marker, color) = statistics.median(costs) / unit, LOOKS.get(variant, ("s", 4))

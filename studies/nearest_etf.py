@@ -13,15 +13,13 @@ of the cosine margin are those of the samples that the last snapshot keeps.
 from __future__ import annotations
 
 import math
-import statistics
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import yaml
 
-from studies._tables import cell, last, markdown, ratios, report_runs, seeds_of, timing
+from studies._tables import cell, last, markdown, middle, ratios, report_runs, seeds_of, timing
 from tightframe.functional import cosine_margins
 from tightframe.moments import ClassMoments
 from tightframe.report.names import FEATURES
@@ -89,33 +87,20 @@ def margins(training: Training) -> tuple[float, float]:
     return found.median().item(), found.quantile(0.05).item()
 
 
-def middle(values: Sequence[float], digits: int = 1, last: float = math.inf) -> str:
-    """Write ``median [least, greatest]``; what is infinite was not reached within ``last`` steps."""
-    known = sorted(v for v in values if not math.isnan(v))
-    if not known:
-        return "–"
-
-    def text(value: float) -> str:
-        return f"> {last:g}" if value == math.inf else f"{round(value, digits):g}"
-
-    low, high = text(known[0]), text(known[-1])
-    return low if low == high else f"{text(statistics.median(known))} [{low}, {high}]"
-
-
 def speed(directory: RunDirectory) -> str:
     """Steps that each method needs, for full batches."""
     num_classes = len(directory.class_names)
     rows = []
     for run in directory.runs:
         trainings = seeds_of(directory, run)
-        last = max(row.step for training in trainings for row in training.records)
+        steps = max(row.step for training in trainings for row in training.records)
         scale = scale_of(directory, run)
         accuracies = [series(training, "train", "accuracy") for training in trainings]
         cells = [middle([100 * values[0][1] for values in accuracies if values])]
-        cells.append(middle([steps_until(values, low=1.0) for values in accuracies], last=last))
+        cells.append(middle([steps_until(values, low=1.0) for values in accuracies], most=steps))
         for share in EXCESSES:
-            steps = [steps_to_excess(training, num_classes, scale, share) for training in trainings]
-            cells.append("–" if math.isnan(scale) else middle(steps, last=last))
+            needed = [steps_to_excess(training, num_classes, scale, share) for training in trainings]
+            cells.append("–" if math.isnan(scale) else middle(needed, most=steps))
         rows.append([run, *cells])
     excesses = [f"to {100 * share:g} % excess loss" for share in EXCESSES]
     return markdown(["method", "accuracy % at step 0", "steps to 100 % accuracy", *excesses], rows)

@@ -18,8 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from studies._tables import command, markdown
-from studies.nearest_etf import middle
+from studies._tables import command, markdown, middle
 from studies.theory.certified import Moment, certified_course
 from studies.theory.networks import Shape
 from tightframe.errors import check_positive
