@@ -89,12 +89,15 @@ def parameter_report(model: nn.Module, optimizer: torch.optim.Optimizer | str | 
     """
     rows: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     seen: set[tuple[Any, ...]] = set()
-    for name, parameter in model.named_parameters():
-        if _new(parameter, seen):
-            _add(rows, name, parameter, "trainable" if parameter.requires_grad else "frozen")
-    for name, buffer in model.named_buffers():
-        if _new(buffer, seen):
-            _add(rows, name, buffer, "buffers")
+    held: list[tuple[str, Tensor, str]] = [
+        (name, p, "trainable" if p.requires_grad else "frozen") for name, p in model.named_parameters()
+    ]
+    held += [(name, buffer, "buffers") for name, buffer in model.named_buffers()]
+    for name, tensor, column in held:
+        if _new(tensor, seen):
+            row = rows[name.rpartition(".")[0]]
+            row[column] += tensor.numel()
+            row["bytes"] += _bytes(tensor)
     stored: set[tuple[Any, ...]] = set()
     for name, value in model.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor) and _new(value, stored):
@@ -106,14 +109,8 @@ def parameter_report(model: nn.Module, optimizer: torch.optim.Optimizer | str | 
         for name in sorted(rows, key=lambda name: order.get(name, len(order)))
     )
     totals = {column: sum(getattr(layer, column) for layer in layers) for column in COLUMNS}
-    held, saved = _optimizer_bytes(model, optimizer)
-    return ParameterReport(**totals, layers=layers, optimizer_bytes=held, optimizer_bytes_saved=saved)
-
-
-def _add(rows: dict[str, dict[str, int]], name: str, tensor: Tensor, column: str) -> None:
-    row = rows[name.rpartition(".")[0]]
-    row[column] += tensor.numel()
-    row["bytes"] += _bytes(tensor)
+    used, saved = _optimizer_bytes(model, optimizer)
+    return ParameterReport(**totals, layers=layers, optimizer_bytes=used, optimizer_bytes_saved=saved)
 
 
 def _new(tensor: Tensor, seen: set[tuple[Any, ...]]) -> bool:

@@ -236,7 +236,7 @@ class NeuralCollapseCallback(MeasuringCallback):
     def state_key(self) -> str:
         """Name of the state in a checkpoint: callbacks that measure other things have their own."""
         options = ("layers", "every_n_epochs", "every_n_steps", "splits", "scatter", "preset")
-        return f"{type(self).__name__}{ {name: getattr(self, name) for name in options} }"
+        return self._generate_state_key(**{name: getattr(self, name) for name in options})
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save the rows for the process that started this one, and release the model."""
