@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks._timing import Call, Race, Row, at_most, duration, seconds
+from tightframe.ufm import ULPM, CrossEntropyUFM, LayerPeeled
 from tightframe.ufm.convex import ConvexSolver
 from tightframe.ufm.flow import LogTimeFlow
 from tightframe.ufm.layer_peeled import layer_peeled_form, minority_collapse_threshold
-from tightframe.ufm import ULPM, CrossEntropyUFM, LayerPeeled
 
 TITLE = "Unconstrained-feature and layer-peeled models, float64"
 TOLERANCE = 1e-9

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from studies._tables import markdown, seeds_of
+from studies._tables import BySeed, last, markdown, minus, ratios, timing
 from studies.language_model_network import VARIANTS
 from tightframe.errors import DataFileError, require_extra
 from tightframe.report.charts import PALETTE, STYLE
@@ -16,6 +15,7 @@ from tightframe.report.history import estimate
 from tightframe.runs import RunDirectory
 
 BASELINE, NO_FF = "baseline", "no-ff"
+BITS = "bits_per_byte"
 # Marker: which matrices are not learned from the usual start. Colour: what they are.
 LOOKS = {
     BASELINE: ("o", 6),
@@ -36,8 +36,6 @@ LOOKS = {
     "gaussian-init-trainable": ("o", 2),
     "w2-scalar": ("v", 5),
 }
-BySeed = Mapping[int, float]
-
 CAPTION = (
     "Bits per byte and what is derived from it: mean ± 95 % interval over seeds, differences and shares seed by seed. "
     "FF kept: (no-ff − x) / (no-ff − baseline). Times: median. Trainable parameters and optimiser state: at the end."
@@ -49,27 +47,16 @@ def variants_of(directory: RunDirectory) -> list[str]:
     return [*(name for name in VARIANTS if name in directory.runs), *(r for r in directory.runs if r not in VARIANTS)]
 
 
-def bits(directory: RunDirectory, variant: str) -> BySeed:
-    """Return the bits per byte of each seed."""
-    found = {t.seed: t.records.where(metric="bits_per_byte") for t in seeds_of(directory, variant)}
-    return {seed: rows.value("bits_per_byte") for seed, rows in found.items() if len(rows)}
-
-
 def judged_by(directory: RunDirectory) -> str:
     """Return the name of the part whose bits are told.
 
     Raises:
         DataFileError: if none are.
     """
-    splits = directory.records.where(metric="bits_per_byte").unique("split")
+    splits = directory.records.where(metric=BITS).unique("split")
     if not splits:
         raise DataFileError(f"{directory.path} must hold trainings of python -m studies.language_model run, got others")
     return ", ".join(splits)
-
-
-def minus(mine: BySeed, theirs: BySeed) -> BySeed:
-    """Return the difference of each seed that both have."""
-    return {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
 
 
 def kept(mine: BySeed, baseline: BySeed, no_ff: BySeed) -> BySeed:
@@ -89,30 +76,23 @@ def interval(values: Iterable[float], digits: int = 3, scale: float = 1.0) -> st
     return text if found.count == found.total else f"{text} ({found.count} of {found.total})"
 
 
-def timings(directory: RunDirectory, variant: str, key: str) -> list[Any]:
-    """Return what the timing files of a variant say."""
-    return [t.timing[key] for t in seeds_of(directory, variant) if key in t.timing]
-
-
 def step_time(directory: RunDirectory, variant: str, key: str) -> str:
     """Write the median of milliseconds a step."""
-    values = [
-        1000 * t.timing[key] / t.timing["steps"] for t in seeds_of(directory, variant) if {key, "steps"} <= {*t.timing}
-    ]
-    return f"{statistics.median(values):.1f}" if values else "–"
+    seconds = ratios(timing(directory, variant, key), timing(directory, variant, "steps"))
+    return f"{1000 * statistics.median(seconds):.1f}" if seconds else "–"
 
 
-def count(values: list[int]) -> str:
+def count(values: Iterable[float]) -> str:
     """Write a number that all seeds should have in common."""
     return " / ".join(f"{value:,}" for value in dict.fromkeys(values)) or "–"
 
 
 def table(directory: RunDirectory) -> str:
     """Tabulate every variant: bits, what they cost, and how they stand to the baseline."""
-    baseline, no_ff = bits(directory, BASELINE), bits(directory, NO_FF)
+    baseline, no_ff = last(directory, BASELINE, BITS), last(directory, NO_FF, BITS)
     rows = []
     for variant in variants_of(directory):
-        own = bits(directory, variant)
+        own = last(directory, variant, BITS)
         rows.append(
             [
                 variant,
@@ -120,8 +100,8 @@ def table(directory: RunDirectory) -> str:
                 interval(own.values()),
                 interval(minus(own, baseline).values()) if variant != BASELINE else "–",
                 interval(kept(own, baseline, no_ff).values(), digits=0, scale=100),
-                count(timings(directory, variant, "trainable_parameters")),
-                count(timings(directory, variant, "optimizer_bytes")),
+                count(timing(directory, variant, "trainable_parameters").values()),
+                count(timing(directory, variant, "optimizer_bytes").values()),
                 step_time(directory, variant, "fit_seconds"),
                 step_time(directory, variant, "cpu_seconds"),
             ]
@@ -148,7 +128,10 @@ def draw(directory: RunDirectory, path: Path) -> None:
         for axis, (key, unit, label) in zip((left, right), axes_of, strict=True):
             points = []
             for variant in variants_of(directory):
-                found, costs = estimate(bits(directory, variant).values()), timings(directory, variant, key)
+                found, costs = (
+                    estimate(last(directory, variant, BITS).values()),
+                    timing(directory, variant, key).values(),
+                )
                 if not found.count or not costs:
                     continue
                 cost, (marker, color) = statistics.median(costs) / unit, LOOKS.get(variant, ("s", 4))

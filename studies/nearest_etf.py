@@ -13,19 +13,16 @@ of the cosine margin are those of the samples that the last snapshot keeps.
 from __future__ import annotations
 
 import math
-import statistics
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import yaml
 
-from studies._tables import complete, left_out, markdown, report_runs, seeds_of
+from studies._tables import cell, last, markdown, middle, ratios, report_runs, seeds_of, timing
 from tightframe.functional import cosine_margins
 from tightframe.moments import ClassMoments
-from tightframe.report.history import FEATURES, estimate
-from tightframe.report.tables import format_estimate
+from tightframe.report.history import FEATURES
 from tightframe.runs import RunDirectory, Training
 from tightframe.runs.snapshots import Snapshot
 
@@ -90,33 +87,20 @@ def margins(training: Training) -> tuple[float, float]:
     return found.median().item(), found.quantile(0.05).item()
 
 
-def middle(values: Sequence[float], digits: int = 1, last: float = math.inf) -> str:
-    """Write ``median [least, greatest]``; what is infinite was not reached within ``last`` steps."""
-    known = sorted(v for v in values if not math.isnan(v))
-    if not known:
-        return "–"
-
-    def text(value: float) -> str:
-        return f"> {last:g}" if value == math.inf else f"{round(value, digits):g}"
-
-    low, high = text(known[0]), text(known[-1])
-    return low if low == high else f"{text(statistics.median(known))} [{low}, {high}]"
-
-
 def speed(directory: RunDirectory) -> str:
     """Steps that each method needs, for full batches."""
     num_classes = len(directory.class_names)
     rows = []
     for run in directory.runs:
         trainings = seeds_of(directory, run)
-        last = max(row.step for training in trainings for row in training.records)
+        steps = max(row.step for training in trainings for row in training.records)
         scale = scale_of(directory, run)
         accuracies = [series(training, "train", "accuracy") for training in trainings]
         cells = [middle([100 * values[0][1] for values in accuracies if values])]
-        cells.append(middle([steps_until(values, low=1.0) for values in accuracies], last=last))
+        cells.append(middle([steps_until(values, low=1.0) for values in accuracies], most=steps))
         for share in EXCESSES:
-            steps = [steps_to_excess(training, num_classes, scale, share) for training in trainings]
-            cells.append("–" if math.isnan(scale) else middle(steps, last=last))
+            needed = [steps_to_excess(training, num_classes, scale, share) for training in trainings]
+            cells.append("–" if math.isnan(scale) else middle(needed, most=steps))
         rows.append([run, *cells])
     excesses = [f"to {100 * share:g} % excess loss" for share in EXCESSES]
     return markdown(["method", "accuracy % at step 0", "steps to 100 % accuracy", *excesses], rows)
@@ -136,36 +120,22 @@ def accuracy(directory: RunDirectory) -> str:
 def geometry(directory: RunDirectory) -> str:
     """Collapse of each method's training features at the end, and what its training cost."""
     rows = []
-    reference = {training.seed: training.timing for training in seeds_of(directory, directory.runs[0])}
+    reference = timing(directory, directory.runs[0], "fit_seconds")
     for run in directory.runs:
-        trainings = seeds_of(directory, run)
-        cells = []
-        for metric in GEOMETRY.values():
-            found = [t.records.where(split="train", layer=FEATURES, metric=metric) for t in trainings]
-            cells.append(format_estimate(estimate([list(values)[-1].value for values in found if len(values)])))
-        cells += [format_estimate(estimate(values)) for values in zip(*map(margins, trainings), strict=True)]
-        costs = [_seconds(t.timing) / _seconds(reference.get(t.seed, {})) for t in trainings]
-        rows.append([run, *cells, middle(costs, digits=2)])
+        found = [last(directory, run, metric, split="train", layer=FEATURES) for metric in GEOMETRY.values()]
+        cells = [cell(values.values()) for values in found]
+        cells += [cell(values) for values in zip(*map(margins, seeds_of(directory, run)), strict=True)]
+        rows.append([run, *cells, middle(ratios(timing(directory, run, "fit_seconds"), reference), digits=2)])
     names = [*GEOMETRY, "margin, median", "margin, 5 % quantile", f"time / {directory.runs[0]}"]
     return markdown(["method", *names], rows)
 
 
-def _seconds(timing: Any) -> float:
-    return float(timing.get("fit_seconds", math.nan))
-
-
 def report(directory: RunDirectory) -> None:
-    finished = complete(directory)
-    print(f"\n## {directory.path.name}, {len({t.seed for t in finished.trainings})} seeds\n")
-    if finished.runs:
-        print(speed(finished) if full_batch(finished) else accuracy(finished))
-        print(f"\n{geometry(finished)}\n")
-    left_out(directory)
+    print(speed(directory) if full_batch(directory) else accuracy(directory))
+    print(f"\n{geometry(directory)}\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return report_runs("nearest_etf", "Tables of the nearest-ETF study.", report, argv)
-
+main = report_runs("nearest_etf", "Tables of the nearest-ETF study.", report)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,11 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from studies._tables import markdown
-from studies.nearest_etf import middle
+from studies._tables import command, markdown, middle
 from studies.theory.certified import Moment, certified_course
 from studies.theory.networks import Shape
-from tightframe.errors import TightframeError, check_positive
+from tightframe.errors import check_positive
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,8 @@ def table(trainings: Mapping[str, Training], seeds: int, per_class: int = 139) -
     return markdown(COLUMNS, rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m studies.network_certificate", description="Certificates of trained networks."
     )
@@ -115,16 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=tuple(VARIATIONS), metavar="NAME", help="of the networks")
     parser.add_argument("--per_class", type=int, default=139, help="training samples of each class, at most 139")
     options = parser.parse_args(argv)
-    try:
-        check_positive("--seeds", options.seeds)
-        check_positive("--per_class", options.per_class)
-        trainings = {name: VARIATIONS[name] for name in options.only or VARIATIONS}
-        print(f"base: {BASE.shape}, decay {BASE.decay:g}, {BASE.steps} steps, {options.seeds} seeds\n")
-        print(table(trainings, options.seeds, options.per_class))
-    except TightframeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    check_positive("--seeds", options.seeds)
+    check_positive("--per_class", options.per_class)
+    trainings = {name: VARIATIONS[name] for name in options.only or VARIATIONS}
+    print(f"base: {BASE.shape}, decay {BASE.decay:g}, {BASE.steps} steps, {options.seeds} seeds\n")
+    print(table(trainings, options.seeds, options.per_class))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
+from studies._tables import command
 from tightframe.config import Part, bind, find_recipe
 from tightframe.data import DataSource
-from tightframe.errors import ConfigError, TightframeError
+from tightframe.errors import ConfigError
 from tightframe.files import read_yaml
 from tightframe.hierarchy import Tree
 
@@ -34,24 +35,20 @@ def shuffled(paths: Sequence[Sequence[str]], class_names: Sequence[str], seed: i
     return root
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.shuffled_tree", description="A hierarchy, shuffled.")
     parser.add_argument("recipe", help="name or YAML file, of data with a hierarchy")
     parser.add_argument("out", type=Path, help="JSON file to write")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle")
     options = parser.parse_args(argv)
-    try:
-        described = read_yaml(find_recipe(options.recipe))["data"]
-        data = bind(Part(**described), ("tightframe.data",), DataSource, "data").load()
-        if data.paths is None:
-            raise ConfigError(f"{options.recipe} must have data with a hierarchy of their own")
-        nested = shuffled(data.paths, data.class_names, options.seed)
-        Tree.from_nested(nested, data.class_names)
-    except TightframeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    described = read_yaml(find_recipe(options.recipe))["data"]
+    data = bind(Part(**described), ("tightframe.data",), DataSource, "data").load()
+    if data.paths is None:
+        raise ConfigError(f"{options.recipe} must have data with a hierarchy of their own")
+    nested = shuffled(data.paths, data.class_names, options.seed)
+    Tree.from_nested(nested, data.class_names)
     options.out.write_text(json.dumps(nested, indent=1) + "\n", encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":

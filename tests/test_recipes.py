@@ -15,7 +15,7 @@ from tests.training.models import quiet, trainer
 from tightframe.cli import main
 from tightframe.config import Recipe, build, recipe_parser, shipped_recipes
 from tightframe.files import read_yaml
-from tightframe.training import NeuralCollapseCallback, convnets, make_loader
+from tightframe.training import NeuralCollapseCallback, backbones, make_loader
 
 pytestmark = quiet
 WRITERS = {
@@ -68,7 +68,7 @@ def test_a_method_trains_two_steps(name, method, small, monkeypatch):
     experiment = small(name)
     recipe, data = experiment.recipe, experiment.data
     if recipe.data.name in WRITERS:
-        monkeypatch.setattr(convnets, "WIDTH", 8)
+        monkeypatch.setattr(backbones, "WIDTH", 8)
     module = experiment.module(method, seed=0)
     before = [p.detach().clone() for p in module.backbone.parameters()]
     losses = []

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tightframe.ufm.duality import descent_of_fit
+from tightframe.ufm.forms.common import bisect, sigma_of
+from tightframe.ufm.objective import fit, row_weights
+from tightframe.ufm.problems import CrossEntropyUFM
 from torch import Tensor
 
 from studies.theory.networks import Network, Shape, balanced_digits, decayed
 from tightframe.errors import ArgumentError
-from tightframe.ufm.duality import descent_of_fit
-from tightframe.ufm.forms.common import bisect, sigma_of
 from tightframe.ufm.network import NetworkCertificate, certify_network
-from tightframe.ufm.objective import fit, row_weights
-from tightframe.ufm.problems import CrossEntropyUFM
 from tightframe.ufm.solution import Solution, labels_of_rows
 
 

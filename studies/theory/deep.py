@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from tightframe.ufm.problems import DeepUFM
+from tightframe.ufm.structures import deep_logits, deep_objective, lower_bound, structures
 from torch import Tensor
 
 from tightframe.report.charts import Chart, HeatMap, Line
 from tightframe.ufm.descent import MultistartLBFGS
-from tightframe.ufm.problems import DeepUFM
-from tightframe.ufm.structures import deep_logits, deep_objective, lower_bound, structures
 
 NUM_CLASSES, COUNT, DECAY, NUM_LAYERS = 10, 5, 2.0**-10, 2
 RATE = 0.5

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from tightframe.ufm.problems import CrossEntropyUFM, LayerPeeled
 from torch import Tensor
 
 from tightframe.data import ClassificationData, Digits
@@ -23,7 +24,6 @@ from tightframe.ufm.layer_peeled import (
     oversampling_to_avoid_collapse,
 )
 from tightframe.ufm.network import certify_network
-from tightframe.ufm.problems import CrossEntropyUFM, LayerPeeled
 
 NUM_CLASSES = 10
 MAJORITIES = (3, 5, 7)

@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
-
-from tightframe.report.charts import Chart, HeatMap, Line
 from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.forms.common import centering
 from tightframe.ufm.forms.margin import margin_certificate, step_geometry
 from tightframe.ufm.objective import counts_of
 from tightframe.ufm.problems import CrossEntropyUFM, MaxMargin
+from torch import Tensor
+
+from tightframe.report.charts import Chart, HeatMap, Line
 from tightframe.ufm.solution import Solution
 from tightframe.ufm.solve import solve
 

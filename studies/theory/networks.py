@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from tightframe.ufm.duality import log_probabilities
 from torch import Tensor, nn
 
 from tightframe.data import Digits
 from tightframe.errors import check_positive, check_range
-from tightframe.ufm.duality import log_probabilities
 
 NUM_CLASSES = 10
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from tightframe.ufm.closed_form import closed_form
+from tightframe.ufm.forms.common import strengths_of
+from tightframe.ufm.objective import feature_prices, objective
+from tightframe.ufm.problems import CrossEntropyUFM, MeanSquaredUFM, ReLUImbalanced
 from torch import Tensor, nn
 
 from studies.theory.networks import balanced_digits
 from tightframe.report.charts import Chart, HeatMap, Line
-from tightframe.ufm.closed_form import closed_form
-from tightframe.ufm.forms.common import strengths_of
 from tightframe.ufm.network import NetworkCertificate, certify_network
-from tightframe.ufm.objective import feature_prices, objective
-from tightframe.ufm.problems import CrossEntropyUFM, MeanSquaredUFM, ReLUImbalanced
 from tightframe.ufm.solution import Solution
 from tightframe.ufm.solve import solve
 

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from tightframe.ufm.closed_form import closed_form
+from tightframe.ufm.forms.common import centering
+from tightframe.ufm.forms.margin import etf_flow_scale
+from tightframe.ufm.objective import row_weights
+from tightframe.ufm.problems import ULPM, MaxMargin
 from torch import Tensor
 
 from studies.theory.networks import Network, Shape, balanced_digits, unregularised
 from tightframe.report.charts import Chart, HeatMap, Line
 from tightframe.ufm.certify import certify
-from tightframe.ufm.closed_form import closed_form
 from tightframe.ufm.flow import LogTimeFlow, Trajectory
-from tightframe.ufm.forms.common import centering
-from tightframe.ufm.forms.margin import etf_flow_scale
-from tightframe.ufm.objective import row_weights
-from tightframe.ufm.problems import ULPM, MaxMargin
 from tightframe.ufm.solution import Solution
 
 MODELS = (ULPM((10,) * 4, dim=8), ULPM((5,) * 10, dim=10))

@@ -6,25 +6,18 @@ import math
 import pytest
 import torch
 import yaml
-from studies.language_model_network import VARIANTS, build, trainable
+from studies.language_model import LanguageModel, Settings, Windows, bits_per_byte, fit, rate, windows_at
+from studies.language_model_network import VARIANTS, build
 from studies.language_model_table import pareto
-from studies.language_model_training import (
-    LanguageModel,
-    Settings,
-    Windows,
-    bits_per_byte,
-    fit,
-    rate,
-    windows_at,
-)
 
-from studies import language_model, language_model_training
+from studies import language_model
 from tightframe.data import ByteCorpus
 from tightframe.errors import ArgumentError
 from tightframe.frames import nearest_simplex_weight, simplex_weight
 from tightframe.nn import variance_preserving_gain
 from tightframe.records import Records
 from tightframe.runs.layout import CONFIG_FILE, RECORDS_FILE, TIMING_FILE, VERSIONS_FILE
+from tightframe.surgery import parameter_report
 
 TINY = Settings(steps=6, width=32, blocks=2, batch_size=2)
 GAIN = variance_preserving_gain("gelu")
@@ -52,7 +45,7 @@ FIXED = [name for name in VARIANTS if FULL[name] in (613_120, 350_976, 613_124)]
 
 @pytest.fixture(autouse=True)
 def few_windows(monkeypatch):
-    monkeypatch.setattr(language_model_training, "SCORED_WINDOWS", 20)
+    monkeypatch.setattr(language_model, "SCORED_WINDOWS", 20)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +63,10 @@ def matrices(network):
         if block.feed_forward is not None
         for name in ("w1", "w2")
     }
+
+
+def trainable(module):
+    return parameter_report(module).trainable
 
 
 def tiny(variant, seed=0):
@@ -199,7 +196,7 @@ def test_aligned_matrices_are_locked_to_the_nearest_simplex_after_a_third(
     variant, locked, corpus, tmp_path, monkeypatch
 ):
     taken = {}
-    lock = language_model_training.lock
+    lock = language_model.lock
 
     def spy(network, names, optimizer):
         taken["step"] = {int(state["step"]) for state in optimizer.state.values()}
@@ -207,7 +204,7 @@ def test_aligned_matrices_are_locked_to_the_nearest_simplex_after_a_third(
         lock(network, names, optimizer)
         taken["trained"] = {p for group in optimizer.param_groups for p in group["params"]}
 
-    monkeypatch.setattr(language_model_training, "lock", spy)
+    monkeypatch.setattr(language_model, "lock", spy)
     network, timing, *_ = train(variant, corpus, tmp_path, monkeypatch)
     assert taken["step"] == {2}
     for key, weight in matrices(network).items():
@@ -266,7 +263,7 @@ def test_a_network_that_knows_nothing_needs_eight_bits_and_windows_reach_from_en
         seen.extend(starts.tolist())
         return windows_at(text, starts)
 
-    monkeypatch.setattr(language_model_training, "windows_at", spy)
+    monkeypatch.setattr(language_model, "windows_at", spy)
     assert bits_per_byte(network, torch.zeros(129 + 190, dtype=torch.uint8), batch_size=7) == pytest.approx(8.0)
     assert seen == list(range(0, 191, 10))
 

@@ -13,8 +13,8 @@ from tests.training.test_resume import KILLED, checkpoint, directory
 from tightframe.hierarchy import Tree
 from tightframe.records import Records
 from tightframe.runs.confusion import CONFUSION_FILES, Confusion
-from tightframe.runs.layout import TIMING_FILE
-from tightframe.training import fit, make_loader
+from tightframe.runs.layout import RECORDS_FILE, TIMING_FILE
+from tightframe.training import RecordWriter, fit, make_loader
 
 pytestmark = [quiet, pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")]
 
@@ -81,13 +81,13 @@ def test_the_file_tells_the_epoch_it_was_evaluated_after(tmp_path):
 
 
 def test_a_sanity_check_leaves_no_file(tmp_path):
-    from tightframe.training.writer import ConfusionWriter
-
     model = module(distances=DISTANCES)
-    fitted = trainer(ConfusionWriter(tmp_path), max_epochs=1, num_sanity_val_steps=1, check_val_every_n_epoch=2)
+    fitted = trainer(
+        RecordWriter(tmp_path / RECORDS_FILE), max_epochs=1, num_sanity_val_steps=1, check_val_every_n_epoch=2
+    )
     fitted.fit(model, make_loader(TRAIN, 10, seed=0), ordered())
     assert model.confusions["validation"].counts.sum() == 7
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [RECORDS_FILE]
 
 
 def test_a_part_of_one_sample(tmp_path):

@@ -5,7 +5,7 @@ from torch.nn import functional
 
 from tightframe.errors import ArgumentError, ShapeError
 from tightframe.nn import FeatureTransform
-from tightframe.training import AGD, VGG13, ResNet, convnets
+from tightframe.training import AGD, VGG13, ResNet, backbones
 
 
 def count(model):
@@ -19,8 +19,8 @@ def convolutions(model):
 @pytest.fixture
 def narrow(monkeypatch):
     """Networks of the same layout with an eighth of the channels."""
-    monkeypatch.setattr(convnets, "WIDTH", 8)
-    monkeypatch.setattr(convnets, "VGG13_WIDTHS", (8, 16, 32, 64, 64))
+    monkeypatch.setattr(backbones, "WIDTH", 8)
+    monkeypatch.setattr(backbones, "VGG13_WIDTHS", (8, 16, 32, 64, 64))
 
 
 # --- sizes ---

@@ -24,9 +24,8 @@ from tightframe.probing.names import match_layers, takes_channels_first
 from tightframe.probing.passes import evaluating, restored_modes
 from tightframe.probing.pooling import pool
 from tightframe.surgery.batch_norm import reestimate_batch_norm
-from tightframe.surgery.beyond import lock_beyond
 from tightframe.surgery.classifiers import nearest_class_mean_linear
-from tightframe.surgery.locking import Fix, Lock
+from tightframe.surgery.locking import Fix, Lock, lock_beyond
 from tightframe.surgery.parameters import parameter_report
 from tightframe.surgery.truncation import TruncatedModel, truncate
 
@@ -204,13 +203,13 @@ def lock_network(
         keep: Names or patterns of layers that are not locked wherever they are.
     """
     kept = match_layers(network, keep, "keep")
-    if fix.kind == "class-rank":
-        fix = replace(fix, num_classes=parts.num_classes)
     curves, depth = find_depth(network, parts, epsilon, pooling, layers)
     stages = [parts.stage("trained", network)]
     locks: list[Lock] = []
     if depth is not None:
-        locks = lock_beyond(network, curves.layers, depth, fix, inclusive=inclusive, keep=kept)
+        locks = lock_beyond(
+            network, curves.layers, depth, fix.for_classes(parts.num_classes), inclusive=inclusive, keep=kept
+        )
     if locks:
         stages.append(parts.stage(f"{len(locks)} locked", network))
         if reestimate_batch_norm(network, parts.shuffled):

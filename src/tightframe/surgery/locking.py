@@ -1,11 +1,11 @@
-"""Lock a layer of a model: overwrite its weight with a fixed simplex, and remove that from the optimizer."""
+"""Lock layers of a model: overwrite a weight with a fixed simplex, and remove that from the optimizer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from tightframe.frames import control_weight, nearest_simplex_etf, nearest_simpl
 from tightframe.frames.layers import CONTROL_KINDS, check_gain, num_vertices
 from tightframe.nn import variance_preserving_gain
 from tightframe.probing import find_classifier
+from tightframe.probing.names import match_layers, trains_matrix
 from tightframe.surgery._modules import find_module, matrix_of, overwrite, refuse_tied, refuse_wrapped
 
 LOCK_KINDS = ("aligned", "haar", "canonical", "class-rank", *CONTROL_KINDS)
@@ -88,6 +89,10 @@ class Fix:
         if self.gain == "variance-preserving" or (self.gain is None and self.kind != "aligned"):
             variance_preserving_gain(self.activation)
 
+    def for_classes(self, num_classes: int) -> Fix:
+        """Return it with the number of classes of the data, where the kind depends on that."""
+        return replace(self, num_classes=num_classes) if self.kind == "class-rank" else self
+
 
 def as_fix(kind: str | Fix, options: Mapping[str, Any]) -> Fix:
     """Return the :class:`Fix` of a kind and further fields; a Fix is returned as it is, and takes no further ones."""
@@ -148,21 +153,12 @@ def lock_to_etf(
         ['0.bias', '2.weight', '2.bias']
     """
     fix = as_fix(kind, options)
-    if optimizer is not None:
-        check_optimizer(optimizer)
-    if classifier is None:
-        classifier = _is_classifier(model, name)
-    matrix = lockable(model, name, fix, classifier)
+    check_optimizer(optimizer)
+    layer = lockable(model, name, fix, classifier)
+    matrix = layer.matrix
     wide = matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()  # MPS has no float64
-    vertices = _num_vertices(name, wide, fix, classifier)
-    if fix.kind == "aligned" and fix.gain is None:
-        fixed = _nearest(wide, None, classifier)
-        length = _norm(fixed) / math.sqrt(vertices)
-    else:
-        length = _length(fix, wide, vertices)
-        aligned = fix.kind == "aligned"
-        fixed = _nearest(wide, length, classifier) if aligned else length * _unit(wide, fix, vertices, classifier)
-    fixed = fixed.to(matrix.dtype).to(matrix.device)
+    values, length = _values(wide, fix, layer)
+    fixed = values.to(matrix.dtype).to(matrix.device)
     norm = _norm(wide)
     distance = _norm(fixed.to(wide) - wide) / norm if norm else math.inf
     module = find_module(model, name)
@@ -175,8 +171,72 @@ def lock_to_etf(
     return Lock(name, fix.kind, tuple(weight.shape), length, distance, freed)
 
 
-def lockable(model: nn.Module, name: str, fix: Fix, classifier: bool) -> Tensor:
-    """Return the weight of a layer as a matrix ``(out, in)``; errors as in :func:`lock_to_etf`."""
+def lock_beyond(
+    model: nn.Module,
+    layers: Sequence[str],
+    depth: int,
+    kind: str | Fix = "aligned",
+    *,
+    inclusive: bool = False,
+    min_trainable: int = 1,
+    keep: Sequence[str] = (),
+    optimizer: torch.optim.Optimizer | None = None,
+    **options: Any,
+) -> list[Lock]:
+    """Lock those of the layers 1..L beyond a depth whose weights are still trained, each with a draw of its own.
+
+    Args:
+        model: Any module.
+        layers: Names of its linear maps in order of execution, as in :attr:`~tightframe.probing.LayerCurves.layers`.
+        depth: Last layer to keep, 1..L, such as :func:`~tightframe.probing.effective_depth`.
+        kind: Kind of the fixed weights or a :class:`~tightframe.surgery.Fix`, as in
+            :func:`~tightframe.surgery.lock_to_etf`.
+        inclusive: Whether to lock that one too.
+        min_trainable: Number of first layers that are kept whatever the depth, >= 1.
+        keep: Names or patterns of layers that are not locked wherever they are, such as a classifier of more than
+            d + 1 classes, for which there is no simplex ETF.
+        optimizer: Optimizer, as in :func:`~tightframe.surgery.lock_to_etf`.
+        options: Further fields of :class:`~tightframe.surgery.Fix`.
+
+    Raises:
+        ArgumentError: if the depth is no layer, if ``keep`` names no module, or as in
+            :func:`~tightframe.surgery.lock_to_etf`; what was locked before the layer at fault stays so.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> [lock.name for lock in lock_beyond(model, ["0", "2", "4"], depth=1)]
+        ['2', '4']
+    """
+    check_positive("depth", depth)
+    check_positive("min_trainable", min_trainable)
+    fix = as_fix(kind, options)
+    if depth > len(layers):
+        raise ArgumentError(f"depth must be one of the layers 1..{len(layers)}, got {depth}")
+    beyond = trained_beyond(model, layers, max(depth - inclusive, min_trainable), keep)
+    return [lock_to_etf(model, name, replace(fix, seed=fix.seed + i), optimizer=optimizer) for i, name in beyond]
+
+
+def trained_beyond(
+    model: nn.Module, layers: Sequence[str], boundary: int, keep: Sequence[str]
+) -> list[tuple[int, str]]:
+    """Return index and name of the layers beyond the first ones that train a matrix and are not to be kept."""
+    kept = match_layers(model, keep, "keep")
+    beyond = list(enumerate(layers))[boundary:]
+    return [(i, name) for i, name in beyond if name not in kept and trains_matrix(find_module(model, name))]
+
+
+class _Lockable(NamedTuple):
+    """Weight of a layer as a matrix ``(out, in)``, whether its rows are class vectors, and number of its vertices."""
+
+    matrix: Tensor
+    classifier: bool
+    vertices: int
+
+
+def lockable(model: nn.Module, name: str, fix: Fix, classifier: bool | None = None) -> _Lockable:
+    """Return the weight of a layer; the arguments and errors are those of :func:`lock_to_etf`."""
+    if classifier is None:
+        classifier = _is_classifier(model, name)
     module = find_module(model, name)
     refuse_wrapped(model, name)
     matrix = matrix_of(module, name)
@@ -190,11 +250,13 @@ def lockable(model: nn.Module, name: str, fix: Fix, classifier: bool) -> Tensor:
         )
     if fix.gain == "match-init" and not bool(matrix.any()):
         raise ArgumentError(f"the weight of layer {name!r} must not be zero for gain='match-init'; pass a number")
-    return matrix
+    return _Lockable(matrix, classifier, _num_vertices(name, matrix, fix, classifier))
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise :class:`ArgumentError` unless parameters can be removed from an optimizer."""
+def check_optimizer(optimizer: torch.optim.Optimizer | None) -> None:
+    """Raise :class:`ArgumentError` unless parameters can be removed from an optimizer; there may be none."""
+    if optimizer is None:
+        return
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if any(kind.__name__ in ("LBFGS", "ZeroRedundancyOptimizer") for kind in type(optimizer).__mro__):
@@ -226,14 +288,20 @@ def _num_vertices(name: str, W: Tensor, fix: Fix, classifier: bool) -> int:
     return num_vertices(out_features, in_features, kind="classifier")
 
 
-def _length(fix: Fix, W: Tensor, vertices: int) -> float:
+def _values(W: Tensor, fix: Fix, layer: _Lockable) -> tuple[Tensor, float]:
+    """Return the fixed weight in place of W, and its gain."""
+    if fix.kind == "aligned" and fix.gain is None:
+        fixed = _nearest(W, None, layer.classifier)
+        return fixed, _norm(fixed) / math.sqrt(layer.vertices)
     if fix.gain is None or fix.gain == "variance-preserving":
-        return variance_preserving_gain(fix.activation)
-    if not isinstance(fix.gain, str):
-        return float(fix.gain)
-    if fix.gain == "unit":
-        return 1.0
-    return _norm(W) / math.sqrt(vertices)
+        length = variance_preserving_gain(fix.activation)
+    elif fix.gain == "match-init":
+        length = _norm(W) / math.sqrt(layer.vertices)
+    else:
+        length = 1.0 if fix.gain == "unit" else float(fix.gain)
+    if fix.kind == "aligned":
+        return _nearest(W, length, layer.classifier), length
+    return length * _unit(W, fix, layer), length
 
 
 def _nearest(W: Tensor, length: float | None, classifier: bool) -> Tensor:
@@ -244,7 +312,7 @@ def _nearest(W: Tensor, length: float | None, classifier: bool) -> Tensor:
     return nearest.frame * ((W * nearest.frame).sum() / W.shape[0] if length is None else length)
 
 
-def _unit(W: Tensor, fix: Fix, vertices: int, classifier: bool) -> Tensor:
+def _unit(W: Tensor, fix: Fix, layer: _Lockable) -> Tensor:
     """Return a drawn weight of the shape of W whose vertices have length 1, or a control of the same norm."""
     options: dict[str, Any] = {
         "generator": torch.Generator(device="cpu").manual_seed(fix.seed),
@@ -253,8 +321,10 @@ def _unit(W: Tensor, fix: Fix, vertices: int, classifier: bool) -> Tensor:
     }
     if fix.kind in CONTROL_KINDS:
         drawn = control_weight(*W.shape, kind=fix.kind, **options)
-        return drawn * (math.sqrt(vertices) / _norm(drawn))  # a classifier has more vertices than it has dimensions
-    if classifier:
+        return drawn * (
+            math.sqrt(layer.vertices) / _norm(drawn)
+        )  # a classifier has more vertices than it has dimensions
+    if layer.classifier:
         return simplex_etf(*W.shape, orientation="canonical" if fix.kind == "canonical" else "haar", **options)
     return simplex_weight(*W.shape, kind=fix.kind, num_classes=fix.num_classes, **options)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tightframe.errors import ArgumentError
+
+COLUMNS = ("trainable", "frozen", "buffers", "stored", "bytes")
 
 
 @dataclass(frozen=True)
@@ -42,46 +43,29 @@ class ParameterReport:
     """Parameters of a model, layer by layer, and the state of its optimizer.
 
     Args:
+        trainable: numbers in parameters that need gradients.
+        frozen: numbers in parameters that do not.
+        buffers: numbers in buffers.
+        stored: numbers in the state.
+        bytes: memory of parameters and buffers.
         layers: those that hold anything. What several share is counted in the first of them.
         optimizer_bytes: memory of the optimiser's state, or None if none was named.
         optimizer_bytes_saved: memory that the state of the frozen parameters would take, were they trained too; None
-            if no optimiser was named, or what it holds does not tell.
+            unless the optimizer is ``"adam"``.
     """
 
+    trainable: int
+    frozen: int
+    buffers: int
+    stored: int
+    bytes: int
     layers: tuple[LayerParameters, ...]
     optimizer_bytes: int | None = None
     optimizer_bytes_saved: int | None = None
 
-    @property
-    def trainable(self) -> int:
-        """Numbers in parameters that need gradients."""
-        return sum(layer.trainable for layer in self.layers)
-
-    @property
-    def frozen(self) -> int:
-        """Numbers in parameters that need none."""
-        return sum(layer.frozen for layer in self.layers)
-
-    @property
-    def buffers(self) -> int:
-        """Numbers in buffers."""
-        return sum(layer.buffers for layer in self.layers)
-
-    @property
-    def stored(self) -> int:
-        """Numbers in the state."""
-        return sum(layer.stored for layer in self.layers)
-
-    @property
-    def bytes(self) -> int:
-        """Memory of parameters and buffers."""
-        return sum(layer.bytes for layer in self.layers)
-
     def to_dict(self) -> dict[str, Any]:
-        """Return totals, and ``layers`` as a list of dictionaries, for JSON."""
-        names = ("trainable", "frozen", "buffers", "stored", "bytes", "optimizer_bytes", "optimizer_bytes_saved")
-        totals = {name: getattr(self, name) for name in names}
-        return {**totals, "layers": [dataclasses.asdict(layer) for layer in self.layers]}
+        """Return totals, and ``layers`` as dictionaries, for JSON."""
+        return dataclasses.asdict(self)
 
 
 def parameter_report(model: nn.Module, optimizer: torch.optim.Optimizer | str | None = None) -> ParameterReport:
@@ -89,10 +73,9 @@ def parameter_report(model: nn.Module, optimizer: torch.optim.Optimizer | str | 
 
     Args:
         model: any module.
-        optimizer: the one that trains it, whose state is measured as it is now: before the first step it holds nothing,
-            and tells nothing. What a frozen parameter would add is what others of its dtype have, if that is of their
-            shape or a single number; where it is neither (Adafactor) it is not known. Or ``"adam"`` for what Adam and
-            AdamW will hold: two tensors, and a counter of four bytes, for each that is trained.
+        optimizer: Optimizer that trains it, whose state is measured as it is now: before the first step it holds
+            nothing. Or ``"adam"`` for what Adam and AdamW will hold: two tensors, and a counter of four bytes, for each
+            that is trained.
 
     Raises:
         ArgumentError: if ``optimizer`` is none of these.
@@ -106,12 +89,15 @@ def parameter_report(model: nn.Module, optimizer: torch.optim.Optimizer | str | 
     """
     rows: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     seen: set[tuple[Any, ...]] = set()
-    for name, parameter in model.named_parameters():
-        if _new(parameter, seen):
-            _add(rows, name, parameter, "trainable" if parameter.requires_grad else "frozen")
-    for name, buffer in model.named_buffers():
-        if _new(buffer, seen):
-            _add(rows, name, buffer, "buffers")
+    held: list[tuple[str, Tensor, str]] = [
+        (name, p, "trainable" if p.requires_grad else "frozen") for name, p in model.named_parameters()
+    ]
+    held += [(name, buffer, "buffers") for name, buffer in model.named_buffers()]
+    for name, tensor, column in held:
+        if _new(tensor, seen):
+            row = rows[name.rpartition(".")[0]]
+            row[column] += tensor.numel()
+            row["bytes"] += _bytes(tensor)
     stored: set[tuple[Any, ...]] = set()
     for name, value in model.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor) and _new(value, stored):
@@ -122,13 +108,9 @@ def parameter_report(model: nn.Module, optimizer: torch.optim.Optimizer | str | 
         LayerParameters(name, type(modules[name]).__name__ if name in modules else "", **rows[name])
         for name in sorted(rows, key=lambda name: order.get(name, len(order)))
     )
-    return ParameterReport(layers, *_optimizer_bytes(model, optimizer))
-
-
-def _add(rows: dict[str, dict[str, int]], name: str, tensor: Tensor, column: str) -> None:
-    row = rows[name.rpartition(".")[0]]
-    row[column] += tensor.numel()
-    row["bytes"] += _bytes(tensor)
+    totals = {column: sum(getattr(layer, column) for layer in layers) for column in COLUMNS}
+    used, saved = _optimizer_bytes(model, optimizer)
+    return ParameterReport(**totals, layers=layers, optimizer_bytes=used, optimizer_bytes_saved=saved)
 
 
 def _new(tensor: Tensor, seen: set[tuple[Any, ...]]) -> bool:
@@ -147,38 +129,13 @@ def _bytes(tensor: Tensor) -> int:
 def _optimizer_bytes(model: nn.Module, optimizer: object) -> tuple[int | None, int | None]:
     if optimizer is None:
         return None, None
-    distinct: set[tuple[Any, ...]] = set()
-    parameters = [p for p in model.parameters() if _new(p, distinct)]
     if optimizer == "adam":
-        trained, frozen = ([p for p in parameters if p.requires_grad is wanted] for wanted in (True, False))
-        return _adam_bytes(trained), _adam_bytes(frozen)
+        distinct: set[tuple[Any, ...]] = set()
+        held = {True: 0, False: 0}
+        for parameter in model.parameters():
+            if _new(parameter, distinct):
+                held[parameter.requires_grad] += 2 * _bytes(parameter) + 4
+        return held[True], held[False]
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ArgumentError(f"optimizer must be a torch.optim.Optimizer, 'adam' or None, got {optimizer!r}")
-    held = sum(_bytes(t) for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
-    rates = _rates(optimizer)
-    saved: int | None = 0
-    for parameter in parameters:
-        if parameter.requires_grad or parameter in optimizer.state or saved is None:
-            continue
-        rate = rates.get(parameter.dtype)
-        saved = None if rate is None else saved + rate[0] * parameter.numel() + rate[1]
-    return held, saved
-
-
-def _rates(optimizer: torch.optim.Optimizer) -> dict[torch.dtype, tuple[int, int]]:
-    """Return bytes that the state takes for each number of a parameter, and beside, where these are two numbers."""
-    found: dict[torch.dtype, set[tuple[int, int] | None]] = defaultdict(set)
-    for parameter, state in optimizer.state.items():
-        tensors = [t for t in state.values() if isinstance(t, Tensor)]
-        if parameter.numel() == 1 or not tensors:  # a number beside its state is like one of the state
-            continue
-        alike = [t.element_size() for t in tensors if t.shape == parameter.shape]
-        single = [t.element_size() for t in tensors if t.numel() == 1]
-        known = len(alike) + len(single) == len(tensors)
-        found[parameter.dtype].add((sum(alike), sum(single)) if known else None)
-    only = {dtype: rates.pop() for dtype, rates in found.items() if len(rates) == 1}
-    return {dtype: rate for dtype, rate in only.items() if rate is not None}
-
-
-def _adam_bytes(parameters: Iterable[Tensor]) -> int:
-    return sum(2 * _bytes(p) + 4 for p in parameters)
+    return sum(_bytes(t) for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)), None

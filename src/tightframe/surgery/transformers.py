@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tightframe.errors import ArgumentError, ShapeError, check_choice
+from tightframe.probing.names import is_inside
 from tightframe.surgery._modules import is_conv1d
 from tightframe.surgery.locking import LOCK_KINDS, Fix, Lock, as_fix, check_optimizer, lock_to_etf, lockable
 
@@ -102,8 +103,7 @@ def etf_transformer_(
     check_choice("which", which, ("w1", "w2", "both"))
     fix = as_fix(kind, options if isinstance(kind, Fix) else {"activation": "gelu", **options})
     check_choice("kind", fix.kind, KINDS)
-    if optimizer is not None:
-        check_optimizer(optimizer)
+    check_optimizer(optimizer)
     found = _find_blocks(model, _PATTERNS if pattern is None else (_checked(pattern),))
     for block in found:
         _check_shapes(model, block)
@@ -157,7 +157,8 @@ def _find_blocks(model: nn.Module, patterns: Sequence[Pattern]) -> list[_Block]:
         for name in block.w1 + block.w2:
             if _in_attention(name):
                 raise ArgumentError(f"{name!r} matches and belongs to attention; pass a pattern that leaves it out")
-        inside = [other for other in blocks if other is not block and _contains(block.prefix, other.prefix)]
+        others = [other for other in blocks if other is not block]
+        inside = [o for o in others if o.prefix == block.prefix or is_inside(o.prefix, block.prefix)]
         if inside:
             raise ArgumentError(
                 f"block {block.prefix!r} has two candidates, {block.w1 + block.w2} and {inside[0].w1 + inside[0].w2}; "
@@ -189,10 +190,6 @@ def _matches(names: Sequence[str], pattern: Pattern) -> list[_Block]:
         enter = len(_several(pattern["w1"]))
         blocks.append(_Block(".".join(key), tuple(layers[:enter]), tuple(layers[enter:])))
     return blocks
-
-
-def _contains(prefix: str, other: str) -> bool:
-    return prefix in ("", other) or other.startswith(f"{prefix}.")
 
 
 def _in_attention(name: str) -> bool:

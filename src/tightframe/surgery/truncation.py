@@ -50,18 +50,14 @@ class _CutOff(nn.Module):
         return repr(self.name)
 
 
-class _StopBefore:
-    """A forward pre-hook that ends the pass with what goes into the module; an object, lest it does not pickle."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
-        raise _Reached(first_value(args, kwargs))
+def _stop_before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+    """End the pass with what goes into the module: a forward pre-hook."""
+    raise _Reached(first_value(args, kwargs))
 
 
-class _StopAfter:
-    """A forward hook that ends the pass with what comes out of the module."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> NoReturn:
-        raise _Reached(_tensor(output))
+def _stop_after(module: nn.Module, args: tuple[Any, ...], output: Any) -> NoReturn:
+    """End the pass with what comes out of the module: a forward hook."""
+    raise _Reached(_tensor(output))
 
 
 @final
@@ -154,8 +150,7 @@ def truncate(
     find_module(model, layer)
     _refuse_compiled(model)
     names = linear_maps(model) if layers is None else match_layers(model, layers)
-    watch = _Watch(model, layer, tap, {model.get_submodule(name) for name in names})
-    watch.run(sample)
+    watch = _Watch(model, layer, tap, {model.get_submodule(name) for name in names}, sample)
     unneeded = watch.unneeded()
     while True:
         trunk, stops, empty = _copy_without(model, watch, layer, unneeded)
@@ -182,69 +177,65 @@ def _refuse_compiled(model: nn.Module) -> None:
 
 
 class _Watch:
-    """Sees what runs in a forward pass of the model, and where it is to stop."""
+    """A forward pass in eval mode: what ran until the stop, and what was running there.
 
-    def __init__(self, model: nn.Module, layer: str, tap: str, layers: Container[nn.Module]) -> None:
+    Args:
+        model: Model to run.
+        layer: Name of the layer.
+        tap: Place of the representation, ``"pre"`` or ``"post"``.
+        layers: Modules before which to stop.
+        sample: Input of the model.
+
+    Raises:
+        ArgumentError: if the layer does not run, or the stop is at a module that runs several times.
+    """
+
+    def __init__(self, model: nn.Module, layer: str, tap: str, layers: Container[nn.Module], sample: Any) -> None:
         self._model = model
-        self._layers = layers
         self._layer = model.get_submodule(layer)
-        self._name = layer
-        self._tap = tap
-        self._events: list[tuple[nn.Module, bool]] = []  # a module and whether it started, or ended
-        self._stop: int | None = None  # number of events before the stop
+        self._layers = layers if tap == "post" else ()
+        self._stack: list[tuple[nn.Module, int]] = []  # what is running, the model first, and how many each has called
+        self._started: Counter[nn.Module] = Counter()
+        self._ended: Counter[nn.Module] = Counter()
         self.before: nn.Module | None = None  # where to stop, if not after the layer
-        self.running: dict[nn.Module, int] = {}
-        self.by_itself = False  # whether the model ends by itself once ends of nn.Sequential are cut off
+        self.running: dict[nn.Module, int] = {}  # the stack at the stop
         self.representation = torch.empty(0)
+        with hooked(list(model.modules()), self._starts, self._ends), evaluating(model):
+            _call(model, sample)
+        runs = self._started[self._layer]
+        if not self.running or runs != 1:
+            raise ArgumentError(f"layer {layer!r} must run once in a forward pass, it ran {runs} times")
+        if self.before is not None and self.started[self.before]:
+            raise ArgumentError(f"what runs after layer {layer!r} ran before it too: stop elsewhere, or tap='pre'")
+        self.by_itself = all(
+            map(_is_sequential, self.running)
+        )  # whether it ends once ends of nn.Sequential are cut off
 
-    def run(self, sample: Any) -> None:
-        """Run the model in eval mode.
-
-        Raises:
-            ArgumentError: if the layer does not run, or the stop is at a module that runs several times.
-        """
-        with hooked(list(self._model.modules()), self._starts, self._ends), evaluating(self._model):
-            _call(self._model, sample)
-        runs = sum(started for module, started in self._events if module is self._layer)
-        if self._stop is None or runs != 1:
-            raise ArgumentError(f"layer {self._name!r} must run once in a forward pass, it ran {runs} times")
-        self._started = Counter(module for module, started in self._events[: self._stop] if started)
-        self._ended = Counter(module for module, started in self._events[: self._stop] if not started)
-        if self.before is not None and self._started[self.before]:
-            raise ArgumentError(f"what runs after layer {self._name!r} ran before it too: stop elsewhere, or tap='pre'")
-        self.running = self._running(self._stop)
-        self.by_itself = all(map(_is_sequential, self.running))
-
-    def _running(self, stop: int) -> dict[nn.Module, int]:
-        """Return the modules that were running at the stop, the model first, and how many each had called by then."""
-        stack: list[tuple[nn.Module, int]] = []
-        for module, started in self._events[:stop]:
-            if started:
-                if stack:
-                    stack[-1] = stack[-1][0], stack[-1][1] + 1
-                stack.append((module, 0))
-            else:
-                while stack.pop()[0] is not module:  # one that an exception ended, which the model caught
-                    pass
-        return dict(stack)
+    def _stop(self, representation: Tensor) -> None:
+        self.representation = representation.detach().clone()
+        self.running = dict(self._stack)
+        self.started, self.ended = self._started.copy(), self._ended.copy()
 
     def _starts(self, module: nn.Module, value: Any) -> None:
-        after = self._stop is not None and self.before is None and self._tap == "post"
-        if after and module is not self._layer and module in self._layers:
+        if self.running and self.before is None and module is not self._layer and module in self._layers:
             self.before = module
-            self._stop = len(self._events)
-            self.representation = value.detach().clone()
-        self._events.append((module, True))
+            self._stop(value)
+        if self._stack:
+            caller, called = self._stack.pop()
+            self._stack.append((caller, called + 1))
+        self._stack.append((module, 0))
+        self._started[module] += 1
 
     def _ends(self, module: nn.Module, given: Any, output: Any) -> None:
-        self._events.append((module, False))
-        if module is self._layer and self._stop is None:
-            self._stop = len(self._events)
-            self.representation = _tensor(output).detach().clone()
+        while self._stack.pop()[0] is not module:  # one that an exception ended, which the model caught
+            pass
+        self._ended[module] += 1
+        if module is self._layer and not self.running:
+            self._stop(_tensor(output))
 
     def ran(self, module: nn.Module) -> bool:
         """Return whether it ran to its end before the stop."""
-        return 0 < self._started[module] == self._ended[module]
+        return 0 < self.started[module] == self.ended[module]
 
     def unneeded(self) -> dict[nn.Module, str]:
         """Return the largest modules of which nothing ran, and their names."""
@@ -255,7 +246,7 @@ class _Watch:
                 if self.ran(child):
                     continue
                 if child is not self.before and any(
-                    self._started[part] or part is self.before for part in child.modules()
+                    self.started[part] or part is self.before for part in child.modules()
                 ):
                     visit(child, f"{prefix}{key}.")
                 else:
@@ -274,9 +265,9 @@ def _copy_without(
     trunk = copy.deepcopy(model, memo)
     stop = watch.before
     if not watch.by_itself and stop is not None:
-        memo[id(stop)].register_forward_pre_hook(_StopBefore(), with_kwargs=True)
+        memo[id(stop)].register_forward_pre_hook(_stop_before, with_kwargs=True)
     elif not watch.by_itself:
-        trunk.get_submodule(layer).register_forward_hook(_StopAfter())
+        trunk.get_submodule(layer).register_forward_hook(_stop_after)
     for module, called in watch.running.items():
         if isinstance(module, nn.TransformerEncoder):
             memo[id(module)].use_nested_tensor = False  # it would turn nested tensors back at its end, never reached

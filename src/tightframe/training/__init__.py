@@ -2,9 +2,8 @@
 
 from tightframe.training.adaptive import AdaptiveETF
 from tightframe.training.agd import AGD, scaled_orthogonal_
-from tightframe.training.backbones import MLP, FreeFeatures, SmallCNN, TokenMean, TokenTransformer
+from tightframe.training.backbones import MLP, VGG13, FreeFeatures, ResNet, SmallCNN, TokenMean, TokenTransformer
 from tightframe.training.collapse import NeuralCollapseCallback
-from tightframe.training.convnets import VGG13, ResNet
 from tightframe.training.loaders import BatchSampler, evaluation_loader, make_loader
 from tightframe.training.module import ClassifierModule
 from tightframe.training.run import check_options, fit

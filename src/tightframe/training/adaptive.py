@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,14 +15,35 @@ from torch import Tensor, nn
 from tightframe.errors import ArgumentError, TightframeError, check_choice, check_positive, check_range
 from tightframe.probing import LayerCurves, effective_depth, probe_layers
 from tightframe.probing.batches import split_batch
-from tightframe.probing.names import match_layers, trains_matrix
 from tightframe.probing.split import together
-from tightframe.records import Record, Records
-from tightframe.surgery import Fix, Lock, lock_beyond, lock_to_etf, reestimate_batch_norm
+from tightframe.surgery import Fix, Lock, lock_beyond, parameter_report, reestimate_batch_norm
 from tightframe.surgery.batch_norm import batch_norms
-from tightframe.surgery.locking import as_fix, check_optimizer
+from tightframe.surgery.locking import as_fix, check_optimizer, lockable, trained_beyond
 from tightframe.training.collapse import MeasuringCallback
 from tightframe.training.module import ClassifierModule
+
+
+@dataclass
+class LockProgress:
+    """State of :class:`AdaptiveETF` in a training, which a checkpoint keeps beside the rows.
+
+    Args:
+        locked: Names of the layers that were locked, in that order.
+        layers: Names of the layers 1..L.
+        num_classes: Number K of classes of the training data.
+        boundary: Number of layers that are not locked; 0 before the first step.
+        window: Depths of the last checks in a row that were below the boundary.
+        schedule_step: Step of the optimizer at which the present schedule began.
+        first_weights: Weights to come back to after the first stage.
+    """
+
+    locked: list[str] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
+    num_classes: int = 0
+    boundary: int = 0
+    window: list[int] = field(default_factory=list)
+    schedule_step: int = 0
+    first_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 class AdaptiveETF(MeasuringCallback):
@@ -95,7 +116,7 @@ class AdaptiveETF(MeasuringCallback):
         forward: Callable[[nn.Module, Any], Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(batch_size, forward)
+        super().__init__(batch_size, forward, LockProgress)
         check_range("epsilon", epsilon, isinstance(epsilon, int | float) and 0 <= epsilon < 1, "in [0, 1)")
         check_choice("tap", tap, ("post", "pre"))
         if pooling is not None:
@@ -126,46 +147,11 @@ class AdaptiveETF(MeasuringCallback):
         self.first_stage = first_stage
         self.rewarm = rewarm
         self._probe_options: dict[str, Any] = {"tap": tap, "pooling": pooling}
-        self._forget()
 
-    def _forget(self) -> None:
-        self._records = Records()
-        self.locked: list[str] = []
-        self._layers: list[str] = []
-        self._num_classes = 0
-        self._boundary: int | None = None  # layers that are not locked; None before any lock
-        self._window: list[int] = []  # the depths of the last checks in a row that were below it
-        self._schedule_step = 0  # of the optimiser, at which the present schedule began
-        self._first_weights: dict[str, Tensor] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what is locked, the state of the rule and the rows so far, for the checkpoint."""
-        return {
-            "records": [record.to_json() for record in self._records],
-            "locked": list(self.locked),
-            "layers": list(self._layers),
-            "num_classes": self._num_classes,
-            "boundary": self._boundary,
-            "window": list(self._window),
-            "schedule_step": self._schedule_step,
-            "first_weights": dict(self._first_weights),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self._records = Records(map(Record.from_json, state_dict["records"]))
-        self.locked = list(state_dict["locked"])
-        self._layers = list(state_dict["layers"])
-        self._num_classes = state_dict["num_classes"]
-        self._boundary = state_dict["boundary"]
-        self._window = list(state_dict["window"])
-        self._schedule_step = state_dict["schedule_step"]
-        self._first_weights = dict(state_dict["first_weights"])
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier training; the state of a checkpoint comes after this."""
-        if stage == "fit" and trainer.global_step == 0:
-            self._forget()
+    @property
+    def locked(self) -> list[str]:
+        """Names of the layers that were locked, in that order."""
+        return self._progress.locked
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lock again what a checkpoint says is locked, before the states of optimiser and schedule come back."""
@@ -183,9 +169,9 @@ class AdaptiveETF(MeasuringCallback):
                 f"rewarm must be False for a {type(pl_module).__name__} with a scheduler: only a ClassifierModule says "
                 "how to begin its schedule again"
             )
-        if self._boundary is not None:
-            self._lock(trainer, pl_module, self._boundary)
-        if self._schedule_step:
+        if self._progress.boundary:
+            self._lock(trainer, pl_module)
+        if self._progress.schedule_step:
             self._begin_schedule(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -194,8 +180,9 @@ class AdaptiveETF(MeasuringCallback):
             return  # a training that is resumed
         epoch, last = trainer.current_epoch, trainer.max_epochs
         curves = self._curves(trainer, pl_module, at_a_glance=True)
-        self._layers = list(curves.layers)
-        self._num_classes = next(iter(curves.moments.values())).num_classes
+        self._progress.layers = list(curves.layers)
+        self._progress.boundary = len(curves.layers)
+        self._progress.num_classes = next(iter(curves.moments.values())).num_classes
         self._check_layers(pl_module)
         if self.start is not None:
             self._lock_beyond(trainer, pl_module, self.start, epoch)
@@ -207,7 +194,9 @@ class AdaptiveETF(MeasuringCallback):
                     f"first_stage must lie between {epoch}, the epochs behind, and max_epochs = {last}, got "
                     f"{self.first_stage}"
                 )
-            self._first_weights = {name: t.detach().cpu().clone() for name, t in pl_module.state_dict().items()}
+            self._progress.first_weights = {
+                name: t.detach().cpu().clone() for name, t in pl_module.state_dict().items()
+            }
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the depth, and lock if the rule says so; after the last epoch nothing could recover, so it rests."""
@@ -219,21 +208,21 @@ class AdaptiveETF(MeasuringCallback):
                 self._second_stage(trainer, pl_module, epoch)
         elif epoch > self.warmup and epoch % self.every_n_epochs == 0:
             depth = self._check(trainer, pl_module, epoch)
-            boundary = len(self._layers) if self._boundary is None else self._boundary
-            self._window = [*self._window, depth] if depth is not None and depth < boundary else []
-            if len(self._window) == self.patience:
-                self._lock_beyond(trainer, pl_module, max(self._window), epoch)
-                self._window = []
+            below = depth is not None and depth < self._progress.boundary
+            self._progress.window = [*self._progress.window, depth] if below else []
+            if len(self._progress.window) == self.patience:
+                self._lock_beyond(trainer, pl_module, max(self._progress.window), epoch)
+                self._progress.window = []
 
     def _second_stage(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
         """Restore the first weights with the layers beyond the depth locked, or continue if there are none."""
         depth = self._check(trainer, module, epoch)
         if depth is not None and self._trained_beyond(module, depth):
-            module.load_state_dict(self._first_weights)
+            module.load_state_dict(self._progress.first_weights)
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()
             self._lock_beyond(trainer, module, depth, epoch)
-        self._first_weights = {}
+        self._progress.first_weights = {}
 
     def _check(self, trainer: Trainer, module: LightningModule, epoch: int) -> int | None:
         """Return the effective depth, and record the curve that it is read from."""
@@ -259,48 +248,46 @@ class AdaptiveETF(MeasuringCallback):
 
     def _check_layers(self, module: LightningModule) -> None:
         """Raise now what locking would raise when much has been trained already."""
-        if self.start is not None and self.start >= len(self._layers):
-            raise ArgumentError(f"start must be below the number of layers, {len(self._layers)}, got {self.start}")
-        fix = replace(self._own_fix, gain=1.0)
-        if fix.kind == "aligned":
-            fix = replace(fix, kind="canonical")  # of the same sizes, cheaper, and there is one whatever the weight is
-        for name in self._trained_beyond(module, self.start or 1):
-            layer = module.get_submodule(name)
-            weight: Any = copy.deepcopy(layer._parameters.get("weight"))
+        if self.start is not None and self.start >= len(self._progress.layers):
+            raise ArgumentError(
+                f"start must be below the number of layers, {len(self._progress.layers)}, got {self.start}"
+            )
+        fix = replace(
+            self.fix.for_classes(self._progress.num_classes), gain=1.0
+        )  # which there is whatever the weight will be
+        for _, name in self._trained_beyond(module, self.start or 1):
             try:
-                lock_to_etf(module, name, fix)
+                lockable(module, name, fix)
             except TightframeError as error:
                 raise type(error)(f"{error}; or pass keep=[{name!r}]") from error
-            layer.load_state_dict({"weight": weight}, strict=False)
-            layer.get_parameter("weight").requires_grad_(weight.requires_grad)
 
-    def _trained_beyond(self, module: LightningModule, depth: int) -> list[str]:
+    def _trained_beyond(self, module: LightningModule, depth: int) -> list[tuple[int, str]]:
         """Return the layers beyond a depth that have a matrix to train: a fixed classifier has at most a scale."""
-        kept = match_layers(module, self.keep, "keep")
-        beyond = (name for name in self._layers[self._kept(depth) :] if name not in kept)
-        return [name for name in beyond if trains_matrix(module.get_submodule(name))]
+        return trained_beyond(module, self._progress.layers, self._kept(depth), self.keep)
 
     def _kept(self, depth: int) -> int:
         """Return how many layers stay as they are if the depth is this."""
-        return min(max(depth - self.inclusive, self.min_trainable), len(self._layers))
+        return min(max(depth - self.inclusive, self.min_trainable), len(self._progress.layers))
 
     def _lock_beyond(self, trainer: Trainer, module: LightningModule, depth: int, epoch: int) -> None:
         """Lock what is trained beyond a depth, repair what this breaks, and begin the schedule again."""
-        self._boundary = min(self._kept(depth), len(self._layers) if self._boundary is None else self._boundary)
-        locks = self._lock(trainer, module, self._boundary)
+        self._progress.boundary = min(self._kept(depth), self._progress.boundary)
+        locks = self._lock(trainer, module)
         for lock in locks:
-            self.locked.append(lock.name)
+            self._progress.locked = [*self.locked, lock.name]
             self._record(trainer, epoch, "lock.distance", lock.distance, lock.name)
         if locks:
             self._reestimate(trainer, module)
             self._count_parameters(trainer, module, epoch)
             if self.rewarm and self.start is None:
-                self._schedule_step = trainer.global_step
+                self._progress.schedule_step = trainer.global_step
                 self._begin_schedule(trainer, module)
 
-    def _lock(self, trainer: Trainer, module: LightningModule, boundary: int) -> list[Lock]:
+    def _lock(self, trainer: Trainer, module: LightningModule) -> list[Lock]:
         (optimizer,) = trainer.optimizers
-        locks = lock_beyond(module, self._layers, boundary, self._own_fix, keep=self.keep, optimizer=optimizer)
+        layers, boundary = self._progress.layers, self._progress.boundary
+        fix = self.fix.for_classes(self._progress.num_classes)
+        locks = lock_beyond(module, layers, boundary, fix, keep=self.keep, optimizer=optimizer)
         if locks and isinstance(trainer.strategy, DDPStrategy):
             # It waits for a gradient of every parameter that was trained when it wrapped the model.
             trainer.strategy.model = module
@@ -319,33 +306,21 @@ class AdaptiveETF(MeasuringCallback):
                 statistic = norm.get_buffer(name)
                 statistic.copy_(trainer.strategy.reduce(statistic, reduce_op="mean"))
 
-    @property
-    def _own_fix(self) -> Fix:
-        """The fix, with the number of classes that the training data have."""
-        return replace(self.fix, num_classes=self._num_classes) if self.fix.kind == "class-rank" else self.fix
-
     def _begin_schedule(self, trainer: Trainer, module: LightningModule) -> None:
         """Put a new scheduler, for the steps that were left when it began, in place of the old one."""
         for config in trainer.lr_scheduler_configs:
-            steps = int(trainer.estimated_stepping_batches) - self._schedule_step
+            steps = int(trainer.estimated_stepping_batches) - self._progress.schedule_step
             optimizer = config.scheduler.optimizer
             for group in optimizer.param_groups:
                 group["lr"] = copy.deepcopy(group["initial_lr"])  # may be a tensor, which schedulers write into
             config.scheduler = module.schedule(optimizer, steps)  # type: ignore[operator]  # of a ClassifierModule
 
     def _count_parameters(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
-        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        self._record(trainer, epoch, "trainable_parameters", trained)
+        self._record(trainer, epoch, "trainable_parameters", parameter_report(module).trainable)
 
     def _record(self, trainer: Trainer, epoch: int, metric: str, value: float, layer: str = "", tap: str = "") -> None:
-        columns: dict[str, Any] = {
-            "epoch": epoch,
-            "step": trainer.global_step,
-            "split": "train",
-            "layer": layer,
-            "tap": tap,
-        }
-        self._records.add(metric, value, **columns)
+        here: dict[str, Any] = {"epoch": epoch, "step": trainer.global_step, "split": "train"}
+        self._records.add(metric, value, **here, layer=layer, tap=tap)
 
 
 class _InPrecision(nn.Module):

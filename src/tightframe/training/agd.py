@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from tightframe.errors import ArgumentError, check_positive
+from tightframe.frames.layers import check_gain
 from tightframe.linalg import at_least_float32, haar_orthonormal
 
 
@@ -60,9 +61,7 @@ class AGD(Optimizer):
         """Add tensors, whose number counts in L; errors as in the constructor."""
         super().add_param_group(param_group)
         added = self.param_groups[-1]
-        gain = added["gain"]
-        if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 < gain < math.inf:
-            raise ArgumentError(f"gain must be a finite number > 0, got {gain!r}")
+        check_gain(added["gain"])
         for parameter in added["params"]:
             _check_matrix(parameter)
 

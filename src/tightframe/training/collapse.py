@@ -8,6 +8,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,37 @@ SNAPSHOT_CLASSES = 4
 SNAPSHOT_SAMPLES = 40
 
 
+@dataclass
+class CollapseProgress:
+    """State of :class:`NeuralCollapseCallback` in a training, which a checkpoint keeps beside the rows.
+
+    Args:
+        measured_step: Last step after which collapse was measured.
+    """
+
+    measured_step: int = -1
+
+
 class MeasuringCallback(Callback):
     """Base of callbacks that measure: their rows, and the use of data and model as the Trainer uses them.
+
+    A training from scratch forgets rows and progress of an earlier one.
 
     Args:
         batch_size: Number of samples of a batch, for loaders of :func:`~tightframe.training.make_loader`.
         forward: Function of the module and the inputs of a batch, in place of a plain call.
+        progress: Dataclass of what a checkpoint keeps beside the rows.
     """
 
-    def __init__(self, batch_size: int, forward: Callable[[nn.Module, Any], Any] | None) -> None:
+    def __init__(
+        self, batch_size: int, forward: Callable[[nn.Module, Any], Any] | None, progress: Callable[..., Any]
+    ) -> None:
         check_positive("batch_size", batch_size)
         self.batch_size = batch_size
         self.forward = forward
         self._records = Records()
+        self._new_progress = progress
+        self._progress = progress()
         # If a strategy starts processes, the callback of this one gets no rows: the first of them writes a file.
         self._home, self._spool = os.getpid(), Path(tempfile.gettempdir()) / f"tightframe-{uuid.uuid4().hex}.jsonl"
 
@@ -57,6 +76,21 @@ class MeasuringCallback(Callback):
             self._records = Records.read(self._spool)
             self._spool.unlink()
         return self._records
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows and the progress so far, for the checkpoint."""
+        return {"records": [record.to_json() for record in self._records], **vars(self._progress)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        progress = dict(state_dict)
+        self._records = Records(map(Record.from_json, progress.pop("records")))
+        self._progress = self._new_progress(**progress)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier training; the state of a checkpoint comes after this."""
+        if stage == "fit" and trainer.global_step == 0:
+            self._records, self._progress = Records(), self._new_progress()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save the rows for the process that started this one."""
@@ -124,8 +158,7 @@ class NeuralCollapseCallback(MeasuringCallback):
     visits its share and the moments are reduced.
 
     The classifier is found before the first step, as :func:`tightframe.measure` finds it. The rows are in
-    :attr:`records`, which a checkpoint keeps, and are logged as ``split/layer/metric``. A training from scratch forgets
-    the rows of an earlier one.
+    :attr:`records`, which a checkpoint keeps, and are logged as ``split/layer/metric``.
 
     Args:
         layers: Dotted names of modules whose inputs are measured too, beside the classifier's, called ``features``; or
@@ -168,7 +201,7 @@ class NeuralCollapseCallback(MeasuringCallback):
         snapshot_dir: str | os.PathLike[str] | None = None,
         on_error: str = "warn",
     ) -> None:
-        super().__init__(batch_size, forward)
+        super().__init__(batch_size, forward, CollapseProgress)
         check_positive("every_n_epochs", every_n_epochs)
         if every_n_steps is not None:
             check_positive("every_n_steps", every_n_steps)
@@ -198,27 +231,12 @@ class NeuralCollapseCallback(MeasuringCallback):
             "spill_bytes": spill_bytes,
         }
         self._engine: Engine | None = None
-        self._measured_step = -1
 
     @property
     def state_key(self) -> str:
         """Name of the state in a checkpoint: callbacks that measure other things have their own."""
         options = ("layers", "every_n_epochs", "every_n_steps", "splits", "scatter", "preset")
-        return f"{type(self).__name__}{ {name: getattr(self, name) for name in options} }"
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the rows so far, for the checkpoint."""
-        return {"records": [record.to_json() for record in self._records], "measured_step": self._measured_step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the rows of a checkpoint back."""
-        self._records = Records(map(Record.from_json, state_dict["records"]))
-        self._measured_step = state_dict["measured_step"]
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier training; the state of a checkpoint comes after this."""
-        if stage == "fit" and trainer.global_step == 0:
-            self._records, self._measured_step = Records(), -1
+        return self._generate_state_key(**{name: getattr(self, name) for name in options})
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save the rows for the process that started this one, and release the model."""
@@ -243,14 +261,16 @@ class NeuralCollapseCallback(MeasuringCallback):
                 data.max_batches = 1
                 together(partial(engine.passes, data, lambda looked: None), engine.all_ranks)
         ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if ended and trainer.global_step != self._measured_step:  # saved before the hook, which is not called again
+        if (
+            ended and trainer.global_step != self._progress.measured_step
+        ):  # saved before the hook, which is not called again
             self._after_epoch(trainer, trainer.current_epoch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure on a step schedule."""
-        new = trainer.global_step != self._measured_step
+        new = trainer.global_step != self._progress.measured_step
         if self.every_n_steps and new and trainer.global_step % self.every_n_steps == 0:
             self._try_to_measure(trainer, trainer.current_epoch)
 
@@ -265,7 +285,7 @@ class NeuralCollapseCallback(MeasuringCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the final weights if training ended early."""
-        if self.every_n_steps is None and trainer.global_step != self._measured_step:
+        if self.every_n_steps is None and trainer.global_step != self._progress.measured_step:
             self._try_to_measure(trainer, trainer.current_epoch)
 
     def _try_to_measure(self, trainer: Trainer, epoch: int) -> None:
@@ -284,7 +304,7 @@ class NeuralCollapseCallback(MeasuringCallback):
     def _measure(self, trainer: Trainer, epoch: int) -> None:
         if self._engine is None:
             return
-        self._measured_step = trainer.global_step
+        self._progress.measured_step = trainer.global_step
         self._kept: dict[int, list[Tensor]] = {k: [] for k in range(SNAPSHOT_CLASSES)}
         rows, train = Records(), None
         with self._measuring(trainer):

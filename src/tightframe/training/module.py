@@ -81,13 +81,13 @@ class ClassifierModule(LightningModule):
                 {
                     "accuracy": MulticlassAccuracy(num_classes, average="micro"),
                     "class_mean_accuracy": MulticlassAccuracy(num_classes, average="macro"),
+                    "loss": MeanMetric(),
                 },
                 prefix=f"{split}/",
                 compute_groups=False,
             )
             for split in splits
         )
-        self.evaluation_loss = nn.ModuleList(MeanMetric() for _ in splits)
         known = distances is not None
         self.severity = nn.ModuleList(HierarchicalMetrics(cast("Tensor", distances)) for _ in splits if known)
         self.confused = nn.ModuleList(ConfusedPairs(num_classes) for _ in splits if known)
@@ -129,11 +129,8 @@ class ClassifierModule(LightningModule):
         inputs, labels = batch
         logits, loss = self.logits_and_loss(self.backbone(inputs), labels)
         metrics = cast("MetricCollection", self.evaluation[dataloader_idx])
-        metrics.update(logits, labels)
-        mean_loss = cast("MeanMetric", self.evaluation_loss[dataloader_idx])
-        mean_loss.update(loss, weight=labels.numel())
-        values = {**dict(metrics.items()), f"{self.splits[dataloader_idx]}/loss": mean_loss}
-        self.log_dict(values, on_epoch=True, add_dataloader_idx=False)
+        metrics.update(preds=logits, target=labels, value=loss, weight=labels.numel())  # each takes what it knows
+        self.log_dict(dict(metrics.items()), on_epoch=True, add_dataloader_idx=False)
         if self.severity:
             cast("HierarchicalMetrics", self.severity[dataloader_idx]).update(logits, labels)
             cast("ConfusedPairs", self.confused[dataloader_idx]).update(logits, labels)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from tightframe.errors import ConfigError, ResumeError
 from tightframe.files import write_json
 from tightframe.runs.layout import CHECKPOINT, RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
 from tightframe.runs.lock import hold
+from tightframe.surgery import parameter_report
 from tightframe.training.adaptive import AdaptiveETF
 from tightframe.training.collapse import NeuralCollapseCallback
 from tightframe.training.loaders import make_loader
 from tightframe.training.module import ClassifierModule
-from tightframe.training.writer import ConfusionWriter, RecordWriter
+from tightframe.training.writer import RecordWriter
 
 
 class _Parts(LightningDataModule):
@@ -57,7 +58,7 @@ def check_options(
     """Raise whatever the callbacks and Lightning's Trainer raise on these arguments of :func:`fit`."""
     NeuralCollapseCallback(snapshot_dir=None, **collapse)
     AdaptiveETF(**(adaptive or {}))
-    with _quiet():
+    with quiet():
         loop = _trainer(trainer, max_epochs=1, callbacks=[ModelCheckpoint()], default_root_dir=None)
     if not all(isinstance(logger, Logger) for logger in loop.loggers):
         raise ConfigError(f"trainer.logger must be true or false in a recipe, got {trainer['logger']!r}")
@@ -119,7 +120,6 @@ def fit(
         *([] if adaptive is None else [AdaptiveETF(**adaptive)]),
         NeuralCollapseCallback(snapshot_dir=directory / SNAPSHOT_DIR, **(collapse or {})),
         RecordWriter(directory / RECORDS_FILE, run=run, seed=seed),
-        ConfusionWriter(directory),
         ModelCheckpoint(
             (directory / CHECKPOINT).parent,
             filename=CHECKPOINT.stem,
@@ -129,7 +129,7 @@ def fit(
         ),
     ]
     started = time.perf_counter()
-    with _quiet():
+    with quiet():
         loop = _trainer(trainer or {}, max_epochs=epochs, callbacks=callbacks, default_root_dir=directory)
         with hold(directory) if loop.is_global_zero else nullcontext():  # the other ranks write nothing
             parts = _Parts(train, evaluation, batch_size, seed)
@@ -141,8 +141,8 @@ def fit(
                 timing = {
                     "fit_seconds": time.perf_counter() - started,
                     "epochs": epochs,
-                    "trainable_parameters": _trainable(module),
-                    "classifier_parameters": _trainable(module.classifier),
+                    "trainable_parameters": parameter_report(module).trainable,
+                    "classifier_parameters": parameter_report(module.classifier).trainable,
                 }
                 write_json(directory / TIMING_FILE, timing)
 
@@ -161,24 +161,18 @@ def _checkpoint(directory: Path) -> Path | None:
     return path
 
 
-def _trainable(module: Any) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-class _quiet:  # noqa: N801  # reads as a statement
+@contextmanager
+def quiet() -> Iterator[None]:
     """Silence what Lightning says at every start; its errors and real warnings pass."""
-
-    def __enter__(self) -> None:
-        self._loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric")]
-        self._levels = [logger.level for logger in self._loggers]
-        for logger in self._loggers:
-            logger.setLevel(logging.ERROR)
-        self._warnings = warnings.catch_warnings()
-        self._warnings.__enter__()
-        for text in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*LeafSpec.*", ".*tensorboardX.*"):
-            warnings.filterwarnings("ignore", text)
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self._warnings.__exit__(*exc_info)
-        for logger, level in zip(self._loggers, self._levels, strict=True):
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for text in ("does not have many workers", "Checkpoint directory", "LeafSpec", "tensorboardX"):
+                warnings.filterwarnings("ignore", f".*{text}.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

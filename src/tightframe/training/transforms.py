@@ -95,17 +95,16 @@ class ImageTransform(nn.Module):
         return (scaled - self.mean) / self.std
 
     def _random_crops(self, images: Tensor, height: int, width: int) -> Tensor:
-        """Return a crop of each image, at a random place and mirrored or not, by one look-up."""
-        size, channels = images.shape[:2]
-        top = torch.randint(images.shape[2] - height + 1, (size, 1), device="cpu")
-        left = torch.randint(images.shape[3] - width + 1, (size, 1), device="cpu")
-        rows, columns = top + torch.arange(height, device="cpu"), left + torch.arange(width, device="cpu")
-        if self.flip:
-            columns = torch.where(torch.rand(size, 1, device="cpu") < 0.5, columns.flip(1), columns)
-        rows, columns = rows.to(images.device), columns.to(images.device)
-        sample = torch.arange(size, device=images.device).view(-1, 1, 1, 1)
-        channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
-        return images[sample, channel, rows.view(size, 1, -1, 1), columns.view(size, 1, 1, -1)]
+        """Return a crop of each image, at a random place and mirrored or not."""
+        size = len(images)
+        top = torch.randint(images.shape[2] - height + 1, (size,), device="cpu")
+        left = torch.randint(images.shape[3] - width + 1, (size,), device="cpu")
+        windows = images.unfold(2, height, 1).unfold(3, width, 1)  # a view of the crops at all places
+        crops = windows[torch.arange(size, device="cpu"), :, top, left]
+        if not self.flip:
+            return crops
+        mirrored = (torch.rand(size, device="cpu") < 0.5).to(images.device)
+        return torch.where(mirrored.view(-1, 1, 1, 1), crops.flip(3), crops)
 
     def _check(self, images: Tensor) -> None:
         if images.dtype != torch.uint8 and not images.is_floating_point():

@@ -16,10 +16,12 @@ from tightframe.training.module import ClassifierModule
 
 
 class RecordWriter(Callback):
-    """Append logged and measured numbers to a JSONL file after every epoch.
+    """Append logged and measured numbers to a JSONL file after every epoch, and keep the last confusions beside it.
 
     A checkpoint remembers how many rows had been written. Resuming from it cuts the file back to these rows, and cuts
-    off the half line of a killed process, so the file ends up as if nothing had happened.
+    off the half line of a killed process, so the file ends up as if nothing had happened. The :class:`Confusion` of a
+    split takes the place of the one before after every evaluation, and needs no state: checkpoints come after the
+    evaluation of their epoch, so a resumed training has the last file already or evaluates that epoch once more.
 
     Args:
         path: Path of the file; it is emptied when training starts from scratch.
@@ -33,8 +35,7 @@ class RecordWriter(Callback):
         self.seed = seed
         self._rows = 0
         self._taken: dict[int, int] = {}
-        self._evaluated = False
-        self._of_evaluation: set[str] = set()
+        self._before: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of rows in the file, and of those of each callback."""
@@ -62,18 +63,14 @@ class RecordWriter(Callback):
         Records(written[: self._rows]).save(self.path)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget that there was an evaluation."""
-        self._evaluated = False
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the metrics from before an evaluation."""
+        """Remember the metrics from before: Lightning keeps those of an evaluation for epochs without one."""
         self._before = dict(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the metrics of the evaluation: Lightning keeps them for epochs without one."""
-        self._evaluated = True
-        new = trainer.callback_metrics.items() - self._before.items()
-        self._of_evaluation |= {key for key, _ in new}
+        """Write the confusions that the module has kept of this evaluation."""
+        if trainer.is_global_zero and not trainer.sanity_checking and isinstance(pl_module, ClassifierModule):
+            for split, confusion in pl_module.confusions.items():
+                confusion.save(self.path.parent, split)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rows of this epoch."""
@@ -81,10 +78,8 @@ class RecordWriter(Callback):
             return
         rows = self._measured(trainer)
         for key, value in sorted(trainer.callback_metrics.items()):
-            if key in self._of_evaluation and not self._evaluated:
-                continue
             split, slash, metric = key.rpartition("/")
-            if "/" not in split:
+            if "/" not in split and value is not self._before.get(key):
                 step, epoch = trainer.global_step, trainer.current_epoch + 1
                 rows.add(metric if slash else key, float(value), epoch=epoch, step=step, split=split)
         self._write(rows)
@@ -114,23 +109,3 @@ class RecordWriter(Callback):
             file.flush()
             os.fsync(file.fileno())
         self._rows += len(rows)
-
-
-class ConfusionWriter(Callback):
-    """Write a :class:`Confusion` of each split after every evaluation, in place of the one before.
-
-    It needs no state: checkpoints come after the evaluation of their epoch, so a resumed training either has the last
-    file already or evaluates that epoch once more.
-
-    Args:
-        directory: Directory for ``confusion-<split>.safetensors``.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the confusions that the module has kept of this evaluation."""
-        if trainer.is_global_zero and not trainer.sanity_checking and isinstance(pl_module, ClassifierModule):
-            for split, confusion in pl_module.confusions.items():
-                confusion.save(self.directory, split)
