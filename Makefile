@@ -5,18 +5,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= runs/demo
 
-.PHONY: demo test lint types contracts unit doctest bench clean
+.PHONY: demo test lint types contracts unit bench clean
 
 demo: $(READY)
 	$(BIN)/tightframe compare digits --out $(OUT)
 
-test: lint types contracts unit doctest
+# The checks that take one core run beside the tests, which take two and wait for files now and then.
+test: $(READY)
+	$(MAKE) -j 2 unit types contracts lint
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "tightframe needs Python >= 3.10, found " + sys.version.split()[0] + "; name another with: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cli,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[cli,dev]'
 	@touch $@
 
 lint: $(READY)
@@ -30,10 +32,7 @@ contracts: $(READY)
 	$(BIN)/lint-imports
 
 unit: $(READY)
-	$(BIN)/pytest -n 2 tests
-
-doctest: $(READY)
-	$(BIN)/python -m pytest --doctest-modules --doctest-glob='*.md' src docs README.md
+	$(BIN)/python -m pytest -n 2 --dist worksteal --doctest-modules --doctest-glob='*.md' tests src docs README.md
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

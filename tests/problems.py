@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tightframe.moments import ClassMoments
 
-law = settings(deadline=None, derandomize=True, max_examples=40)
+law = settings(deadline=None, derandomize=True, max_examples=25)
 """How often hypothesis tries a law: always the same examples, with no clock."""
 
 

@@ -199,7 +199,8 @@ def test_a_leaderboard_shows_the_main_numbers_of_a_hierarchy():
     assert not is_detail("class_mean_accuracy")
 
 
-def test_the_report_shows_the_tree(folder):
+def test_the_report_shows_the_tree(folder, monkeypatch):
+    monkeypatch.setattr("tightframe.report.build.write_figures", lambda *args: None)  # which take seconds
     names = ("<b>", "B", "C", "D")
     known = replace(data(paths=(("E", "<b>"), ("E", "B"), ("F", "sub", "C"), ("F", "D"))), class_names=names)
     experiment = build(recipe(), [], data=known)

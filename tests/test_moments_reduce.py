@@ -6,18 +6,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.training.processes import in_two_processes
 from tightframe.moments import ClassMoments
 
 from .problems import UNEVEN, assert_same, draw
+from .training.processes import on_two_ranks
 
 
 def reduce_on_rank(rank, folder):
     """Run every scenario on one rank and store what it sees."""
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=30)
-    )
-    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
     seen = {}
     # The ranks share class 0 unevenly; only rank 0 has class 1, only rank 1 has class 3, nobody has class 2.
     first = torch.arange(64) % 5 < 3
@@ -52,7 +49,7 @@ def reduce_on_rank(rank, folder):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    in_two_processes(reduce_on_rank, str(folder))
+    on_two_ranks(reduce_on_rank, folder)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 

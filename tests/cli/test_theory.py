@@ -27,7 +27,7 @@ def theory(capsys, text):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_every_model_is_described(name, capsys):
-    out = theory(capsys, f"{name} --classes 3 --samples 2 {OF_EACH[name]}")
+    out = theory(capsys, f"{name} --classes 3 --samples 1 {OF_EACH[name]}")
     for words in ("closed form", "objective", "lower bound", "global minimum", "NC2 simplex angle", "certificate:"):
         assert words in out
     assert ("solved" in out) == (name != "max-margin")

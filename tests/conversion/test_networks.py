@@ -1,5 +1,5 @@
 import copy
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import pytest
 import torch
@@ -107,8 +107,7 @@ def test_batch_norms_are_estimated_by_the_mean_over_the_batches():
     torch.testing.assert_close(norm.running_var, torch.stack([h.var(0) for h in inputs]).mean(0))
 
 
-@pytest.mark.parametrize("kind", LOCK_KINDS)
-@pytest.mark.parametrize("gain", [None, 0.7, "match-init"])
+@pytest.mark.parametrize(("kind", "gain"), list(zip(LOCK_KINDS, cycle([None, 0.7, "match-init"]))))
 def test_the_options_reach_each_layer_with_its_own_seed(mlp, kind, gain):
     network, parts = opened(mlp)
     by_hand = copy.deepcopy(network)

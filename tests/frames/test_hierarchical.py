@@ -127,7 +127,7 @@ def test_recursion_below_a_chain_of_single_children():
     assert tree_max_separation(tree, 2.0) == pytest.approx(-0.6938745, abs=5e-8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), gamma=st.sampled_from(GAMMAS[:-1]), mode=st.sampled_from(["depth", "height"]))
 def test_laws_of_maximum_separation(seed, gamma, mode):
     D = random_tree(seed, most=30).distances(mode)

@@ -99,7 +99,7 @@ def test_graph_distances_by_hand() -> None:
     assert graph_distances(DAG, classes).tolist() == [[0, 2, 3], [2, 0, 1], [3, 1, 0]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(trees())
 def test_graph_distances_of_a_tree(tree: Tree) -> None:
     if len(tree.names) == 1:

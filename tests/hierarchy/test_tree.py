@@ -50,7 +50,7 @@ def test_depth_and_height_differ_where_leaves_lie_at_different_depths() -> None:
     assert tree.distances("depth")[2].tolist() == tree.distances("height")[2].tolist() == [3.0, 3.0, 0.0, 1.0]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(trees())
 def test_lca_and_distances_agree_with_walking(tree: Tree) -> None:
     lca = tree.lca()
@@ -65,7 +65,7 @@ def test_lca_and_distances_agree_with_walking(tree: Tree) -> None:
             assert by_height[a, b] == (0 if a == b else max(below) - len(way(tree, lowest)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(trees(), st.sampled_from(["depth", "height"]))
 def test_distances_are_ultrametric(tree: Tree, mode: str) -> None:
     distances = tree.distances(mode)
@@ -74,7 +74,7 @@ def test_distances_are_ultrametric(tree: Tree, mode: str) -> None:
     assert bool((distances <= through).all())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(trees(), st.randoms(use_true_random=False))
 def test_relabelling_classes_permutes_everything(tree: Tree, random: object) -> None:
     order = list(range(tree.num_classes))
@@ -84,7 +84,7 @@ def test_relabelling_classes_permutes_everything(tree: Tree, random: object) -> 
     assert torch.equal(again.distances(), tree.distances()[order][:, order])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(trees(), st.randoms(use_true_random=False))
 def test_numbering_is_preorder_and_does_not_depend_on_how_nodes_came(tree: Tree, random: object) -> None:
     for node in range(1, len(tree.names)):

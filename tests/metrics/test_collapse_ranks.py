@@ -20,7 +20,7 @@ from tests.metrics.material import (
     fed,
     twice,
 )
-from tests.training.processes import in_two_processes
+from tests.training.processes import on_two_ranks
 from tightframe import functional as F
 from tightframe.metrics import NC1, NeuralCollapse
 from tightframe.moments import ClassMoments
@@ -55,8 +55,7 @@ def _sync_cost(num_classes, dim, scatter):
 
 
 def _rank(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
     features, labels = FEATURES[SHARES[rank]], LABELS[SHARES[rank]]
     results = {}
 
@@ -105,7 +104,7 @@ def _rank(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    in_two_processes(_rank, str(folder))
+    on_two_ranks(_rank, folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torchmetrics import MetricCollection
 
-from tests.training.processes import in_two_processes
+from tests.training.processes import on_two_ranks
 from tightframe.errors import ArgumentError, DeviceError, DtypeError, LabelError, NonFiniteError, ShapeError
 from tightframe.metrics import ConfusedPairs
 
@@ -75,8 +75,7 @@ def test_one_pair_and_none():
 
 
 def _rank(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
     share = SHARES[rank]
     metric = fed(ConfusedPairs(K), 10, SCORES[share], LABELS[share])
     results = {"all": metric.compute(), "again": metric.compute()}
@@ -97,7 +96,7 @@ def _rank(rank, folder):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_two_ranks_with_uneven_shares(tmp_path):
-    in_two_processes(_rank, str(tmp_path))
+    on_two_ranks(_rank, tmp_path)
     for rank in range(2):
         results = torch.load(tmp_path / f"rank{rank}.pt")
         for name in ("all", "again", "one_rank_has_all", "collection"):

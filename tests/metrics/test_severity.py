@@ -4,7 +4,7 @@ import torch.distributed as dist
 from torchmetrics import MetricCollection
 
 from tests.functional import severity_literal as literal
-from tests.training.processes import in_two_processes
+from tests.training.processes import on_two_ranks
 from tightframe import functional as F
 from tightframe.errors import ArgumentError, DtypeError, LabelError, NonFiniteError, ShapeError
 from tightframe.metrics import FrameCollapse, HierarchicalDistance, HierarchicalMetrics, MistakeSeverity
@@ -160,8 +160,7 @@ def test_frame_collapse_is_its_function():
 
 
 def _rank(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
     share = SHARES[rank]
     metric = fed(HierarchicalMetrics(D, TOP_K), 10, SCORES[share], LABELS[share])
     results = {"all": metric.compute(), "again": metric.compute()}
@@ -178,7 +177,7 @@ def _rank(rank, folder):
 
 
 def test_two_ranks_with_uneven_shares(tmp_path):
-    in_two_processes(_rank, str(tmp_path))
+    on_two_ranks(_rank, tmp_path)
     severity = F.mistake_severity(SCORES, LABELS, D)
     together = {"severity": severity, "distance": F.hierarchical_distance(SCORES, LABELS, D, 5).mean()}
     for rank in range(2):

@@ -36,7 +36,7 @@ def test_tree_classifiers_keep_the_laws(make, law):
 
 @of_trees
 def test_compiles_to_one_graph(make):
-    laws.test_compiles_to_one_graph(make, "eager")
+    laws.test_compiles_to_one_graph(make)
 
 
 @of_trees

@@ -43,8 +43,7 @@ def test_without_gradient_weight_and_bias_are_constants(gradient, step):
 OPTIONS = [{}, {"momentum": 0.6, "scale": 2.0}, {"proximal": 0.4}, {"proximal": 0.4, "momentum": 0.6}]
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("step", [0, 5])
+@pytest.mark.parametrize(("options", "step"), list(zip(OPTIONS, (0, 5, 0, 5), strict=True)))
 def test_exact_gradient_of_the_whole_step_against_finite_differences(options, step):
     made = classifier(*range(step), gradient="exact", **options)
     features, labels = batch(9)

@@ -17,7 +17,7 @@ from tightframe.errors import (
 from tightframe.nn import ClassMeanTracker, NearestETFClassifier
 
 from ..problems import draw
-from ..training.processes import preloaded
+from ..training.processes import on_two_ranks
 from .nearest_material import K, assert_equal_states, batch, d, state_of
 
 # Rank 0 alone has class 1, rank 1 alone class 3; nobody has class 2 in round two, and rank 0 nothing in round three.
@@ -58,10 +58,7 @@ def caught(module, features, labels):
 
 
 def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=20)
-    )
+    dist.init_process_group("gloo", timeout=timedelta(seconds=20))
     tracker, seen = ClassMeanTracker(K, d), {"steps": [], "errors": {}}
     for step in range(len(SHARES)):
         features, labels = share_of(rank, step)
@@ -81,13 +78,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    processes = [preloaded().Process(target=work, args=(rank, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=60)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
+    on_two_ranks(work, folder)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -1,8 +1,6 @@
 """The whole way from a model and a loader to the rows, beside brute force: see oracle.py and zoo.py."""
 
-import os
 import random
-import socket
 
 import numpy as np
 import pytest
@@ -26,7 +24,7 @@ from tests.probing.oracle import JUDGED_BY_MEANS, Samples, assert_rows, rows
 from tests.probing.zoo import BATCH, LABELS, MODELS, VECTORS, D, K, N, distilled, plain
 from tests.problems import draw
 from tests.training.models import quiet, trainer
-from tests.training.processes import preloaded
+from tests.training.processes import on_two_ranks
 from tightframe.errors import ArgumentError, Notice
 from tightframe.training import NeuralCollapseCallback
 
@@ -324,24 +322,11 @@ def fit_standing_still(**options):
     return fit(loader(shuffle=True), loader(*(part[:7] for part in TEST)), model=model, **options)
 
 
-def _rank(rank, port, path):
-    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    names |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    torch.set_num_threads(1)
+def _rank(rank, path):
     fit_standing_still(devices=2, strategy="ddp")[1].save(path / f"{rank}.jsonl")
 
 
 def test_two_ranks_with_uneven_shares(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [preloaded().Process(target=_rank, args=(rank, port, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
     model, _ = fit_standing_still()
-    for process in processes:
-        process.join(timeout=120)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
+    on_two_ranks(_rank, tmp_path)
     assert_fit(model, tf.Records.read(tmp_path / "0.jsonl"), validation=tuple(part[:7] for part in TEST))

@@ -32,14 +32,6 @@ def run(arguments, folder, kill=None, report=False):
     return process.exitcode
 
 
-def in_two_processes(function, *arguments):
-    """Call a function of the rank and more in two processes, which set up their process group themselves."""
-    import torch
-
-    preloaded()
-    torch.multiprocessing.start_processes(function, arguments, nprocs=2, start_method="forkserver")
-
-
 def on_two_ranks(function, *arguments, seconds=120):
     """Call a function of the rank and more in two processes, as under ``torchrun --nproc-per-node 2``."""
     with socket.socket() as free:
