@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from studies.theory.networks import NUM_CLASSES, Network, Shape, descent, digits
+from studies.theory.networks import NUM_CLASSES, Network, Shape, descent, digits, he_start_
 from studies.theory.panels import curves
 from tightframe.data import Digits
 from tightframe.report.charts import Chart, HeatMap
@@ -153,6 +153,7 @@ def train(majority: int, fewest: int, decay: float, seed: int, iterations: int =
     """
     images, labels = digits((MOST,) * majority + (fewest,) * (NUM_CLASSES - majority))
     network = Network(Shape(depth=2, batch_norm=False), images.shape[1], seed)
+    he_start_(network)
     parameters = list(network.parameters())
 
     def objective() -> Tensor:

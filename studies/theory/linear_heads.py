@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from studies.theory.networks import NUM_CLASSES, Network, Shape, descent, digits
+from studies.theory.networks import NUM_CLASSES, Network, Shape, descent, digits, he_start_
 from studies.theory.panels import Rows, curves
 from tightframe.functional import nc1
 from tightframe.moments import ClassMoments
@@ -102,14 +102,15 @@ def train(
     """
     targets = F.one_hot(labels, NUM_CLASSES).to(inputs)
     network = Network(Shape(width, 2, batch_norm=False, head=depth), inputs.shape[1], seed)
+    he_start_(network)  # PyTorch's own start of a deep head loses a class
 
     def error() -> Tensor:
         return (network(inputs) - targets).square().sum() / (2 * len(inputs))
 
-    adam = torch.optim.Adam(network.parameters(), lr=3e-3, weight_decay=decay)
+    adam = torch.optim.Adam(network.parameters(), lr=3e-3, weight_decay=decay, fused=True)
     for _ in descent(error, adam, warm_up):
         continue
-    sgd = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=decay)
+    sgd = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=decay, fused=True)
     time, course = 0.0, []
     for step in descent(error, sgd, steps, cosine=True):
         if step % max(1, steps // 40) == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,16 @@ class Network(nn.Module):
         """Return W ``(K, d)`` and H ``(N, d)`` in float64, as the loss of a step on all of ``x`` sees them."""
         *inner, last = self.head
         return last.weight.double().clone(), nn.Sequential(*inner)(self.body(x)).double()
+
+
+@torch.no_grad()
+def he_start_(network: Network) -> None:
+    """Scale the start as He et al. 2015 do: a variance of 2/fan-in before a ReLU, 1/fan-in in the head, no biases."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight *= math.sqrt(3 if layer.bias is None else 6)  # PyTorch's is 1/(3 fan-in)
+            if layer.bias is not None:
+                layer.bias.zero_()
 
 
 def digits(counts: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from studies.theory.layer_peeled import (
     oversampling,
     train,
 )
-from studies.theory.networks import Network, Shape
+from studies.theory.networks import Network, Shape, he_start_
 
 from studies.theory import layer_peeled
 from tightframe.data import Digits
@@ -125,7 +125,9 @@ def test_what_is_measured_of_a_network():
     found = train(5, 1, 0.04, seed=0, iterations=0)  # as it starts
     inputs, labels = data.train[:]
     kept = torch.cat([(labels == k).nonzero().flatten()[: 139 if k < 5 else 1] for k in range(10)])
-    parameters = list(Network(Shape(depth=2, batch_norm=False), 64, seed=0).parameters())
+    network = Network(Shape(depth=2, batch_norm=False), 64, seed=0)
+    he_start_(network)
+    parameters = list(network.parameters())
     W, a, b, c, d = parameters
 
     def logits(x):
