@@ -37,7 +37,7 @@ def low_rank(seed: int) -> list[Chart | HeatMap]:
     K = 10, n = 5, L = 2, λ = 2⁻¹⁰: gradient descent of step 0.5 on the deep linear model of cross-entropy, every sample
     with features of its own, from N(0, 1/d) entries; three starts at each width, 20,000 steps. Dashed lines are
     structures at their best scale. The last two charts are over the depth L at d = 10; points are the best of four
-    descents by L-BFGS. Half a minute.
+    descents by L-BFGS. A minute.
 
     Args:
         seed: Seed of all starts.

@@ -106,7 +106,7 @@ def minority_collapse_network(seed: int) -> list[Chart | HeatMap]:
 
     Digits 0 to K_A - 1 keep 139 samples, the others 139 / R. Each point is a network. Dashed are the minima of two
     models: the layer-peeled one at the budget that the logits of the network need; and the one with penalties, that on
-    features inferred from their norm. About a minute.
+    features inferred from their norm. About two minutes.
 
     Args:
         seed: Seed of the networks' starts.

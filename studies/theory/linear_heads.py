@@ -33,8 +33,8 @@ def linear_head(seed: int) -> list[Chart | HeatMap]:
     Trains ReLU networks, two hidden layers of width 32 and a head of L₂ bias-free linear layers, on 20 images of each
     digit: squared error, all weights with decay 0.001; 600 steps of Adam to fit and 4,000 of gradient descent with
     momentum, whose rate falls to zero, to balance. Three starts at each L₂, each beside its bounds by
-    :func:`~tightframe.ufm.certify_head`, infinite ones left out. The imbalance over time is the mean of the starts. A
-    minute.
+    :func:`~tightframe.ufm.certify_head`, infinite ones left out. The imbalance over time is the mean of the starts. Two
+    minutes.
 
     Args:
         seed: Seed of the starts.
