@@ -153,7 +153,7 @@ def run(name: str, tiny: bool = False) -> tuple[str, list[Row]]:
     """Return the title and the rows of a group."""
     module = importlib.import_module(f"benchmarks.{GROUPS[name]}")
     group = getattr(module, name)
-    return group.__doc__.splitlines()[0], group(**(module.TINY[name] if tiny else {}))
+    return group.__doc__.splitlines()[0].rstrip("."), group(**(module.TINY[name] if tiny else {}))
 
 
 def report(title: str, rows: Sequence[Row]) -> None:

@@ -66,17 +66,11 @@ def products(width: int, batch: int, rounds: int) -> list[Row]:
     ]
 
 
-def step(layer: nn.Module, x: Tensor) -> Callable[[], None]:
+def step(layer: nn.Module, x: Tensor) -> Call:
     """Return forward and backward through a layer in the middle of a network."""
-    x = x.clone().requires_grad_()
+    leaves = [x.clone().requires_grad_(), *(p for p in layer.parameters() if p.requires_grad)]
     grad = torch.ones_like(layer(x))
-
-    def call() -> None:
-        layer.zero_grad(set_to_none=True)
-        x.grad = None
-        layer(x).backward(grad)
-
-    return call
+    return lambda: torch.autograd.grad(layer(leaves[0]), leaves, grad)
 
 
 def steps(layer: nn.Module, name: str, batch: int, rounds: int, least: float | None = None) -> Row:

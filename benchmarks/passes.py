@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import nn
 
 import tightframe
-from benchmarks._timing import Batches, Race, Row, batches_of, extra_memory, leaner, race, samples
+from benchmarks._timing import Batches, Row, batches_of, extra_memory, leaner, race, samples
 from benchmarks.collapse import bare_products
 from tightframe.data import ClassificationData, Digits
 from tightframe.nn import LinearClassifier
@@ -148,34 +147,20 @@ def measure(images: int = 500, size: tuple[int, int, int] = (50_000, 512, 1000),
     return rows
 
 
-class EpochClock(Callback):
-    """Seconds of an epoch, with validation and measurements."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.start = time.process_time()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds = (time.process_time() - self.start) / trainer.current_epoch
-
-
-def small_cnn(data: ClassificationData, widths: tuple[int, ...]) -> ClassifierModule:
+def fit(data: ClassificationData, widths: tuple[int, ...], epochs: int, every: int | None = None) -> None:
+    """Train and evaluate every epoch; with the collapse callback after every so many epochs."""
     torch.manual_seed(0)
     backbone = SmallCNN(1, widths)
-    return ClassifierModule(
+    module = ClassifierModule(
         backbone,
         LinearClassifier(backbone.out_features, data.num_classes),
         nn.CrossEntropyLoss(),
         lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
     )
-
-
-def epoch_seconds(data: ClassificationData, widths: tuple[int, ...], epochs: int, *callbacks: Callback) -> float:
-    """Train and evaluate every epoch, with the given callbacks; return the time of an epoch."""
-    clock = EpochClock()
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[*callbacks, clock],
+        callbacks=[] if every is None else [NeuralCollapseCallback(every_n_epochs=every, batch_size=BATCH)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -183,8 +168,7 @@ def epoch_seconds(data: ClassificationData, widths: tuple[int, ...], epochs: int
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    trainer.fit(small_cnn(data, widths), make_loader(data.train, 64, seed=0), make_loader(data.test, BATCH))
-    return clock.seconds
+    trainer.fit(module, make_loader(data.train, 64, seed=0), make_loader(data.test, BATCH))
 
 
 def callback(
@@ -194,14 +178,6 @@ def callback(
     for noise in (".*does not have many workers.*", ".*LeafSpec.*"):
         warnings.filterwarnings("ignore", noise)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    data = Digits(flatten=False).load()
-    epoch_seconds(data, widths, 1)
-    bare: list[float] = []
-    watched: dict[int, list[float]] = {n: [] for n in schedules}
-    for _ in range(rounds):
-        bare.append(epoch_seconds(data, widths, epochs))
-        for n in schedules:
-            probe = NeuralCollapseCallback(every_n_epochs=n, batch_size=BATCH)
-            watched[n].append(epoch_seconds(data, widths, epochs, probe))
-    name = "epoch with the callback, every_n_epochs={}; peer: without"
-    return [Race(taken, bare).costlier(name.format(n), 1.1) for n, taken in watched.items()]
+    bare = partial(fit, Digits(flatten=False).load(), widths, epochs)
+    name = f"{epochs} epochs with the callback, every_n_epochs={{}}; peer: without"
+    return [race(partial(bare, n), bare, rounds).costlier(name.format(n), 1.1) for n in schedules]

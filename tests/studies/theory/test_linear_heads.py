@@ -17,7 +17,7 @@ def data():
 
 
 def trained(data, depth, **options):
-    settings = {"width": 16, "warm_up": 300, "steps": 1200, "decay": 1e-3} | options
+    settings = {"width": 32, "warm_up": 300, "steps": 1200, "decay": 1e-3} | options
     return train(*data, depth, 0, **settings)
 
 
