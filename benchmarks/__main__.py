@@ -8,7 +8,6 @@ and prints how many times as fast this one is, in the geometric mean over the ti
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import os
 import re
@@ -17,9 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks._timing import report
+from benchmarks._timing import GROUPS, report, run
 
-NAMES = ("nc1", "moments", "pairs", "nearest", "hierarchy", "etf", "probing", "ufm", "measure", "callback", "sync")
 ROOT = Path(__file__).parents[1]
 TIME = re.compile(r"\| (?P<name>[^|]*\S) +\| (?P<number>[\d.e+]+) (?P<unit>s|ms|us) *\|")
 
@@ -32,8 +30,8 @@ def times(table: str) -> dict[str, float]:
 
 def speedup(old: dict[str, float], new: dict[str, float]) -> float:
     """Return the geometric mean of old / new over the rows that both have; nan if there is none."""
-    both = old.keys() & new.keys()
-    return math.exp(sum(math.log(old[row] / new[row]) for row in both) / len(both)) if both else math.nan
+    ratios = [old[row] / new[row] for row in old.keys() & new.keys()]
+    return statistics.geometric_mean(ratios) if ratios else math.nan
 
 
 def alone(name: str, checkout: Path = ROOT, stdout: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -54,11 +52,11 @@ def compare(name: str, old: Path, rounds: int = 3) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("names", nargs="*", choices=[*GROUPS, []], metavar="NAME", help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout to compare the package with")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that a benchmark runs")
     options = parser.parse_args()
-    names = options.names or NAMES
+    names = options.names or list(GROUPS)
     if options.against is not None:
         for name in names:
             print(compare(name, options.against), flush=True)
@@ -66,8 +64,7 @@ def main() -> int:
         return sum(alone(name).returncode != 0 for name in names)
     else:
         for name in names:
-            module = importlib.import_module(f"benchmarks.{name}")
-            report(module.TITLE, module.run(**(module.TINY if options.tiny else {})))
+            report(*run(name, options.tiny))
     return 0
 
 

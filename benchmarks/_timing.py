@@ -1,7 +1,8 @@
-"""What the benchmarks share: timing in pairs, the peak memory of a fresh process, rows of a table, random samples."""
+"""The harness of the benchmarks: their groups, timing in pairs, peak memory, rows of a table, and inputs."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import platform
@@ -23,7 +24,17 @@ import tightframe
 
 SHORTEST = 0.02  # seconds; a shorter call is repeated until it takes as long
 STATUS = Path("/proc/self/status")
+# Module of each group, a function of the group's name.
+GROUPS = {
+    **dict.fromkeys(("nc1", "moments", "pairs"), "collapse"),
+    "nearest": "nearest",
+    **dict.fromkeys(("hierarchy", "etf"), "frames"),
+    **dict.fromkeys(("probing", "measure", "callback"), "passes"),
+    "ufm": "ufm",
+    "sync": "sync",
+}
 Call = Callable[[], Any]
+Batches = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,13 @@ def _status(field: str) -> float:
     return math.nan if found is None else 1024.0 * int(found[1])
 
 
+def run(name: str, tiny: bool = False) -> tuple[str, list[Row]]:
+    """Return the title and the rows of a group."""
+    module = importlib.import_module(f"benchmarks.{GROUPS[name]}")
+    group = getattr(module, name)
+    return group.__doc__.splitlines()[0].rstrip("."), group(**(module.TINY[name] if tiny else {}))
+
+
 def report(title: str, rows: Sequence[Row]) -> None:
     """Print rows as a Markdown table, below the versions, the machine and the threads of each library."""
     pools = sorted({(pool["internal_api"], pool["num_threads"]) for pool in threadpoolctl.threadpool_info()})
@@ -180,10 +198,26 @@ def samples(N: int, d: int, K: int) -> tuple[Tensor, Tensor]:
     return means[labels] + torch.randn(N, d, generator=generator), labels
 
 
-def batches_of(inputs: Tensor, labels: Tensor, size: int = 256) -> list[tuple[Tensor, Tensor]]:
+def batches_of(inputs: Tensor, labels: Tensor, size: int = 256) -> Batches:
     """Return copies, as a loader gives them.
 
     The inputs can then be freed. So the allocator does not hand every block back to the system, as it does in a
     process that has never freed a large one.
     """
     return [(x.clone(), y.clone()) for x, y in zip(inputs.split(size), labels.split(size), strict=True)]
+
+
+def training_step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Call:
+    """Return a call that makes one step of an optimizer."""
+
+    def call() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return call
+
+
+def distance(found: Tensor, truth: Tensor) -> float:
+    """Return how far a tensor is from the truth, relative to the norm of that."""
+    return ((found - truth).norm() / truth.norm()).item()

@@ -23,13 +23,12 @@ from pymanopt.manifolds import Stiefel
 from pymanopt.optimizers import TrustRegions
 from torch import Tensor, nn
 
-from benchmarks._timing import Row, at_most, extra_memory, leaner, race
+from benchmarks._timing import Call, Row, at_most, extra_memory, leaner, race, training_step
 from tightframe.frames import nearest_simplex_etf
-from tightframe.nn import ClassMeanTracker, LinearClassifier, NearestETFClassifier
+from tightframe.nn import LinearClassifier, NearestETFClassifier
 from tightframe.nn.classifiers import Classifier
-from tightframe.training import AGD, FreeFeatures, ResNet
+from tightframe.training import FreeFeatures, ResNet
 
-TITLE = "Nearest simplex ETF, d x K, delta = 1e-3: solve, derivative, training step"
 Array = np.ndarray[Any, np.dtype[Any]]
 DELTA = 1e-3
 ITERATIONS = 30
@@ -127,24 +126,6 @@ def trust_region(H: Array, previous: Array, delta: float = DELTA) -> Array:
     return solver.run(task, initial_point=previous).point
 
 
-class TrustRegionClassifier:
-    """NearestETFClassifier, gradient "none", as far as training goes, with the published solve in it."""
-
-    def __init__(self, dim: int, num_classes: int) -> None:
-        self.tracker = ClassMeanTracker(num_classes, dim)
-        self.U: Array | None = None
-
-    def __call__(self, features: Tensor, labels: Tensor) -> Tensor:
-        prepared = 5 * F.normalize(features, dim=-1)
-        means, center = self.tracker(prepared.detach(), labels)
-        H = normalized(means).numpy()
-        if self.U is None:  # the published first step: a solve of its own, then one that is held to it
-            self.U = trust_region(H, np.eye(*H.shape), delta=0.0)
-        self.U = trust_region(H, self.U)
-        self.weight = frame_of(torch.from_numpy(self.U))
-        return F.linear(prepared, self.weight, -self.weight @ center)
-
-
 def literal_node(H: Tensor, U: Tensor, previous: Tensor, cotangent: Tensor, delta: float = DELTA) -> Tensor:
     """Return the derivative by H ``(d, K)`` of the solution U, applied to ``cotangent (d, K)``, as published.
 
@@ -181,87 +162,34 @@ def _centered(columns: Any) -> Any:
     return columns - columns.mean(-1)[:, None]
 
 
-class Size(NamedTuple):
-    d: int
-    K: int
-    rounds: int
-    target: float | None = None
-    decay: float = 0.0
-    dtype: torch.dtype = torch.float64
-
-
-SIZES = (
-    Size(512, 10, rounds=15),
-    Size(512, 100, rounds=15, target=50),
-    Size(512, 100, rounds=5, decay=1.0),
-    Size(2048, 100, rounds=5),
-    Size(2048, 1000, rounds=2, target=20, dtype=torch.float32),
+Size = tuple[int, int, torch.dtype, float, int, float | None]  # d, K, dtype, decay of singular values, rounds, target
+SIZES: tuple[Size, ...] = (
+    (512, 10, torch.float64, 0.0, 15, None),
+    (512, 100, torch.float64, 0.0, 15, 50),
+    (512, 100, torch.float64, 1.0, 5, None),
+    (2048, 100, torch.float64, 0.0, 5, None),
+    (2048, 1000, torch.float32, 0.0, 2, 20),
 )
-TINY: dict[str, Any] = {
-    "sizes": (Size(16, 4, rounds=1, target=50), Size(16, 4, rounds=1, decay=1.0, dtype=torch.float32)),
-    "agreeing": (16, 4),
-    "ufm": (20, 12, 4, 3),
-    "d": 16,
-    "classes": (4,),
-    "large": (20, 5),
-    "images": (8, 8, 4),
-    "free": ((12, 6, 3),),
-    "rounds": 1,
+TINY: dict[str, dict[str, Any]] = {
+    "nearest": {
+        "sizes": ((16, 4, torch.float64, 0.0, 1, 50), (16, 4, torch.float32, 1.0, 1, None)),
+        "d": 16,
+        "classes": (4,),
+        "large": (20, 5),
+        "images": (8, 8, 4),
+        "free": ((12, 6, 3),),
+        "rounds": 1,
+    }
 }
 
 
-def solve(size: Size) -> Row:
-    task = problem(size.d, size.K, decay=size.decay, dtype=size.dtype)
+def solve(d: int, K: int, dtype: torch.dtype, decay: float, rounds: int, target: float | None) -> Row:
+    task = problem(d, K, decay=decay, dtype=dtype)
     H, start = normalized(task.means).numpy(), task.previous.numpy()
     ours = partial(task.solve, gradient="none")
-    kind = f"{size.dtype}".removeprefix("torch.") + (", singular values about 1/k" if size.decay else "")
-    name = f"{size.d} x {size.K}, {kind}; peer: trust region"
-    return race(ours, lambda: trust_region(H, start), size.rounds).faster(name, size.target)
-
-
-def agreement(d: int, K: int) -> list[Row]:
-    """Compare what both find, in float64."""
-    task = problem(d, K, apart=True)
-    H, start, found = normalized(task.means).numpy(), task.previous.numpy(), task.solve()
-    theirs = trust_region(H, start)
-    U = orthonormal(found, torch.eye(d, dtype=torch.float64)[-1]).numpy()
-    values = [float(objective(H, side, start)) for side in (U, theirs)]
-    name = f"{d} x {K}, float64"
-    return [
-        at_most(1e-10, f"{name}: objective", values[0] - values[1], *(f"{value:.6f}" for value in values)),
-        at_most(None, f"{name}: ETF of the peer from ours", _relative(frame_of(torch.from_numpy(theirs)), found)),
-    ]
-
-
-def trajectory(classifier: Any, N: int, d: int, K: int, steps: int) -> tuple[Tensor, Tensor]:
-    """Train free features in full batches; return the loss and the ETF of every step."""
-    torch.manual_seed(0)
-    features = FreeFeatures(N, d).double()
-    optimizer = AGD(features.parameters(), gain=10.0)
-    labels = torch.arange(N) % K
-    losses, frames = [], []
-    for _ in range(steps):
-        loss = F.cross_entropy(classifier(features.weight, labels), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-        frames.append(classifier.weight)
-    return torch.stack(losses), torch.stack(frames)
-
-
-def training(N: int, d: int, K: int, steps: int) -> list[Row]:
-    ours = NearestETFClassifier(d, K, proximal=DELTA * (K - 1) / 2, dtype=torch.float64)
-    (losses, frames), (their_losses, their_frames) = (
-        trajectory(classifier, N, d, K, steps) for classifier in (ours, TrustRegionClassifier(d, K))
-    )
-    off = (losses - their_losses).abs().max().item()
-    apart = max(_relative(a, b) for a, b in zip(their_frames, frames, strict=True))
-    name = f"{steps} training steps of UFM-{K}, N = {N}, d = {d}: greatest difference of"
-    return [
-        at_most(1e-6, f"{name} loss", off, f"{losses[-1]:.6f}", f"{their_losses[-1]:.6f}"),
-        at_most(1e-6, f"{name} ETF", apart),
-    ]
+    kind = f"{dtype}".removeprefix("torch.") + (", singular values about 1/k" if decay else "")
+    name = f"{d} x {K}, {kind}; peer: trust region"
+    return race(ours, lambda: trust_region(H, start), rounds).faster(name, target)
 
 
 def cotangent(d: int, K: int, dtype: torch.dtype) -> Tensor:
@@ -309,28 +237,16 @@ def whole(d: int, K: int) -> Callable[[], Tensor]:
     return lambda: torch.autograd.grad(task.solve(), task.means, grad)[0]
 
 
-def published(d: int, K: int) -> Callable[[], Tensor]:
-    return backwards(d, K, torch.float32)[1]
+def memory(large: tuple[int, int]) -> Row:
+    """Return the peak of both of our passes, at a size where the peer's Jacobian alone takes 4 TB."""
+    peak = extra_memory(whole, (16, 4), large)
+    return leaner("peak extra memory, float32, {} x {}, both passes; peer: 200 MB".format(*large), peak, 200e6, 1)
 
 
-def memory(large: tuple[int, int], small: tuple[int, int]) -> list[Row]:
-    """Compare peaks, ours of both passes at a size that the peer could not hold."""
-    mine, theirs = extra_memory(whole, (16, 4), large), extra_memory(published, (16, 4), small)
-    name = "peak extra memory, float32, {} x {}, both passes; peer:".format(*large)
-    return [leaner(f"{name} {small[0]} x {small[1]}, backward", mine, theirs), leaner(f"{name} 200 MB", mine, 200e6, 1)]
-
-
-def training_step(backbone: nn.Module, classifier: Classifier, inputs: Tensor, labels: Tensor) -> Callable[[], None]:
+def step(backbone: nn.Module, classifier: Classifier, inputs: Tensor, labels: Tensor) -> Call:
     parameters = [*backbone.parameters(), *classifier.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
-
-    def call() -> None:
-        loss = F.cross_entropy(classifier(backbone(inputs), labels), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return call
+    return training_step(lambda: F.cross_entropy(classifier(backbone(inputs), labels), labels), optimizer)
 
 
 def against_linear(
@@ -343,19 +259,17 @@ def against_linear(
 ) -> list[Row]:
     """Compare a training step that follows the class means with that of a learned linear classifier."""
     labels, d = torch.arange(len(inputs)) % K, backbone().out_features
-    linear = training_step(backbone(), LinearClassifier(d, K), inputs, labels)
+    linear = step(backbone(), LinearClassifier(d, K), inputs, labels)
     rows = []
     for gradient, target in zip(("none", "exact"), targets, strict=True):
         follower = NearestETFClassifier(d, K, proximal=DELTA * (K - 1) / 2, gradient=gradient)
-        timed = race(training_step(backbone(), follower, inputs, labels), linear, rounds)
+        timed = race(step(backbone(), follower, inputs, labels), linear, rounds)
         rows.append(timed.costlier(f"step, {name}, K = {K}, gradient {gradient}; peer: LinearClassifier", target))
     return rows
 
 
-def run(
+def nearest(
     sizes: Sequence[Size] = SIZES,
-    agreeing: tuple[int, int] = (512, 100),
-    ufm: tuple[int, int, int, int] = (1000, 512, 10, 30),
     d: int = 512,
     classes: Sequence[int] = (10, 20, 50),
     large: tuple[int, int] = (2048, 1000),
@@ -363,10 +277,11 @@ def run(
     free: Sequence[tuple[int, int, int]] = ((1000, 512, 10), (5000, 1024, 100)),
     rounds: int = 6,
 ) -> list[Row]:
-    rows = [*map(solve, sizes), *agreement(*agreeing), *training(*ufm)]
+    """Nearest simplex ETF, d x K, delta = 1e-3: solve, derivative, training step."""
+    rows = [solve(*size) for size in sizes]
     for K in classes:
         rows += derivative(d, K, rounds)
-    rows += memory(large, (d, classes[-1]))
+    rows.append(memory(large))
     batch, side, K = images
     pixels = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
     name = f"ResNet-18, {batch} images of {side} x {side}"
@@ -375,7 +290,3 @@ def run(
         name = f"free features {N} x {d}"
         rows += against_linear(name, partial(FreeFeatures, N, d), torch.arange(N), K, rounds)
     return rows
-
-
-def _relative(found: Tensor, truth: Tensor) -> float:
-    return (torch.linalg.matrix_norm(found - truth) / torch.linalg.matrix_norm(truth)).item()

@@ -18,8 +18,7 @@ from benchmarks._timing import Race, Row, leaner, peak_of_call, seconds
 from tightframe.metrics import NeuralCollapse
 from tightframe.moments import ClassMoments
 
-TITLE = "Syncing NeuralCollapse between two gloo ranks: K = 1000, d = 1024, with scatter"
-TINY = {"K": 4, "d": 3, "rounds": 1}
+TINY = {"sync": {"K": 4, "d": 3, "rounds": 1}}
 
 
 class Gathered(NeuralCollapse):
@@ -88,7 +87,8 @@ def on_rank(rank: int, size: int, store: str, task: Callable[..., Any], *args: A
         dist.destroy_process_group()
 
 
-def run(K: int = 1000, d: int = 1024, rounds: int = 7) -> list[Row]:
+def sync(K: int = 1000, d: int = 1024, rounds: int = 7) -> list[Row]:
+    """Syncing NeuralCollapse between two gloo ranks: K = 1000, d = 1024, with scatter."""
     race = two_ranks(timed, K, d, rounds)[0]
     mine, theirs = (max(two_ranks(peak, kind, K, d)) for kind in (NeuralCollapse, Gathered))
     name, state = "peak extra memory of a rank; peer:", 8 * ClassMoments.packed_size(K, d, scatter=True)

@@ -1,4 +1,4 @@
-"""Unconstrained-feature models: certified minimum against Adam, flow to late times, thresholds of minority collapse."""
+"""Unconstrained-feature models: certified minimum against Adam, thresholds of minority collapse."""
 
 from __future__ import annotations
 
@@ -15,24 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks._timing import Call, Race, Row, at_most, duration, seconds
-from tightframe.ufm import ULPM, CrossEntropyUFM, LayerPeeled
+from tightframe.ufm import CrossEntropyUFM, minority_collapse_threshold
 from tightframe.ufm.convex import ConvexSolver
-from tightframe.ufm.flow import LogTimeFlow
-from tightframe.ufm.layer_peeled import layer_peeled_form, minority_collapse_threshold
 
-TITLE = "Unconstrained-feature and layer-peeled models, float64"
 TOLERANCE = 1e-9
 # Of Adam: learning rate and length of its cosine decay; the fastest counts.
 SCHEDULES = ((0.1, 1000), (0.3, 500), (0.3, 1000), (0.3, 2000))
-TINY: dict[str, Any] = {
-    "K": 6,
-    "smallest": 1,
-    "schedules": ((0.1, 30),),
-    "rounds": 1,
-    "final_time": 1e2,
-    "drawn": 3,
-    "largest": 5,
-    "certified": 4,
+TINY: dict[str, dict[str, Any]] = {
+    "ufm": {"K": 6, "smallest": 1, "schedules": ((0.1, 30),), "rounds": 1, "drawn": 3, "largest": 5},
 }
 Model = tuple[int, int, float, float]  # majority and minority classes, feature and weight budget
 
@@ -108,21 +98,6 @@ def certificate(problem: CrossEntropyUFM, name: str) -> list[Row]:
     ]
 
 
-def flow(problem: ULPM, final_time: float) -> list[Row]:
-    """Follow the flow, and print the loss and the certified gap p - D, relative to p, on its way."""
-    start = time.process_time()
-    trajectory = LogTimeFlow(final_time=final_time, records=12).run(problem)
-    took = duration(time.process_time() - start)
-    name = f"ULPM flow, K = {problem.num_classes}, N = {problem.num_samples}"
-    rows = []
-    for index in range(3, len(trajectory.times), 3):
-        gap = (trajectory.gaps[index] / trajectory.primal[index]).item()
-        label = f"{name}: loss and gap at t = {trajectory.times[index].item():.0e}"
-        rows.append(Row(label, f"{trajectory.losses[index].item():.3e}", "-", f"{gap:.4f}"))
-    drift = trajectory.drifts.max().item() if trajectory.reason.endswith("reached") else math.nan
-    return [*rows, at_most(1e-8, f"{name}: time and largest drift to t = {final_time:.0e}", drift, took)]
-
-
 def models(size: int, largest: int) -> list[Model]:
     """Return models of random sizes, with budgets over four orders of magnitude."""
     draw = random.Random(0)
@@ -130,14 +105,6 @@ def models(size: int, largest: int) -> list[Model]:
         (draw.randint(1, largest), draw.randint(2, largest), 10 ** draw.uniform(-2, 1), 10 ** draw.uniform(-0.5, 0.5))
         for _ in range(size)
     ]
-
-
-def layer_peeled(model: Model, ratio: float) -> LayerPeeled:
-    majority, minority, feature_budget, weight_budget = model
-    weights = (ratio,) * majority + (1.0,) * minority
-    size = majority + minority
-    budgets = {"feature_budget": feature_budget, "weight_budget": weight_budget}
-    return LayerPeeled((1,) * size, size, sample_weights=weights, **budgets)
 
 
 def slowest(name: str, calls: Sequence[Call], limit: float | None = None) -> Row:
@@ -148,47 +115,23 @@ def slowest(name: str, calls: Sequence[Call], limit: float | None = None) -> Row
     return at_most(limit, f"{name}, seconds", max(times), duration(statistics.mean(times)), text=text)
 
 
-def sides(models: Sequence[Model], share: float = 0.03) -> list[Row]:
-    """Check the certified minima a little below and above the thresholds: vectors distinct there, one here."""
-    gaps, wrong = [], 0
-    for model in models:
-        excess = minority_collapse_threshold(*model) - 1
-        if excess > 1e12:  # losses of minority classes that far down are none
-            continue
-        below, above = (
-            layer_peeled_form(layer_peeled(model, 1 + excess * factor)).facts for factor in (1 - share, 1 + share)
-        )
-        gaps += [below["relative_gap"], above["relative_gap"]]
-        wrong += (below["minority_cosine"] >= 1 - 1e-9) + (above["minority_cosine"] < 1 - 1e-9)
-    name = f"both sides of {len(gaps) // 2} thresholds"
-    return [
-        at_most(0, f"{name}: wrong ones", wrong, text=str(wrong)),
-        at_most(1e-10, f"{name}: largest relative gap", max(gaps)),
-    ]
-
-
-def run(
+def ufm(
     K: int = 100,
     smallest: int = 5,
     schedules: Sequence[tuple[float, int]] = SCHEDULES,
     rounds: int = 7,
-    final_time: float = 1e12,
     drawn: int = 300,
     largest: int = 1000,
-    certified: int = 20,
 ) -> list[Row]:
+    """Unconstrained-feature and layer-peeled models, float64."""
     problem, strong = imbalanced(K, smallest, 1e-5), imbalanced(K, smallest, 5e-4)
     table = [(majority, 10 - majority, budget, 1.0) for majority in (3, 5) for budget in (1.0, 2.0, 5.0, 10.0)]
-    small = models(drawn, certified)
     rows = [
         *certificate(problem, "rank K - 1"),
         *certificate(strong, "rank < K - 1"),
         against_adam(problem, schedules, rounds, class_means=False, least=50),
         against_adam(problem, schedules, rounds, class_means=True),
     ]
-    for counts in ((5,) * 10, (50, 50, 50, 5, 5)):
-        rows += flow(ULPM(counts, len(counts)), final_time)
     for name, chosen in (("of K = 10", table), (f"of up to {largest} + {largest} classes", models(drawn, largest))):
         rows.append(slowest(f"thresholds {name}", [partial(minority_collapse_threshold, *m) for m in chosen], 0.1))
-    minima = [partial(layer_peeled_form, layer_peeled(model, 100.0)) for model in small]
-    return [*rows, slowest(f"certified minima of up to {certified} + {certified}", minima), *sides([*table, *small])]
+    return rows

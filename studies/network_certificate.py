@@ -12,15 +12,15 @@ the objective is above the bound of nonnegative features.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from studies._tables import command, markdown, middle
-from studies.theory.certified import Moment, certified_course
+from studies.theory.certificates import PARTS, certified_course
 from studies.theory.networks import Shape
+from studies.theory.panels import Rows
 from tightframe.errors import check_positive
 
 
@@ -73,24 +73,20 @@ COLUMNS = (
 )
 
 
-def row(name: str, ends: Sequence[Moment]) -> list[str]:
+def row(name: str, ends: Rows) -> list[str]:
     """Write what is known of a network at the end of its trainings."""
 
-    def percent(values: Sequence[float]) -> str:
-        return middle([100 * value for value in values])
+    def cell(column: str, digits: int = 1, factor: float = 1.0) -> str:
+        return middle([factor * end[column] for end in ends], digits)
 
-    certificates = [end.network.certificate for end in ends]
-    above = [end.above for end in ends]
-    relu = [end.above_relu for end in ends]
     return [
         name,
-        middle([end.cross_entropy for end in ends], digits=4),
-        middle([certificate.loss for certificate in certificates], digits=4),
-        *(percent([parts[part] for parts in above]) for part in above[0]),
-        percent([math.nan if value is None else value for value in relu]),
-        middle([certificate.operator_norm / certificate.sigma for certificate in certificates], digits=2),
-        middle([end.network.point.collapse()["nc1.ratio"] for end in ends], digits=4),
-        percent([end.network.deviations()["gram_W"] for end in ends]),
+        cell("cross-entropy", 4),
+        cell("objective", 4),
+        *(cell(column, factor=100) for column in (*PARTS, "above ReLU's")),
+        cell("operator norm", 2),
+        cell("NC1", 4),
+        cell("gram_W", factor=100),
     ]
 
 

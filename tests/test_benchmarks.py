@@ -8,32 +8,32 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from benchmarks import _timing, nc1, pairs, sync
-from benchmarks.__main__ import NAMES, speedup, times
-from benchmarks._timing import Race, Row
+from benchmarks import _timing, collapse, sync
+from benchmarks.__main__ import speedup, times
+from benchmarks._timing import GROUPS, Race, Row
 
 
 def test_every_benchmark_is_run_by_the_command():
-    assert {path.stem for path in Path(_timing.__file__).parent.glob("[!_]*.py")} == {*NAMES, "statements"}
+    assert {path.stem for path in Path(_timing.__file__).parent.glob("[!_]*.py")} == {*GROUPS.values(), "statements"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GROUPS)
 def test_a_tiny_run_fills_its_table(name, capsys, monkeypatch, tmp_path):
-    module = pytest.importorskip(f"benchmarks.{name}")
+    pytest.importorskip(f"benchmarks.{GROUPS[name]}")
     # In this process, as a fresh one takes seconds to start.
     monkeypatch.setattr(_timing, "ProcessPoolExecutor", lambda size, mp_context: ThreadPoolExecutor(size))
     monkeypatch.setattr(sync, "two_ranks", lambda *args: [sync.on_rank(0, 1, (tmp_path / "store").as_uri(), *args)])
-    rows = module.run(**module.TINY)
+    title, rows = _timing.run(name, tiny=True)
     assert all(cell for row in rows for cell in (row.name, row.ours, row.peer, row.ratio, row.target))
     assert all((row.met is None) == (row.target == "-") for row in rows)
-    _timing.report(module.TITLE, rows)
+    _timing.report(title, rows)
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == len(rows) + 2
 
 
-@pytest.mark.parametrize("name", [name for name in nc1.CASES if "2048" not in name])
+@pytest.mark.parametrize("name", [name for name in collapse.CASES if "2048" not in name])
 def test_nc1_of_small_cases_is_that_of_the_reference(name):
-    assert nc1.error(name, nc1.CASES[name]()).met
+    assert collapse.nc1_error(name, collapse.CASES[name]()).met
 
 
 def test_ratios_come_from_pairs():
@@ -66,7 +66,7 @@ def test_two_checkouts_are_compared_row_by_row(capsys):
 
 
 def test_both_sides_use_one_thread():
-    code = "from benchmarks import nc1, _timing; _timing.report('', [])"
+    code = "from benchmarks import collapse, _timing; _timing.report('', [])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     threads = re.findall(r" (\w+) (\d+)(?=[,\n])", found.partition("threads:")[2])
     assert {"torch", "openmp"} < dict(threads).keys()
@@ -81,4 +81,4 @@ def test_seconds_average_over_calls():
 @pytest.mark.skipif(not _timing.STATUS.exists(), reason="the account of memory is Linux's")
 def test_peak_memory_counts_what_a_call_frees_again():
     differences_and_squares = 2 * 4 * 400 * 400 * 32
-    assert _timing.extra_memory(pairs.untiled, (8, 8), (400, 32)) == pytest.approx(differences_and_squares, rel=0.25)
+    assert _timing.extra_memory(collapse.untiled, (8, 8), (400, 32)) == pytest.approx(differences_and_squares, rel=0.25)

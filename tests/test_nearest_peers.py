@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tightframe.frames import nearest_simplex_etf
-from tightframe.nn import NearestETFClassifier
+from tightframe.nn import ClassMeanTracker, NearestETFClassifier
+from tightframe.training import AGD, FreeFeatures
 
 peers = pytest.importorskip("benchmarks.nearest", reason="needs pymanopt")
 
@@ -44,11 +47,46 @@ def test_derivative_of_the_declarative_node_is_ours(d, K):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10 * theirs.abs().max().item())
 
 
+class TrustRegionClassifier:
+    """NearestETFClassifier, gradient "none", as far as training goes, with the published solve in it."""
+
+    def __init__(self, dim, num_classes):
+        self.tracker = ClassMeanTracker(num_classes, dim)
+        self.U = None
+
+    def __call__(self, features, labels):
+        prepared = 5 * F.normalize(features, dim=-1)
+        means, center = self.tracker(prepared.detach(), labels)
+        H = peers.normalized(means).numpy()
+        if self.U is None:  # the published first step: a solve of its own, then one that is held to it
+            self.U = peers.trust_region(H, np.eye(*H.shape), delta=0.0)
+        self.U = peers.trust_region(H, self.U)
+        self.weight = peers.frame_of(torch.from_numpy(self.U))
+        return F.linear(prepared, self.weight, -self.weight @ center)
+
+
+def trajectory(classifier, N, d, K, steps):
+    """Train free features in full batches; return the loss and the ETF of every step."""
+    torch.manual_seed(0)
+    features = FreeFeatures(N, d).double()
+    optimizer = AGD(features.parameters(), gain=10.0)
+    labels = torch.arange(N) % K
+    losses, frames = [], []
+    for _ in range(steps):
+        loss = F.cross_entropy(classifier(features.weight, labels), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        frames.append(classifier.weight)
+    return torch.stack(losses), torch.stack(frames)
+
+
 def test_both_train_free_features_alike():
     N, d, K, steps = 24, 12, 4, 4
     ours = NearestETFClassifier(d, K, proximal=1e-3 * (K - 1) / 2, dtype=torch.float64)
-    losses, etfs = peers.trajectory(ours, N, d, K, steps)
-    their_losses, their_etfs = peers.trajectory(peers.TrustRegionClassifier(d, K), N, d, K, steps)
+    losses, etfs = trajectory(ours, N, d, K, steps)
+    their_losses, their_etfs = trajectory(TrustRegionClassifier(d, K), N, d, K, steps)
     assert losses.shape == (steps,)
     torch.testing.assert_close(their_losses, losses, rtol=0, atol=1e-6)
     torch.testing.assert_close(their_etfs, etfs, rtol=0, atol=1e-4)
@@ -56,7 +94,9 @@ def test_both_train_free_features_alike():
 
 
 def test_objectives_agree():
-    objective, apart = peers.agreement(12, 5)
-    assert objective.met
-    assert objective.ours == objective.peer
-    assert float(apart.ratio) < 1e-6
+    task = peers.problem(12, 5, apart=True)
+    H, start = peers.normalized(task.means).numpy(), task.previous.numpy()
+    theirs = peers.trust_region(H, start)
+    ours = peers.orthonormal(task.solve(), torch.eye(12, dtype=torch.float64)[-1]).numpy()
+    values = [peers.objective(H, side, start) for side in (ours, theirs)]
+    assert abs(values[0] - values[1]) < 1e-10

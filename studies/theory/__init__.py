@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from studies.theory.certificates import network_certificate
 from studies.theory.deep import low_rank
 from studies.theory.layer_peeled import minority_collapse, minority_collapse_network, oversampling
 from studies.theory.linear_heads import linear_head
 from studies.theory.max_margin import seli
-from studies.theory.network import network_certificate
 from studies.theory.one_layer import balanced_norms, bias_kink, relu_death
 from studies.theory.ulpm import ulpm_flow, ulpm_network
 from tightframe.report.charts import Chart, HeatMap

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from tightframe.ufm.closed_form import closed_form
-from tightframe.ufm.forms.common import centering
-from tightframe.ufm.forms.margin import margin_certificate, step_geometry
-from tightframe.ufm.objective import counts_of
-from tightframe.ufm.problems import CrossEntropyUFM, MaxMargin
 from torch import Tensor
 
-from tightframe.report.charts import Chart, HeatMap, Line
-from tightframe.ufm.solution import Solution
-from tightframe.ufm.solve import solve
+from studies.theory.panels import Rows, curves
+from tightframe.report.charts import Chart, HeatMap
+from tightframe.ufm import CrossEntropyUFM, MaxMargin, Solution, closed_form, solve
+from tightframe.ufm.margin import margin_certificate
+from tightframe.ufm.solution import centering
 
-_RATIOS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
-_PROFILES = ((12, 12, 3, 3), (100, 100, 1, 1), (50, 20, 5, 1))
-_EXPONENTS = (2, 3, 4, 6, 9, 14, 24, 48, 96)
-_PAIRS = {"majority": (0, 1), "minority": (2, 3), "cross": (0, 2)}
+RATIOS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+PROFILES = ((12, 12, 3, 3), (100, 100, 1, 1), (50, 20, 5, 1))
+EXPONENTS = (2, 3, 4, 6, 9, 14, 24, 48, 96)
+PAIRS = {"majority": (0, 1), "minority": (2, 3), "cross": (0, 2)}
 
 
 def seli(seed: int) -> list[Chart | HeatMap]:
@@ -28,47 +26,50 @@ def seli(seed: int) -> list[Chart | HeatMap]:
 
     Nothing is drawn at random.
     """
-    counts = _PROFILES[0]
-    exact = closed_form(MaxMargin(counts, dim=len(counts)))
-    maps = [
+    counts = PROFILES[0]
+    exact, penalties = largest_margin(counts), [10.0**-exponent for exponent in EXPONENTS]
+    charts: list[Chart | HeatMap] = [
         HeatMap(f"SELI, class vectors, n = {counts}", unit(exact.gram_W)),
         HeatMap("SELI, class means", unit(exact.gram_H)),
         HeatMap("cross-entropy, λ = 0.01, class vectors", unit(penalised(counts, 1e-2).gram_W)),
     ]
-    solved = {p: [penalised((ratio, ratio, 1, 1), p) for ratio in _RATIOS] for p in (1e-4, 1e-12)}
-    vectors = {penalty: [solution.gram_W for solution in path] for penalty, path in solved.items()}
-    means = {penalty: [solution.gram_H for solution in path] for penalty, path in solved.items()}
-    return [*maps, _angles("w", "class vectors", vectors), _angles("h", "class means", means), _path()]
+    limit, near, nearer = angles(largest_margin), *(angles(partial(penalised, penalty=p)) for p in (1e-4, 1e-12))
+    for name in ("class vectors", "class means"):
+        lines = curves(limit, "R", name, label="{}, SELI")
+        lines += curves(near, "R", name, label="", dashed=True) + curves(nearer, "R", name, label="", points=True)
+        title = f"{name}; λ = 1e-4 dashed, 1e-12 points"
+        charts.append(Chart(title, "R, majority over minority count", "cosine", lines, log_x=True))
+    paths = {}
+    for counts in PROFILES:
+        slope, paces = path_slope(counts), [1 / math.log(1 / penalty) for penalty in penalties]
+        paths[f"n = {counts}, dashed {slope:.3f} / log(1/λ)"] = [
+            {"pace": pace, "distance": distance, "tangent": slope * pace}
+            for pace, distance in zip(paces, path_distances(counts, penalties), strict=True)
+        ]
+    lines = curves(paths, "pace", "distance", points=True) + curves(paths, "pace", "tangent", label="", dashed=True)
+    title, y = "regularisation path", "distance to SELI of W Wᵀ / ‖W Wᵀ‖"
+    return [*charts, Chart(title, "1 / log(1/λ)", y, lines)]
 
 
-def _angles(which: str, name: str, solved: Mapping[float, Sequence[Tensor]]) -> Chart:
-    """Draw cosines of counts (R, R, 1, 1): SELI, and cross-entropy at the penalties solved."""
-    steps = [step_geometry(ratio, 0.5, 4) for ratio in _RATIOS]
-    lines = []
-    for pair, (i, j) in _PAIRS.items():
-        lines.append(Line(f"{pair}, SELI", _RATIOS, [step_cosine(step, which, pair) for step in steps], group=pair))
-        for penalty, grams in solved.items():
-            label = f"the same, λ = {penalty:g}" if pair == "majority" else ""
-            points, cosines = penalty < 1e-9, [cosine(gram, i, j) for gram in grams]
-            lines.append(Line(label, _RATIOS, cosines, group=pair, points=points, dashed=True))
-    return Chart(name, "R, majority over minority count", "cosine", lines, log_x=True)
+def angles(minimum: Callable[[Sequence[int]], Solution]) -> dict[str, Rows]:
+    """Return the cosines of pairs of class vectors and class means at the minimum for counts (R, R, 1, 1)."""
+    groups: dict[str, list[dict[str, float]]] = {pair: [] for pair in PAIRS}
+    for ratio in RATIOS:
+        solution = minimum((ratio, ratio, 1, 1))
+        for pair, (i, j) in PAIRS.items():
+            vectors, means = (cosine(gram, i, j) for gram in (solution.gram_W, solution.gram_H))
+            groups[pair].append({"R": ratio, "class vectors": vectors, "class means": means})
+    return dict(groups)
 
 
-def _path() -> Chart:
-    """Draw how far the penalised minimum is from SELI, with the derived slope of the law as a dashed line."""
-    penalties = [10.0**-exponent for exponent in _EXPONENTS]
-    paces = [1 / math.log(1 / penalty) for penalty in penalties]
-    lines = []
-    for counts in _PROFILES:
-        name, slope, ends = str(counts), path_slope(counts), [0.0, paces[0]]
-        lines.append(Line(f"n = {name}", paces, path_distances(counts, penalties), group=name, points=True))
-        lines.append(Line(f"{slope:.3f} / log(1/λ)", ends, [slope * x for x in ends], name, dashed=True))
-    return Chart("regularisation path", "1 / log(1/λ)", "distance to SELI of W Wᵀ / ‖W Wᵀ‖", lines)
+def largest_margin(counts: Sequence[int]) -> Solution:
+    """Return the SELI geometry."""
+    return closed_form(MaxMargin(tuple(counts), dim=len(counts)))
 
 
 def path_distances(counts: Sequence[int], penalties: Sequence[float]) -> list[float]:
     """Return how far the minimum of cross-entropy with λ_W = λ_H = λ is from SELI, in W Wᵀ of Frobenius norm 1."""
-    target = unit(closed_form(MaxMargin(tuple(counts), dim=len(counts))).gram_W)
+    target = unit(largest_margin(counts).gram_W)
     return [torch.linalg.matrix_norm(unit(penalised(counts, penalty).gram_W) - target).item() for penalty in penalties]
 
 
@@ -85,7 +86,7 @@ def path_slope(counts: Sequence[int]) -> float:
         counts: ``n_k``, weights being equal.
     """
     problem = MaxMargin(tuple(counts), dim=len(counts))
-    P, D = centering(len(counts)), counts_of(problem).diag()
+    P, D = centering(len(counts)), problem.n.diag()
     X = margin_certificate(problem).fill_diagonal_(-1).neg().log() @ P
     A, change = P @ D @ P, P @ D @ X
     squares, V = torch.linalg.eigh(A)
@@ -109,13 +110,6 @@ def penalised(counts: Sequence[int], penalty: float) -> Solution:
 def cosine(gram: Tensor, i: int, j: int) -> float:
     """Return the cosine of two of the vectors that the Gram matrix is of."""
     return (gram[i, j] / (gram[i, i] * gram[j, j]).sqrt()).item()
-
-
-def step_cosine(step: dict[str, float], which: str, pair: str) -> float:
-    """Return the cosine of a ``step_geometry``; ``pair`` is ``"majority"``, ``"minority"`` or ``"cross"``."""
-    if pair == "cross":
-        return step[f"{which}_cross"] / math.sqrt(step[f"{which}_majority"] * step[f"{which}_minority"])
-    return step[f"{which}_{pair}_pair"] / step[f"{which}_{pair}"]
 
 
 def unit(matrix: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
-"""Small networks on balanced digits, trained on all samples at once, with and without weight decay."""
+"""The network of the figures, the digits that it is trained on, and the loop that trains networks and models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from tightframe.ufm.duality import log_probabilities
 from torch import Tensor, nn
 
 from tightframe.data import Digits
@@ -18,28 +18,30 @@ NUM_CLASSES = 10
 
 @dataclass(frozen=True)
 class Shape:
-    """What a network is built of.
+    """Parts of a network.
 
     Args:
-        width: of every hidden layer; the last one is d.
-        depth: number of hidden layers.
-        batch_norm: whether each linear map but the classifier is followed by one.
-        relu: whether the features are behind a ReLU, as those of the other hidden layers are.
+        width: Width of every hidden layer; that of the last one is d.
+        depth: Number of hidden layers.
+        batch_norm: Whether each linear map of the body is followed by batch normalisation.
+        relu: Whether the features are behind a ReLU, as those of the other hidden layers are.
+        head: Number of linear layers after the body, without bias.
     """
 
     width: int = 64
     depth: int = 3
     batch_norm: bool = True
     relu: bool = True
+    head: int = 1
 
 
 class Network(nn.Module):
-    """Features of a multilayer perceptron, and a classifier without bias; float32 until it is cast.
+    """A multilayer perceptron for digits: a body, and a head of linear layers without bias; float32 until it is cast.
 
     Args:
-        shape: of it.
-        inputs: their dimension.
-        seed: of the draw, torch's default one.
+        shape: Parts of the network.
+        inputs: Dimension of the inputs.
+        seed: Seed of its start, PyTorch's default one.
     """
 
     def __init__(self, shape: Shape, inputs: int, seed: int) -> None:
@@ -51,104 +53,101 @@ class Network(nn.Module):
                 layers.append(nn.Linear(width, shape.width))
                 layers += [nn.BatchNorm1d(shape.width)] if shape.batch_norm else []
                 layers.append(nn.ReLU())
-            self.classifier = nn.Linear(shape.width, NUM_CLASSES, bias=False)
+            outputs = [shape.width] * (shape.head - 1) + [NUM_CLASSES]
+            self.head = nn.Sequential(*(nn.Linear(shape.width, width, bias=False) for width in outputs))
         self.body = nn.Sequential(*(layers if shape.relu else layers[:-1]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(N, K)``."""
-        return self.classifier(self.body(x))
+        return self.head(self.body(x))
 
+    @torch.no_grad()
     def point(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return W ``(K, d)`` and H ``(N, d)`` in float64, as the loss of a step on all of ``x`` sees them."""
-        with torch.no_grad():
-            return self.classifier.weight.detach().double().clone(), self.body(x).double()
+        *inner, last = self.head
+        return last.weight.double().clone(), nn.Sequential(*inner)(self.body(x)).double()
 
 
-def balanced_digits(per_class: int = 139) -> tuple[Tensor, Tensor]:
-    """Return images ``(10 per_class, 64)`` and labels, class by class, of the training part of digits.
+@torch.no_grad()
+def he_start_(network: Network) -> None:
+    """Scale the start as He et al. 2015 do: a variance of 2/fan-in before a ReLU, 1/fan-in in the head, no biases."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight *= math.sqrt(3 if layer.bias is None else 6)  # PyTorch's is 1/(3 fan-in)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
+def digits(counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return images ``(N, 64)`` and labels, class by class, of the training part of digits.
 
     Args:
-        per_class: at most 139, the size of the smallest class.
+        counts: Samples of each class, at most 139, the size of the smallest class.
 
     Raises:
         ArgumentError: if there are not so many.
     """
     data = Digits().load()
-    check_positive("per_class", per_class)
     smallest = int(data.class_counts.min())
-    check_range("per_class", per_class, per_class <= smallest, f"at most {smallest}, the digits of each class")
-    images, labels = data.train.tensors  # type: ignore[attr-defined]
-    kept = torch.cat([(labels == k).nonzero().flatten()[:per_class] for k in range(NUM_CLASSES)])
+    check_positive("counts", min(counts))
+    check_range("counts", max(counts), max(counts) <= smallest, f"at most {smallest}, the digits of each class")
+    images, labels = data.train[:]
+    kept = torch.cat([(labels == k).nonzero().flatten()[:count] for k, count in enumerate(counts)])
     return images[kept], labels[kept]
 
 
-def decayed(
-    network: Network, images: Tensor, labels: Tensor, decay: float, steps: int, marks: Sequence[int] = ()
+def descent(
+    objective: Callable[[], Tensor], optimizer: torch.optim.Optimizer, steps: int, cosine: bool = False
 ) -> Iterator[int]:
-    """Descend along the mean of cross-entropies with weight decay on every parameter; yield after each marked step.
-
-    SGD with momentum 0.9; the learning rate falls from 0.2 to 0 as a cosine.
+    """Minimise an objective of the optimizer's parameters, and yield how many steps were made: 0, 1, ..., ``steps``.
 
     Args:
-        network: trained in place.
-        images: ``(N, 64)``.
-        labels: ``(N,)``.
-        decay: of ``torch.optim.SGD``.
-        steps: in all; the last one is always marked.
-        marks: numbers of steps.
+        objective: Function that is minimised.
+        optimizer: Any optimizer; it may call the objective several times a step.
+        steps: Number of steps.
+        cosine: Whether the learning rate falls to 0 as a cosine.
     """
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.2, momentum=0.9, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    if 0 in marks:
-        yield 0
-    for step in range(1, steps + 1):
+
+    def closure() -> Any:
         optimizer.zero_grad()
-        F.cross_entropy(network(images), labels).backward()
-        optimizer.step()
-        schedule.step()
-        if step in marks or step == steps:
-            yield step
+        value = objective()
+        value.backward()
+        return value
+
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps)) if cosine else None
+    yield 0
+    for step in range(1, steps + 1):
+        optimizer.step(closure)
+        if schedule is not None:
+            schedule.step()
+        yield step
 
 
-def unregularised(
-    network: Network, images: Tensor, labels: Tensor, times: Sequence[float], max_steps: int = 40_000
-) -> Iterator[tuple[float, float]]:
-    """Descend along the sum of cross-entropies, and yield time and loss when each of the times has been reached.
+class TimedDescent(torch.optim.Optimizer):
+    """Gradient descent with steps of length c/L at a loss L, for which decades of time cost alike.
 
-    A step is c/L long and the time is the sum of the steps, so that decades of time cost alike. c grows by 5 % until a
-    step does not lower the loss, which is then undone and c halved.
-
-    Args:
-        network: trained in place; its float64 copy reaches losses that float32 cannot tell from zero.
-        images: ``(N, 64)``, of the network's dtype.
-        labels: ``(N,)``.
-        times: increasing.
-        max_steps: tried at most, even if no time is reached.
+    ``time`` is the sum of the steps and ``loss`` the loss there. c grows by 5 % until a step does not lower the loss;
+    that step is undone and c halved.
     """
-    parameters = list(network.parameters())
 
-    def slope() -> tuple[float, tuple[Tensor, ...]]:
-        loss = log_probabilities(network(images), labels)[0].sum()
-        return loss.item(), torch.autograd.grad(loss, parameters)
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+        self.time, self.pace, self.loss = 0.0, 0.1, 0.0
 
-    waiting = list(times)
-    time, pace, (loss, gradient) = 0.0, 0.1, slope()
-    for _ in range(max_steps):
-        size, before = pace / loss, [parameter.detach().clone() for parameter in parameters]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Make a step, or undo it."""
+        parameters = self.param_groups[0]["params"]
+        self.loss = self.loss or closure().item()
+        size, before = self.pace / self.loss, [parameter.detach().clone() for parameter in parameters]
         with torch.no_grad():
-            for parameter, direction in zip(parameters, gradient, strict=True):
-                parameter.sub_(direction, alpha=size)
-        new_loss, new_gradient = slope()
-        if new_loss < loss:
-            time, pace, loss, gradient = time + size, 1.05 * pace, new_loss, new_gradient
-        else:
-            pace /= 2
-            with torch.no_grad():
-                for parameter, old in zip(parameters, before, strict=True):
-                    parameter.copy_(old)
-        if time >= waiting[0]:
-            while waiting and time >= waiting[0]:
-                waiting.pop(0)
-            yield time, loss
-        if not waiting:
+            for parameter in parameters:
+                parameter.sub_(parameter.grad, alpha=size)
+        loss = closure().item()
+        if loss < self.loss:
+            self.time, self.pace, self.loss = self.time + size, 1.05 * self.pace, loss
             return
+        self.pace /= 2
+        with torch.no_grad():
+            for parameter, old in zip(parameters, before, strict=True):
+                parameter.copy_(old)
+        closure()

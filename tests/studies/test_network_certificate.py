@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from studies.network_certificate import VARIATIONS, Training
-from studies.theory.certified import best_scaled, certified_course, gap_parts
-from studies.theory.networks import Network, Shape, balanced_digits, decayed
+from studies.theory.certificates import best_scaled, certified_course, gap_parts
+from studies.theory.networks import Network, Shape, descent, digits
 
 from studies import network_certificate
-from studies.theory import FIGURES, network
+from studies.theory import FIGURES, certificates
 from tightframe.report.charts import Chart
 from tightframe.ufm import CrossEntropyUFM, Solution, certify_network, closed_form
 from tightframe.ufm.problem import objective
@@ -63,32 +63,34 @@ def test_features_that_point_away_are_best_left_out():
 def test_each_part_removes_what_it_is_named_for():
     solution = closed_form(PROBLEM)
     W, H, least = solution.W, samples(solution.H), solution.loss
-    assert list(gap_parts(point_of(W, H)).values()) == pytest.approx([least] * 3, rel=1e-12)
+    assert gap_parts(point_of(W, H)) == pytest.approx((least, least, least), rel=1e-12)
     # longer or shorter: W and features of other lengths are scaled back
-    parts = gap_parts(point_of(2 * W, 3 * H))
-    assert parts["as it is"] > 1.1 * least
-    assert parts["class means"] == pytest.approx(least, rel=1e-9)
+    as_it_is, means, _ = gap_parts(point_of(2 * W, 3 * H))
+    assert as_it_is > 1.1 * least
+    assert means == pytest.approx(least, rel=1e-9)
     # spread within the classes, of mean zero
     spread = torch.stack([draw(6), -draw(6), torch.zeros(6, dtype=torch.float64)]).repeat(4, 1)
-    parts = gap_parts(point_of(W, H + spread))
-    assert parts["as it is"] > 1.1 * least
-    assert parts["class means"] == pytest.approx(least, rel=1e-9)
+    as_it_is, means, _ = gap_parts(point_of(W, H + spread))
+    assert as_it_is > 1.1 * least
+    assert means == pytest.approx(least, rel=1e-9)
     # a common offset
-    parts = gap_parts(point_of(W, H + spread + draw(6, seed=1)))
-    assert parts["class means"] > 1.05 * least
-    assert parts["centred"] == pytest.approx(least, rel=1e-9)
+    _, means, centred = gap_parts(point_of(W, H + spread + draw(6, seed=1)))
+    assert means > 1.05 * least
+    assert centred == pytest.approx(least, rel=1e-9)
     # a class vector of another length
-    parts = gap_parts(point_of(torch.cat([3 * W[:1], W[1:]]), H))
-    assert parts["centred"] > 1.02 * least
+    _, _, centred = gap_parts(point_of(torch.cat([3 * W[:1], W[1:]]), H))
+    assert centred > 1.02 * least
 
 
 # Trainings -----------------------------------------------------------------------------------------------------------
 
 
 def test_training_is_descent_with_momentum_and_decay_at_a_rate_that_falls_as_a_cosine():
-    images, labels = balanced_digits(2)
+    images, labels = digits((2,) * 10)
     trained, by_hand = (Network(Shape(16, 1), 64, 0).double() for _ in range(2))
-    list(decayed(trained, images.double(), labels, 0.5, 4))
+    sgd = torch.optim.SGD(trained.parameters(), lr=0.2, momentum=0.9, weight_decay=0.5)
+    made = descent(lambda: F.cross_entropy(trained(images.double()), labels), sgd, 4, cosine=True)
+    assert list(made) == [0, 1, 2, 3, 4]
     parameters = list(by_hand.parameters())
     velocities = [torch.zeros_like(p) for p in parameters]
     for step in range(4):
@@ -101,18 +103,25 @@ def test_training_is_descent_with_momentum_and_decay_at_a_rate_that_falls_as_a_c
 
 
 def test_a_course_is_of_certificates_at_their_steps():
-    moments = certified_course(Shape(16, 1), 0, 5e-3, 60, marks=(1, 10), per_class=3)
-    assert [moment.step for moment in moments] == [1, 10, 60]
-    for moment in moments:
-        certificate, relu = moment.network.certificate, moment.relu.certificate
-        assert moment.above["as it is"] == pytest.approx(certificate.loss / certificate.lower_bound - 1)
-        assert moment.above["as it is"] > moment.above["class means"] > moment.above["centred"] >= 0
-        assert moment.above["as it is"] > moment.above_relu > 0
-        assert relu.loss == pytest.approx(certificate.loss, rel=1e-12)
-        W, H, problem = moment.network.point.W, moment.network.point.H, moment.network.point.problem
-        assert best_scaled(problem, W, H) <= certificate.loss * (1 + 1e-12)
-        assert moment.cross_entropy + problem.weight_decay * W.square().sum().item() == pytest.approx(certificate.loss)
-    assert certified_course(Shape(16, 1, relu=False), 0, 5e-3, 2, per_class=3)[-1].above_relu is None
+    rows = certified_course(Shape(16, 1), 0, 5e-3, 60, marks=(1, 10), per_class=3)
+    assert [row["step"] for row in rows] == [1, 10, 60]
+    for row in rows:
+        assert row["as it is"] == pytest.approx(row["objective"] / row["bound"] - 1)
+        assert row["as it is"] > row["class means"] > row["centred"] >= 0
+        assert row["as it is"] > row["above ReLU's"] > 0
+        # At the inferred price both penalties cost alike.
+        assert row["cross-entropy"] + 5e-3 * row["‖W‖²"] == pytest.approx(row["objective"])
+    assert math.isnan(certified_course(Shape(16, 1, relu=False), 0, 5e-3, 2, per_class=3)[-1]["above ReLU's"])
+
+
+def test_a_penalty_of_the_features_is_in_the_loss():
+    options = {"steps": 60, "per_class": 3, "feature_decay": 1e-3}
+    first, last = certified_course(Shape(16, 1, relu=False), 0, 5e-3, marks=(0,), **options)
+    for row in (first, last):
+        penalties = 5e-3 / 2 * row["‖W‖²"] + 1e-3 / 2 * row["‖H‖²"]
+        assert row["cross-entropy"] + penalties == pytest.approx(row["objective"])
+        assert 1e-3 * row["predicted ‖H‖²"] == pytest.approx(5e-3 * row["predicted ‖W‖²"])
+    assert last["objective"] < 0.5 * first["objective"]
 
 
 def test_a_network_whose_features_have_died_has_no_gap_but_is_not_what_is_predicted():
@@ -139,8 +148,8 @@ def test_the_command_prints_what_it_was_asked_for(capsys, monkeypatch):
 
 
 def test_certificates_are_drawn_along_the_trainings(monkeypatch):
-    monkeypatch.setattr(network, "SHAPES", {"one": Shape(16, 1)})
-    monkeypatch.setattr(network, "_MARKS", (1, 5, 20))
+    monkeypatch.setattr(certificates, "SHAPES", {"one": Shape(16, 1)})
+    monkeypatch.setattr(certificates, "MARKS", (1, 5, 20))
     charts = FIGURES["network-certificate"](0)
     assert len(charts) == 3
     assert all(isinstance(chart, Chart) for chart in charts)

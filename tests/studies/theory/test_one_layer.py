@@ -88,8 +88,8 @@ def test_a_class_dies_at_its_threshold(factor, lives):
 
 @pytest.mark.parametrize(("factor", "merged"), [(1.03, True), (0.97, False)])
 def test_twins_merge_at_the_threshold(factor, merged):
-    total = 2 * sum(one_layer._COUNTS)
-    index = one_layer._COUNTS.index(8)
+    total = 2 * sum(one_layer.COUNTS)
+    index = one_layer.COUNTS.index(8)
     gaps, threshold = twin_gaps(math.sqrt(8 * factor) / total)
     assert threshold == pytest.approx(8 * factor)
     assert (gaps[index] < 1e-8) == merged
@@ -98,8 +98,8 @@ def test_twins_merge_at_the_threshold(factor, merged):
 
 @pytest.mark.parametrize("name", ["balanced-norms", "relu-death"])
 def test_figures_are_made(monkeypatch, name):
-    monkeypatch.setattr(one_layer, "_DESCENT_STEPS", 20)
-    monkeypatch.setattr(one_layer, "_NETWORK_STEPS", 5)
+    monkeypatch.setattr(one_layer, "DESCENT_STEPS", 20)
+    monkeypatch.setattr(one_layer, "NETWORK_STEPS", 5)
     monkeypatch.setattr(one_layer, "descend_nonnegative", lambda problem, seed: descend_nonnegative(problem, seed, 5))
     charts = FIGURES[name](0)
     assert len(charts) == 6

@@ -7,15 +7,7 @@ import numpy as np
 import pytest
 import torch
 from studies.theory.networks import Shape
-from studies.theory.ulpm import (
-    ABOVE,
-    CERTIFIED,
-    SCALE,
-    flow_course,
-    measure,
-    network_course,
-    start_of_equal_norm,
-)
+from studies.theory.ulpm import flow_course, measure, network_course, start_of_equal_norm
 
 from studies.theory import FIGURES, ulpm
 from tightframe.report.charts import Chart
@@ -35,10 +27,10 @@ def best(problem=PROBLEM):
     return solution.W, solution.H
 
 
-def slope(course, name, points=4):
+def slope(rows, name, points=4):
     """Power of log t by which a quantity falls at the end of a course."""
-    ages = np.log(np.log(course.times[-points:]))
-    return np.polyfit(ages, np.log(course.values[name][-points:]), 1)[0]
+    ages, values = ([row[key] for row in rows[-points:]] for key in ("log log t", name))
+    return np.polyfit(ages, np.log(values), 1)[0]
 
 
 # Points --------------------------------------------------------------------------------------------------------------
@@ -47,9 +39,9 @@ def slope(course, name, points=4):
 def test_the_largest_margin_is_certified_and_has_the_scale_of_its_logits():
     W, H = best()
     values = measure(PROBLEM, 3 * W, 3 * H)
-    assert abs(values[ABOVE]) < 1e-12
-    assert abs(values[CERTIFIED]) < 1e-9
-    assert values[SCALE] == pytest.approx(9, rel=1e-12)
+    assert abs(values["above"]) < 1e-12
+    assert abs(values["certified"]) < 1e-9
+    assert values["scale"] == pytest.approx(9, rel=1e-12)
     assert values["nc3.distance"] < 1e-20
 
 
@@ -58,15 +50,15 @@ def test_the_gap_does_not_see_how_weight_and_features_share_their_norm():
     W, H = W + 0.1 * draw(3, 5), H[torch.arange(3).repeat_interleave(4)] + 0.1 * draw(12, 5, seed=1)
     wanted = measure(PROBLEM, W, H)
     found = measure(PROBLEM, 10 * W, H / 10)
-    assert 0 < wanted[ABOVE] < wanted[CERTIFIED] < math.inf
-    for name in (ABOVE, CERTIFIED, SCALE, "nc1.ratio"):
+    assert 0 < wanted["above"] < wanted["certified"] < math.inf
+    for name in ("above", "certified", "scale", "nc1.ratio"):
         assert found[name] == pytest.approx(wanted[name], rel=1e-9)
     # by hand: p = |W| |H| / margin, the least p is (K - 1) √n
     logits, labels = H @ W.T, torch.arange(3).repeat_interleave(4)
     margin = min(
         (row[y] - torch.cat([row[:y], row[y + 1 :]]).max()).item() for row, y in zip(logits, labels, strict=True)
     )
-    assert wanted[ABOVE] == pytest.approx((W.norm() * H.norm()).item() / margin / (2 * 2) - 1, rel=1e-9)
+    assert wanted["above"] == pytest.approx((W.norm() * H.norm()).item() / margin / (2 * 2) - 1, rel=1e-9)
 
 
 def test_a_misclassified_sample_leaves_no_gap():
@@ -74,8 +66,8 @@ def test_a_misclassified_sample_leaves_no_gap():
     H = H.clone()
     H[0] = -H[0]
     values = measure(PROBLEM, W, H)
-    assert math.isnan(values[ABOVE])
-    assert math.isnan(values[CERTIFIED])
+    assert math.isnan(values["above"])
+    assert math.isnan(values["certified"])
 
 
 def test_a_mean_of_the_class_vectors_does_not_reach_what_is_centred():
@@ -94,7 +86,7 @@ def test_the_flow_from_an_etf_is_the_dashed_line():
     flow = LogTimeFlow(1e12, records=6, start=(W, H)).run(PROBLEM)
     start = start_of_equal_norm(flow)
     assert start == pytest.approx(1.0, rel=1e-12)
-    scales = [measure(PROBLEM, w, h)[SCALE] for w, h in zip(flow.W, flow.H, strict=True)]
+    scales = [measure(PROBLEM, w, h)["scale"] for w, h in zip(flow.W, flow.H, strict=True)]
     assert torch.tensor(scales, dtype=torch.float64) == pytest.approx(
         etf_flow_scale(PROBLEM, flow.times, start), rel=1e-8
     )
@@ -108,13 +100,11 @@ def test_the_sum_of_the_class_vectors_never_moves():
 
 
 def test_what_is_centred_falls_as_one_over_log_t_and_the_classifier_as_its_root():
-    course, flow = flow_course(PROBLEM, seed=1, final_time=1e120, points=20)
-    assert flow.drifts.max() < 1e-8
-    for name in ("nc1.ratio", "nc3.distance", "nc2.equinorm.means", "nc2.equinorm.centred", ABOVE):
-        assert slope(course, name) == pytest.approx(-1, abs=0.12), name
-    assert slope(course, "nc2.equinorm.classifier") == pytest.approx(-0.5, abs=0.12)
-    law = etf_flow_scale(PROBLEM, torch.tensor(course.times, dtype=torch.float64), start_of_equal_norm(flow))
-    assert course.values[SCALE][-1] == pytest.approx(law[-1].item(), rel=1e-2)
+    rows = flow_course(PROBLEM, seed=1, final_time=1e120, points=20)
+    for name in ("nc1.ratio", "nc3.distance", "nc2.equinorm.means", "nc2.equinorm.centred", "above"):
+        assert slope(rows, name) == pytest.approx(-1, abs=0.12), name
+    assert slope(rows, "nc2.equinorm.classifier") == pytest.approx(-0.5, abs=0.12)
+    assert rows[-1]["scale"] == pytest.approx(rows[-1]["law"], rel=1e-2)
 
 
 # Networks ------------------------------------------------------------------------------------------------------------
@@ -123,8 +113,8 @@ def test_what_is_centred_falls_as_one_over_log_t_and_the_classifier_as_its_root(
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_a_course_of_a_network_descends(batch_norm):
     course = network_course(Shape(16, 1, batch_norm=batch_norm), 0, [1.0, 1e8], per_class=5)
-    assert len(course.times) == len(course.values["nc1.ratio"]) == 2
-    assert course.losses[1] < course.losses[0]
+    assert [row["t"] >= time for row, time in zip(course, (1.0, 1e8), strict=True)] == [True, True]
+    assert course[1]["loss"] < course[0]["loss"]
 
 
 # Figures -------------------------------------------------------------------------------------------------------------
@@ -148,7 +138,7 @@ def test_the_flow_is_drawn(monkeypatch):
 def test_the_networks_are_drawn(monkeypatch):
     monkeypatch.setattr(ulpm, "SHAPES", {"one": Shape(16, 1), "other": Shape(16, 1, batch_norm=False)})
     monkeypatch.setattr(ulpm, "network_course", functools.partial(network_course, per_class=3))
-    monkeypatch.setattr(ulpm, "_DECADE", 3)
+    monkeypatch.setattr(ulpm, "DECADE", 3)
     charts = FIGURES["ulpm-network"](0)
     assert len(charts) == 6
     assert [line.label for line in charts[-1].lines] == ["one", "other"]
