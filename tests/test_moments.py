@@ -220,8 +220,7 @@ def test_no_variance_is_ever_negative(seed, N, offset, exponent, size, how, dtyp
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("offset", [0.0, 0.1, 1e4])
-@pytest.mark.parametrize("how", ["update", "read", "merge"])
+@pytest.mark.parametrize(("offset", "how"), [(0.0, "read"), (0.1, "update"), (0.1, "merge"), (1e4, "read")])
 def test_exact_collapse_has_variance_zero_exactly(dtype, offset, how):
     problem = collapsed(n=7)
     features = (problem.features / 3 + offset).to(dtype)

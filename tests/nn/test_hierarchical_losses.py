@@ -219,7 +219,7 @@ def test_hier_cos_at_zero_coordinates_is_finite():
 @pytest.mark.parametrize(
     ("loss", "width"), [(hxe, None), (hace, None), (hace, 0), (hier_cos, -1)], ids=["hxe", "hace", "nodes", "o"]
 )
-@pytest.mark.parametrize("tree", TREES[:5], ids=range(5))
+@pytest.mark.parametrize("tree", TREES[:4], ids=range(4))
 def test_gradients_on_trees(loss, width, tree):
     logits, labels = batch(tree, 3, None if width is None else len(tree.parents) + width)
     assert torch.autograd.gradcheck(lambda z: loss(z, labels, tree, 0.3), logits.requires_grad_())
@@ -380,24 +380,21 @@ def test_compiles_to_one_graph(loss, classifier):
     torch.testing.assert_close(found, value(loss, classifier, inputs, labels))
 
 
-@pytest.mark.parametrize(
-    ("spoil", "error", "message"),
-    [
-        (lambda h, y: (h, y + K), LabelError, r"labels must lie in 0\.\.4"),
-        (lambda h, y: (h, y - K), LabelError, r"labels must lie in 0\.\.4"),
-        (lambda h, y: (h, y.double()), DtypeError, "labels must be an integer tensor"),
-        (lambda h, y: (h, y[:2]), ShapeError, r"labels must have shape \(B,\) = \(6,\)"),
-        (lambda h, y: (h.long(), y), DtypeError, "floating"),
-        (lambda h, y: (h[:, :-1], y), ShapeError, "d = "),
-        (lambda h, y: (h[0], y), ShapeError, "shape"),
-    ],
-)
 @every
-def test_bad_batches(loss, classifier, spoil, error, message):
-    inputs, labels = inputs_of(classifier)
-    with pytest.raises(error, match=message):
-        value(loss, classifier, *spoil(inputs, labels))
-    assert value(loss, classifier, inputs[:0], labels[:0]).isnan()
+def test_bad_batches(loss, classifier):
+    h, y = inputs_of(classifier)
+    for inputs, labels, error, message in (
+        (h, y + K, LabelError, r"labels must lie in 0\.\.4"),
+        (h, y - K, LabelError, r"labels must lie in 0\.\.4"),
+        (h, y.double(), DtypeError, "labels must be an integer tensor"),
+        (h, y[:2], ShapeError, r"labels must have shape \(B,\) = \(6,\)"),
+        (h.long(), y, DtypeError, "floating"),
+        (h[:, :-1], y, ShapeError, "d = "),
+        (h[0], y, ShapeError, "shape"),
+    ):
+        with pytest.raises(error, match=message):
+            value(loss, classifier, inputs, labels)
+    assert value(loss, classifier, h[:0], y[:0]).isnan()
 
 
 def test_trees_must_agree():

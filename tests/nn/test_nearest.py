@@ -190,8 +190,7 @@ def test_features_of_zero_length_stay_zero():
         (lambda h, y: (h[:0], y[:0]), EmptyDataError),
     ],
 )
-@pytest.mark.parametrize("gradient", ["none", "exact"])
-@pytest.mark.parametrize("seeds", [(), (0, 1)])
+@pytest.mark.parametrize(("gradient", "seeds"), [("none", (0, 1)), ("exact", ())])
 def test_a_bad_batch_raises_and_changes_nothing(spoil, error, gradient, seeds):
     made = classifier(*seeds, gradient=gradient)
     before, found = state_of(made), made.diagnostics()
