@@ -14,7 +14,7 @@ from studies.theory.networks import NUM_CLASSES, Network, Shape, descent, digits
 from studies.theory.panels import Rows, curves
 from tightframe.report.charts import Chart, HeatMap
 from tightframe.ufm import CrossEntropyUFM, Solution, certify_network
-from tightframe.ufm.bound import descent
+from tightframe.ufm.bound import descent as descent_of_fit
 from tightframe.ufm.solution import bisect
 
 SHAPES = {"batch norm": Shape(), "plain": Shape(depth=2, batch_norm=False)}
@@ -164,7 +164,7 @@ def best_scaled(problem: CrossEntropyUFM, W: Tensor, H: Tensor) -> float:
     price = problem.sigma * W.norm().item() * (rows.roots * H).norm().item()
 
     def slope(c: float) -> float:
-        return price - (descent(problem, rows, c * Z) * Z).sum().item()
+        return price - (descent_of_fit(problem, rows, c * Z) * Z).sum().item()
 
     high = 1.0
     while slope(high) < 0:
