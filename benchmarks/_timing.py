@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import threadpoolctl
 import torch
@@ -37,22 +37,24 @@ Call = Callable[[], Any]
 Batches = list[tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table; ``ratio`` is the number that ``target`` speaks about, ``met`` None where there is none."""
+class Row(NamedTuple):
+    """A line of the table; ``ratio`` is the number that ``target`` speaks about, and ``met`` says whether it does."""
 
     name: str
     ours: str
     peer: str
     ratio: str
     target: str = "-"
-    met: bool | None = None
+    met: str = "-"
+
+
+YES_NO = {True: "yes", False: "no"}
 
 
 def at_most(limit: float | None, name: str, value: float, ours: str = "-", peer: str = "-", text: str = "") -> Row:
     """Return the row of a number that should be small, printed as ``text``; without a limit it is not judged."""
     text = text or f"{value:.1e}"
-    target = () if limit is None else (f"<= {limit:g}", value <= limit)
+    target = () if limit is None else (f"<= {limit:g}", YES_NO[value <= limit])
     return Row(name, ours, peer, text, *target)
 
 
@@ -76,7 +78,7 @@ class Race:
         ratios = [1 / cost for cost in reversed(self.costs())]
         middle = statistics.median(ratios)
         text = f"{middle:.1f}x faster [{ratios[0]:.1f}, {ratios[-1]:.1f}]"
-        target = () if least is None else (f">= {least:g}x", middle >= least)
+        target = () if least is None else (f">= {least:g}x", YES_NO[middle >= least])
         return Row(name, *self.medians(), text, *target)
 
     def costlier(self, name: str, most: float | None = None) -> Row:
@@ -167,10 +169,7 @@ def report(title: str, rows: Sequence[Row]) -> None:
         + ", ".join(f"{library} {threads}" for library, threads in pools)
         + "\n"
     )
-    lines: list[tuple[str, ...]] = [("", "ours", "peer", "ratio", "target", "met")]
-    for row in rows:
-        met = "-" if row.met is None else "yes" if row.met else "no"
-        lines.append((row.name, row.ours, row.peer, row.ratio, row.target, met))
+    lines: list[Sequence[str]] = [("", "ours", "peer", "ratio", "target", "met"), *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, tuple("-" * width for width in widths))
     for line in lines:

@@ -8,14 +8,14 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from studies.theory.networks import NUM_CLASSES, Network, Shape, descent, digits
 from studies.theory.panels import Rows, curves
 from tightframe.report.charts import Chart, HeatMap
 from tightframe.ufm import CrossEntropyUFM, Solution, certify_network
-from tightframe.ufm.bound import descent as descent_of_fit
-from tightframe.ufm.solution import bisect
+from tightframe.ufm.problem import objective
 
 SHAPES = {"batch norm": Shape(), "plain": Shape(depth=2, batch_norm=False)}
 MARKS = (5, 10, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000)
@@ -69,15 +69,15 @@ def certified_course(
     if feature_decay is not None:
         optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
 
-    def objective() -> Tensor:
+    def loss() -> Tensor:
         H = network.body(images)
-        loss = F.cross_entropy(network.head(H), labels)
+        fit = F.cross_entropy(network.head(H), labels)
         if feature_decay is None:
-            return loss
-        return loss + decay / 2 * network.head[0].weight.square().sum() + feature_decay / 2 * H.square().sum()
+            return fit
+        return fit + decay / 2 * network.head[0].weight.square().sum() + feature_decay / 2 * H.square().sum()
 
     rows = []
-    for step in descent(objective, optimizer, steps, cosine=True):
+    for step in descent(loss, optimizer, steps, cosine=True):
         if step in marks or step == steps:
             W, H = network.point(images)
             rows.append({"step": step} | measure(W, H, labels, shape.relu, decay, feature_decay))
@@ -149,25 +149,24 @@ def gap_parts(point: Solution) -> tuple[float, float, float]:
 
 
 def best_scaled(problem: CrossEntropyUFM, W: Tensor, H: Tensor) -> float:
-    r"""Return the least objective of these class vectors and features, each of the two at its best scale.
+    """Return the least objective of these class vectors and features, each of the two at its best scale.
 
-    .. math:: \min_{c \ge 0} F(c\, H W^\top) + c\, \sigma\, \lVert W\rVert\, \lVert\tilde H\rVert
-
-    which is convex in c.
+    At the best scales both penalties are equal. With W and H of equal penalties the objective of √c W and √c H is
+    convex in c.
 
     Args:
         problem: Model without bias.
         W: Class vectors ``(K, d)``.
         H: Features ``(K, d)`` or ``(N, d)``, class by class.
     """
-    Z, rows = H @ W.T, problem.rows(len(H))
-    price = problem.sigma * W.norm().item() * (rows.roots * H).norm().item()
+    prices = problem.rows(len(H)).prices
+    of_features = problem.feature_decay * (prices @ H.square().sum(dim=1))
+    balance = (of_features / (problem.weight_decay * W.square().sum())) ** 0.25
 
-    def slope(c: float) -> float:
-        return price - (descent_of_fit(problem, rows, c * Z) * Z).sum().item()
+    def value(c: float) -> float:
+        return objective(problem, c**0.5 * balance * W, c**0.5 / balance * H).item()
 
     high = 1.0
-    while slope(high) < 0:
+    while value(2 * high) < value(high):
         high *= 2
-    c = bisect(slope, 0.0, high) if slope(0.0) < 0 else 0.0
-    return problem.criterion.fit(rows, c * Z).item() + c * price
+    return min(value(0.0), minimize_scalar(value, bounds=(0, 2 * high), method="bounded", options={"xatol": 1e-10}).fun)
