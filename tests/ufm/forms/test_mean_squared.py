@@ -22,8 +22,10 @@ def problem_of(counts, dim, sigma, ratio=2.0, **options):
 # Balanced ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bias_decay", [None, 0.0, 0.04, 0.5, 20.0])
-@pytest.mark.parametrize(("K", "n", "dim"), [(2, 3, 2), (4, 2, 4), (3, 1, 5)])
+@pytest.mark.parametrize(
+    ("K", "n", "dim", "bias_decay"),
+    [(2, 3, 2, 0.04), (4, 2, 4, None), (4, 2, 4, 0.0), (4, 2, 4, 0.5), (3, 1, 5, 0.04), (3, 1, 5, 20.0)],
+)
 def test_balanced_minimum(K, n, dim, bias_decay):
     assert_minimum(mean_squared_form(problem_of((n,) * K, dim, 0.02, bias_decay=bias_decay)))
 

@@ -22,9 +22,7 @@ def problem_of(counts, dim, sigma, ratio=2.0, **options):
     ("counts", "sigma", "weights"),
     [
         ((3, 3, 3), 0.03, None),
-        ((6, 2), 0.05, None),
-        ((8, 4, 2, 1), 0.03, None),
-        ((8, 4, 2, 1), 0.06, None),  # the last is dead
+        ((6, 3, 1), 0.03, None),
         ((5, 1, 1), 0.1, (0.1, 0.4, 0.05)),  # the last is dead
     ],
 )
