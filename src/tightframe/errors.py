@@ -229,7 +229,7 @@ def check_label_range(labels: Tensor, num_classes: int, name: str = "labels") ->
     bad = labels[(labels < 0) | (labels >= num_classes)]
     raise LabelError(
         f"{name} must lie in 0..{num_classes - 1} (K = {num_classes}), got {int(bad[0])} "
-        f"({bad.numel()} of {labels.numel()} out of range); are there K outputs? where a label marks what to leave out, "
+        f"({bad.numel()} of {labels.numel()} out of range); are there K outputs? if a label marks what to leave out, "
         f"pass ignore_index={int(bad[0])}"
     )
 
