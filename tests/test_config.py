@@ -103,7 +103,10 @@ def test_rooms_are_searched_in_their_order():
         (Part("no.such.Thing"), "here.name: no.such cannot be imported"),
         (Part(""), "here.name: no class or function ''"),
         (Part("torch.nn.functional.relu"), "here.name must be a Classifier, .*got torch.nn.functional.relu"),
-        (Part("FrameClassifier", {"frame": 3}), "here.args.frame must be the name of a frame, or a mapping"),
+        (
+            Part("FrameClassifier", {"frame": 3}),
+            "here.args.frame must be the name of a frame of tightframe, or a mapping",
+        ),
         (Part("FrameClassifier", {"frame": "coherence"}), "here.args.frame.name must be a Frame, .*got coherence"),
         (Part("FrameClassifier", {"frame": {"name": "SimplexETF", "args": {"dimm": 3}}}), "takes no 'dimm'"),
         (Part("torch.nn.Linear"), "here.name must be a Classifier, .*got torch.nn.Linear"),
@@ -159,7 +162,7 @@ def test_an_abstract_class_is_refused():
 
 def test_data_are_loaded_with_their_arguments():
     chosen = recipe(data=Part("Digits", {"imbalance": 0.1, "flatten": False}))
-    loaded = build(chosen, []).data
+    loaded = build(chosen, [], trust=True).data
     assert torch.equal(loaded.class_counts, Digits(imbalance=0.1).load().class_counts)
     assert loaded.train[0][0].shape == (1, 8, 8)
 
@@ -439,7 +442,7 @@ def test_paths_start_at_the_folder_of_the_recipe(tmp_path):
 
 def of_tokens(**method):
     chosen = small_recipe("tokens", Method(Part("LinearClassifier"), **method), optimizer=Part("AdamW", {"lr": 0.01}))
-    return chosen, build(chosen, []).data
+    return chosen, build(chosen, [], trust=True).data
 
 
 @pytest.mark.parametrize(
@@ -447,7 +450,7 @@ def of_tokens(**method):
 )
 def test_fixed_feed_forward_weights_stay_bit_for_bit_while_the_rest_is_trained(which, layers):
     chosen, loaded = of_tokens(etf_transformer={"which": which})
-    module = build(chosen, [], data=loaded).module("learned", 0)
+    module = build(chosen, [], trust=True, data=loaded).module("learned", 0)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     trainer(max_epochs=-1, max_steps=2).fit(module, make_loader(loaded.train, 16), make_loader(loaded.test, 16))
     same = [name for name, p in module.named_parameters() if torch.equal(p, before[name])]
@@ -457,7 +460,7 @@ def test_fixed_feed_forward_weights_stay_bit_for_bit_while_the_rest_is_trained(w
 def test_fixed_feed_forward_weights_are_drawn_by_the_seed_of_the_run_unless_they_have_their_own():
     def weight(seed, /, **args):
         chosen, loaded = of_tokens(etf_transformer={"which": "w2", **args})
-        return build(chosen, [], data=loaded).module("learned", seed).backbone.blocks[0].linear2.weight
+        return build(chosen, [], trust=True, data=loaded).module("learned", seed).backbone.blocks[0].linear2.weight
 
     assert torch.equal(weight(1), weight(1))
     assert not torch.equal(weight(1), weight(2))
@@ -468,14 +471,14 @@ def test_fixed_feed_forward_weights_are_drawn_by_the_seed_of_the_run_unless_they
 def test_fixed_feed_forward_weights_change_no_other():
     chosen, loaded = of_tokens(etf_transformer={"which": "w2"})
     plain, _ = of_tokens()
-    fixed, free = (build(r, [], data=loaded).module("learned", 3).state_dict() for r in (chosen, plain))
+    fixed, free = (build(r, [], data=loaded, trust=True).module("learned", 3).state_dict() for r in (chosen, plain))
     differing = [name for name in free if not torch.equal(fixed[name], free[name])]
     assert differing == [f"backbone.blocks.{i}.linear2.weight" for i in (0, 1)]
 
 
 def test_a_method_has_its_own_arguments_for_the_backbone():
     chosen, loaded = of_tokens(backbone={"feed_forward": 0, "blocks": 3})
-    backbone = build(chosen, [], data=loaded).module("learned", 0).backbone
+    backbone = build(chosen, [], trust=True, data=loaded).module("learned", 0).backbone
     assert len(backbone.blocks) == 3
     assert not any(hasattr(block, "linear1") for block in backbone.blocks)
     assert backbone.out_features == 8
@@ -504,5 +507,5 @@ def test_a_method_has_its_own_arguments_for_the_backbone():
 def test_what_a_method_cannot_change_in_the_backbone(method, text):
     chosen, loaded = of_tokens(**method)
     with pytest.raises(TightframeError, match=text) as caught:
-        build(chosen, data=loaded)
+        build(chosen, data=loaded, trust=True)
     assert "\n" not in str(caught.value)

@@ -1,7 +1,7 @@
 """Exceptions, checks of what a caller passed in, and optional dependencies.
 
-Every exception derives from :class:`TightframeError`, so the command line turns exactly these into one line and exit
-code 2. A message names the argument, says what was expected, what was seen and how to correct it.
+Every exception derives from :class:`TightframeError`, which the command line turns into one line and exit code 2. A
+message names the argument, says what was expected, what was seen and how to correct it.
 """
 
 from __future__ import annotations
@@ -66,6 +66,10 @@ class ConfigError(TightframeError, ValueError):
 
 class ResumeError(TightframeError, RuntimeError):
     """A directory holds a run of another configuration."""
+
+
+class FailedError(TightframeError, RuntimeError):
+    """Some of several trainings failed; the others are finished."""
 
 
 class MissingExtraError(TightframeError, ImportError):

@@ -2,18 +2,20 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from tests.conversion.material import recipe as small_recipe
 from tests.conversion.material import trained
 from tests.training.models import quiet
-from tests.training.processes import Interrupted, run
+from tests.training.processes import Signalled, run
 from tightframe import __version__, cli
 from tightframe.cli import main, report, train
 from tightframe.config import shipped_recipes
@@ -212,18 +214,156 @@ def test_compare_trains_every_method_under_every_seed_and_reports(folder, capsys
     assert (folder / "here" / "report.html").stat().st_size > 10_000
 
 
-def test_stopped_by_hand(monkeypatch, capsys):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
+# --- how it ends ---
 
-    monkeypatch.setattr(train, "run", interrupted)
-    assert stopped(["train", "digits"]) == 130
-    assert "run the same command to resume" in capsys.readouterr().err
+SMALL = ["digits", "--backbone.args.widths", "[8]", "--collapse.every_n_epochs", "100", "--epochs"]
+TRAIN = ["train", *SMALL, "2"]
 
 
-def test_stopped_by_hand_while_training(folder):
-    assert run(["train", "digits", "--epochs", "2"], folder, Interrupted(25)) == 130
-    assert "run the same command to resume" in (folder / "output.txt").read_text()
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; run the same command to resume after the last epoch"),
+        (OSError(28, "No space left on device"), 2, "error: .*No space left on device; run the same command to resume"),
+        (UnicodeDecodeError("utf-8", b"", 0, 1, "broken"), 2, "error: 'utf-8' codec can't decode .*"),
+        (MemoryError(), 2, "error: not enough memory; use smaller .*"),
+        (RecursionError("depth"), 2, "error: the input is nested too deeply: depth"),
+        (BrokenPipeError(), 2, "error: standard output was closed before everything was written.*"),
+        (AttributeError("no\nway"), 1, "unexpected AttributeError: no way; --debug shows where; please report it"),
+    ],
+)
+def test_every_error_is_one_line(monkeypatch, capsys, error, code, line):
+    monkeypatch.setattr(train, "run", lambda **options: (_ for _ in ()).throw(error))
+    assert stopped(["train", "digits"]) == code
+    assert re.fullmatch(f"tightframe: {line}\n?.*\n", capsys.readouterr().err)
+    assert stopped(["train", "--debug", "digits"]) == code
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_by_a_signal_while_training(folder, number, code):
+    assert run(TRAIN, folder, Signalled(25, number)) == code
+    last = (folder / "output.txt").read_text().splitlines()[-1]
+    assert re.fullmatch("tightframe: (interrupted|terminated); run the same command to resume after .*", last)
+    assert not list(folder.glob("runs/*/*/timing.json"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_an_output_that_takes_nothing_is_one_line():
+    program = "from tightframe.cli import main; main()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "recipes", "list"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "recipes", "list"], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "standard output was closed" in done.stderr
+
+
+def test_a_character_that_the_output_lacks_is_replaced(folder):
+    written("tree.tsv", "root\tä\nroot\tλ\n")
+    command = "from tightframe.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "frame", "--hierarchy", "tree.tsv", "--out", "frame.safetensors"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"frame.safetensors: 2 classes" in done.stdout
+
+
+def test_compare_goes_on_with_the_other_methods(folder, capsys, monkeypatch):
+    monkeypatch.setattr(report, "run", lambda out: print("REPORT"))
+    small = yaml.safe_load(RECIPE) | {"epochs": 1, "backbone": {"name": "MLP", "args": {"widths": [16]}}}
+    small["methods"] = {"held": small["methods"]["learned"], "learned": small["methods"]["learned"]}
+    recipe = written("small.yaml", yaml.safe_dump(small))
+    with hold(Path("runs", "held", "seed-0")):
+        assert stopped(["compare", recipe, "--num_seeds", "1"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "REPORT\n"
+    last = shown.err.splitlines()[-1]
+    assert re.match(
+        "tightframe: error: 1 of 2 trainings failed: held, seed 0: ResumeError: .* is being written by", last
+    )
+    assert (folder / "runs" / "learned" / "seed-0" / "timing.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "epochs"),
+    [
+        (["--trainer.max_steps", "30"], 1),
+        (["--trainer.max_time", "00:00:00:00"], 1),
+        (["--trainer.fast_dev_run", "true"], 0),
+    ],
+)
+def test_a_training_that_a_limit_stops_is_not_finished(folder, capsys, monkeypatch, limit, epochs):
+    monkeypatch.setattr(report, "run", lambda out: None)
+    main([*TRAIN, *limit])
+    assert f"learned, seed 0: stopped by {limit[0][2:]}, not finished" in capsys.readouterr().err
+    seed = folder / "runs" / "learned" / "seed-0"
+    assert not (seed / "timing.json").exists()
+    path = seed / "checkpoints" / "last.ckpt"
+    assert (torch.load(path, weights_only=True)["epoch"] + 1 if path.exists() else 0) == epochs
+    main(TRAIN)  # the limit is none of the configuration
+    assert (seed / "timing.json").exists()
+    if not (folder.parent / "whole").exists():
+        main([*TRAIN, "--out", str(folder.parent / "whole")])
+    whole = folder.parent / "whole" / "learned" / "seed-0" / "records.jsonl"
+    assert (seed / "records.jsonl").read_bytes() == whole.read_bytes()
+
+
+def test_a_training_of_a_part_of_the_batches_is_not_finished(folder, capsys, monkeypatch):
+    monkeypatch.setattr(report, "run", lambda out: None)
+    main([*TRAIN, "--trainer.limit_train_batches", "2"])
+    assert "stopped by trainer.limit_train_batches" in capsys.readouterr().err
+    assert not list(folder.glob("runs/*/*/timing.json"))
+    (line,) = refused(TRAIN, capsys).splitlines()  # half epochs are not continued by whole ones
+    assert "trainer.limit_train_batches differ; choose another --out" in line
+
+
+# --- recipes of strangers ---
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"data": {"name": "planted.Net"}},
+        {"backbone": {"name": "planted.Net"}},
+        {
+            "backbone": {
+                "name": "torch.nn.TransformerEncoderLayer",
+                "args": {"d_model": 8, "nhead": 1, "activation": "planted.f"},
+            }
+        },
+        {"methods": {"a": {"classifier": {"name": "FrameClassifier", "args": {"frame": "planted.f"}}}}},
+        {"methods": {"a": {"classifier": {"name": "FrameClassifier", "args": {"frame": {"name": "planted.f"}}}}}},
+        {"optimizer": {"name": "SGD", "args": {"lr": {"class_path": "planted.Net"}}}},
+        {"trainer": {"callbacks": [{"class_path": "planted.Net"}]}},
+        {"collapse": {"forward": "planted.f"}},
+        {"adaptive": "planted.f"},
+        "!!python/object/apply:planted.f []",
+    ],
+)
+def test_a_recipe_of_a_stranger_runs_nothing(folder, capsys, monkeypatch, planted):
+    monkeypatch.syspath_prepend(folder)
+    written("planted.py", f"open({str(folder / 'ran')!r}, 'w')\nNet = f = None\n")
+    whole = {**yaml.safe_load(RECIPE), **planted} if isinstance(planted, dict) else planted
+    text = whole if isinstance(whole, str) else yaml.safe_dump(whole)
+    written("recipe.yaml", text)
+    refused(["train", "recipe.yaml"], capsys)
+    seed = folder / "runs" / "a" / "seed-0"
+    seed.mkdir(parents=True)
+    written("runs/config.yaml", text)
+    refused(["convert", str(seed)], capsys)
+    refused(["train", "recipe.yaml", "--method", "a"], capsys)
+    assert not (folder / "ran").exists()
+    assert "planted" not in sys.modules
 
 
 # --- what is refused ---
@@ -243,7 +383,9 @@ def refused(arguments, capsys):
         (["train", "nosuch"], "recipe must be a .yaml file or one of adaptive-digits, "),
         (["train", "nosuch.yaml"], "nosuch.yaml does not exist"),
         (["train", "digits", "--backbone.name", "MLQ"], "backbone.name: no class or function 'MLQ'"),
-        (["train", "digits", "--backbone.name", "no.such.Net"], "no.such cannot be imported"),
+        (["train", "digits", "--backbone.name", "no.such.Net"], "no.such.Net, code outside tightframe .*--trust"),
+        (["train", "digits", "--trust", "--backbone.name", "no.such.Net"], "no.such cannot be imported"),
+        (["train", "--seed", "1", "--config", "digits"], "the recipe comes first"),
         (
             ["train", "digits", "--backbone.name", "CrossEntropyLoss", "--backbone.args", "{}"],
             "no integer out_features",
@@ -264,6 +406,7 @@ def refused(arguments, capsys):
         (["train", "digits", "--collapse.every_n_epochs", "0"], "every_n_epochs must be an integer >= 1"),
         (["train", "digits", "--collapse.layers", "[foo]"], "layers must name modules of the model, got 'foo'"),
         (["train", "digits", "--optimizer.args.lr", "fast"], "optimizer.args: .*lr"),
+        (["train", "digits", "--trainer.val_check_interval", "1000"], "val_check_interval"),
         (["train", "digits", "--scheduler.name", "StepLR"], "scheduler.args must set step_size"),
         (["train", "digits", "--out", "file"], "file cannot be written"),
         (["train", "digits", "--out", "file/runs"], "file/runs cannot be written"),

@@ -41,7 +41,7 @@ def test_layers_that_training_locked_stay_locked(tmp_path):
     method = Method(Part("LinearClassifier"), adaptive={"kind": "haar", "start": 2})
     directory, module = trained(tmp_path, recipe(method=method))
     chosen = recipe(method=method)
-    data = build(chosen, []).data
+    data = build(chosen, [], trust=True).data
     network = load_run(directory, trust=True).network
     frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
     assert frozen == ["backbone.7.weight", "classifier.weight"]
@@ -68,7 +68,7 @@ def test_a_transform_stands_in_front_and_a_validation_part_changes_nothing(tmp_p
     chosen = recipe("bytes", transform=Part("ImageTransform", {"mean": [0.5] * 3, "std": [0.2] * 3, "flip": True}))
     chosen.data.args["validation"] = True
     directory, module = trained(tmp_path, chosen)
-    data = build(chosen, []).data
+    data = build(chosen, [], trust=True).data
     network = load_run(directory, trust=True).network
     inputs = data.test.tensors[0]
     assert inputs.dtype == torch.uint8
@@ -134,7 +134,9 @@ def test_a_checkpoint_that_is_something_else(mlp, tmp_path, kind):
         whole = (directory / CHECKPOINT).read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
     else:
-        other = build(replace(chosen, backbone=Part("MLP", {"widths": [12, 9, 8]})), [], data=data).module("learned", 0)
+        other = build(replace(chosen, backbone=Part("MLP", {"widths": [12, 9, 8]})), [], data=data, trust=True).module(
+            "learned", 0
+        )
         torch.save(CHECKPOINTS[kind](torch.load(directory / CHECKPOINT, weights_only=False), other), path)
     with pytest.raises(DataFileError, match=r"last\.ckpt cannot be loaded: .") as caught:
         load_run(here, trust=True)
@@ -167,7 +169,7 @@ def test_a_conversion_comes_back_as_it_was(request, tmp_path, run, convert, epsi
     assert facts["note"] == "x"
     assert facts["depth"] == found.depth
     assert facts["truncated"] is found.truncated
-    fresh = build(run[2], [], data=run[3]).module("learned", 9)
+    fresh = build(run[2], [], data=run[3], trust=True).module("learned", 9)
     fresh = nn.Sequential(OrderedDict(backbone=fresh.backbone, classifier=fresh.classifier))
     loaded = load_conversion(tmp_path / "a" / "b", fresh, parts.sample)
     assert same_state(loaded, found.network)

@@ -183,7 +183,7 @@ def test_the_last_layer_is_locked_at_its_own_depth_on_request():
 def test_a_fixed_classifier_is_neither_locked_nor_counted(tmp_path):
     chosen = recipe(method=Method(Part("SimplexETFClassifier", {"learn_scale": True})))
     directory, _ = trained(tmp_path, chosen)
-    data = build(chosen, []).data
+    data = build(chosen, [], trust=True).data
     parts = parts_of(data, 20)
     network = load_run(directory, trust=True).network
     scale = network.classifier.log_scale.clone()

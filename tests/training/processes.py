@@ -97,22 +97,23 @@ class AtStep:
         ClassifierModule.on_after_backward = on_after_backward
 
 
-class Interrupted:
-    """Press Ctrl-C in the middle of an epoch."""
+class Signalled:
+    """Get a signal in the middle of an epoch, as of Ctrl-C or of a scheduler."""
 
-    def __init__(self, step):
+    def __init__(self, step, number):
         self.step = step
+        self.number = number
 
     def __call__(self):
         from tightframe.training import ClassifierModule
 
-        # Tests run in the background of a shell inherit that it is ignored.
+        # Tests run in the background of a shell inherit that SIGINT is ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         original = ClassifierModule.on_after_backward
 
         def on_after_backward(module):
             if module.global_step == self.step:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(self.number)
             original(module)
 
         ClassifierModule.on_after_backward = on_after_backward

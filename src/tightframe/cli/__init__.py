@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import io
+import os
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from tightframe.errors import ConfigError, MissingExtraError, TightframeError
+from tightframe.errors import ConfigError, MissingExtraError, OutputError, TightframeError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -35,6 +41,7 @@ def build_parser(names: Iterable[str] = tuple(COMMANDS)) -> ArgumentParser:
         prog="tightframe", description="Measure, induce and explain neural collapse.", exit_on_error=False
     )
     parser.add_argument("--version", action="version", version=f"tightframe {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from; goes with every command")
     commands = parser.add_subcommands(required=True, dest="command")
     for name in names:
         commands.add_subcommand(name, _module(name).parser(COMMANDS[name]), help=COMMANDS[name])
@@ -42,17 +49,82 @@ def build_parser(names: Iterable[str] = tuple(COMMANDS)) -> ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; wrong input ends with one line on stderr and exit code 2."""
+    """Run the command line, and end with an exit code that tells the truth.
+
+    0 is success; 2 wrong input or a file that cannot be read or written, with one line on stderr; 1 an error of
+    tightframe itself, with one line; 130 Ctrl-C and 143 SIGTERM, with a line that says how to resume.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character that the terminal lacks must not end the work
     try:
-        _check_extra()
-        _run(arguments)
-    except TightframeError as error:
-        print(f"tightframe: error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("tightframe: stopped; run the same command to resume after the last epoch", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+        with _terminable():
+            _check_extra()
+            _run(arguments)
+            sys.stdout.flush()
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if debug:
+            traceback.print_exception(error)
+        code, line = _ending(error)
+        training = arguments[:1] in (["compare"], ["train"])
+        if code > 2 or isinstance(error, OSError | OutputError):
+            line += "; run the same command to resume after the last epoch" if training else "; run the command again"
+        print(f"tightframe: {line}", file=sys.stderr)  # noqa: T201
+        if isinstance(error, OSError):
+            _close_stdout()
+        sys.exit(code)
+
+
+class Terminated(BaseException):
+    """SIGTERM, as a scheduler sends it before the end of the time."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise :class:`Terminated` at SIGTERM, so that files and locks are closed as at Ctrl-C."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not end the closing
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the line of an error."""
+    said = " ".join(str(error).split())
+    match error:
+        case KeyboardInterrupt():
+            return 130, "interrupted"
+        case Terminated():
+            return 143, "terminated"
+        case BrokenPipeError():
+            return 2, "error: standard output was closed before everything was written to it"
+        case TightframeError() | OSError() | UnicodeError():
+            return 2, f"error: {said}"
+        case MemoryError():
+            return 2, f"error: not enough memory{said and ': '}{said}; use smaller data, batches or networks"
+        case RecursionError():
+            return 2, f"error: the input is nested too deeply: {said}"
+    return 1, f"unexpected {type(error).__name__}: {said}; --debug shows where; please report it"
+
+
+def _close_stdout() -> None:
+    """Point standard output to nowhere: Python would try to write what is left, and complain, when it ends."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # it has no file
+        return
 
 
 def _run(arguments: list[str]) -> None:

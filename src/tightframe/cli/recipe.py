@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tightframe.config import Experiment, Recipe, build, find_recipe, located, recipe_parser, shipped_recipes
+from tightframe.config import (
+    Experiment,
+    Recipe,
+    build,
+    check_trusted,
+    find_recipe,
+    located,
+    recipe_parser,
+    shipped_recipes,
+)
 from tightframe.errors import ConfigError
 from tightframe.files import read_yaml
 
@@ -28,6 +38,7 @@ def parser_of_recipe(text: str) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="the recipe; RECIPE is short for this")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="directory for runs and report")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and frames")
+    parser.add_argument("--trust", action="store_true", help="import classes of other packages that the recipe names")
     return parser
 
 
@@ -44,15 +55,22 @@ def with_recipe(arguments: list[str]) -> tuple[list[str], str]:
     elif arguments[1] == "--config" and len(arguments) > 2:
         path, rest = find_recipe(arguments[2]), arguments[3:]
     else:
+        rest = arguments[1:]
+    if any(argument.split("=")[0] == "--config" for argument in rest):
+        raise ConfigError(f"the recipe comes first, and once: tightframe {arguments[0]} RECIPE [options]")
+    if rest == arguments[1:]:
         return arguments, ""
     shipped = path in shipped_recipes().values()  # relative to the working directory, as options are
-    plain = located(read_yaml(path), Path.cwd() if shipped else path.parent)
+    plain = read_yaml(path)
+    if "--trust" not in arguments:
+        check_trusted(plain, str(path))
+    plain = located(plain, Path.cwd() if shipped else path.parent)
     if not isinstance(plain, dict):
         raise ConfigError(f"{path} must hold the keys of a recipe, got {type(plain).__name__}; see the config it needs")
     return [arguments[0], "--config", json.dumps(plain), *rest], f"{path}: "
 
 
-def prepare(options: dict[str, Any], methods: list[str] | None, out: Path, seed: int) -> Experiment:
+def prepare(options: dict[str, Any], methods: list[str] | None, out: Path, seed: int, trust: bool) -> Experiment:
     """Find every mistake that can be found before training, load the data, and open the directory.
 
     Args:
@@ -60,15 +78,19 @@ def prepare(options: dict[str, Any], methods: list[str] | None, out: Path, seed:
         methods: Methods that will be trained; None for all.
         out: Directory of runs.
         seed: First seed.
+        trust: Whether the recipe may name classes outside tightframe and PyTorch.
     """
     from tightframe.runs.write import check_directory, open_directory
 
     if not 0 <= seed < 2**31:
         raise ConfigError(f"--seed must be in 0..{2**31 - 1}, got {seed}")
     recipe = Recipe(**options)
-    config = located(asdict(recipe), Path.cwd())
+    config = asdict(recipe)
+    if not trust:
+        check_trusted(config, "the recipe")
+    config = located(config, Path.cwd())
     check_directory(out, config)
-    experiment = build(recipe, methods)
+    experiment = build(recipe, methods, trust=trust)
     open_directory(
         out, config, class_names=experiment.data.class_names, trees=experiment.trees, sources=experiment.sources
     )
@@ -76,7 +98,7 @@ def prepare(options: dict[str, Any], methods: list[str] | None, out: Path, seed:
 
 
 def train_one(experiment: Experiment, method: str, seed: int, out: Path, *, progress: bool) -> None:
-    """Train one method with one seed, or resume it, or do nothing if it has finished."""
+    """Train one method with one seed, or resume it, or do nothing if it has finished; say so if a limit stops it."""
     from tightframe.runs import Training
     from tightframe.runs.layout import training_directory
     from tightframe.training import fit
@@ -87,7 +109,7 @@ def train_one(experiment: Experiment, method: str, seed: int, out: Path, *, prog
         return
     adaptive = recipe.methods[method].adaptive
     try:
-        fit(
+        stopped = fit(
             experiment.module(method, seed),
             experiment.data.train,
             experiment.evaluation,
@@ -104,3 +126,9 @@ def train_one(experiment: Experiment, method: str, seed: int, out: Path, *, prog
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
             raise KeyboardInterrupt from stop
         raise
+    if stopped:
+        print(  # noqa: T201
+            f"tightframe: {method}, seed {seed}: stopped by trainer.{stopped}, not finished; run the same command to "
+            "resume after the last whole epoch",
+            file=sys.stderr,
+        )

@@ -20,11 +20,11 @@ def parser(text: str) -> ArgumentParser:
     return found
 
 
-def run(out: Path, seed: int, method: str | None, config: Any = None, **recipe: Any) -> None:
+def run(out: Path, seed: int, method: str | None, trust: bool, config: Any = None, **recipe: Any) -> None:
     """Train one method of a recipe."""
     chosen = next(iter(recipe["methods"]), "") if method is None else method
     if recipe["methods"] and chosen not in recipe["methods"]:
         raise ConfigError(f"--method must be one of {', '.join(recipe['methods'])}, got {method!r}")
-    experiment = prepare(recipe, [chosen], out, seed)
+    experiment = prepare(recipe, [chosen], out, seed, trust)
     train_one(experiment, chosen, seed, out, progress=True)
     report.run(out)

@@ -6,8 +6,9 @@ import copy
 import importlib
 import inspect
 import os
+import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,42 @@ from tightframe.config.recipe import Part
 from tightframe.errors import ConfigError, TightframeError, check_positive
 
 AUTO = "auto"
+TRUSTED = ("tightframe.", "torch.nn.", "torch.optim.")
+# Words in annotations of data. For any other, jsonargparse takes a text with dots as the path of an object to import.
+_DATA = re.compile(
+    r"((typing|collections|abc|pathlib|os|bool|bytes|dict|float|int|list|set|str|tuple|None|Path|PathLike|Iterable|Literal|"
+    r"Mapping|Optional|Sequence|Union)\b|\W|'[^']*')*"
+)
+
+
+def check_trusted(plain: Any, where: str) -> None:
+    """Check that a recipe runs no code of others: every name with dots in it is one of tightframe or PyTorch.
+
+    Nothing is imported for it. It comes before jsonargparse sees the recipe, which imports what ``class_path`` names.
+
+    Args:
+        plain: Recipe as nested mappings and lists.
+        where: Name of the recipe, for the error.
+
+    Raises:
+        ConfigError: if a part names anything else.
+    """
+    for name in _part_names(plain):
+        if "." in name and not name.startswith(TRUSTED):
+            raise ConfigError(
+                f"{where} names {name}, code outside tightframe and PyTorch, which would be run; if you trust it, pass "
+                "--trust (trust=True in Python)"
+            )
+
+
+def _part_names(plain: Any) -> Iterator[str]:
+    if isinstance(plain, Mapping):
+        yield from (plain[key] for key in ("name", "class_path") if isinstance(plain.get(key), str))
+        for value in plain.values():
+            yield from _part_names(value)
+    elif isinstance(plain, list | tuple):
+        for value in plain:
+            yield from _part_names(value)
 
 
 def located(plain: Any, folder: Path) -> Any:
@@ -127,9 +164,11 @@ def _is_frame(parameter: inspect.Parameter) -> bool:
 def _frame(value: Any, where: str, given: Mapping[str, Any]) -> Any:
     from tightframe.frames import Frame
 
-    described = {"name": value} if isinstance(value, str) else value
+    described = {"name": value} if isinstance(value, str) and "." not in value else value
     if not isinstance(described, Mapping) or not {"name"} <= described.keys() <= {"name", "args"}:
-        raise ConfigError(f"{where} must be the name of a frame, or a mapping of name and args, got {value!r}")
+        raise ConfigError(
+            f"{where} must be the name of a frame of tightframe, or a mapping of name and args, got {value!r}"
+        )
     return bind(Part(**described), ("tightframe.frames",), Frame, where, given)
 
 
@@ -148,21 +187,34 @@ def find(name: str, rooms: tuple[str, ...], where: str) -> Any:
 
 
 def _checked(made: Callable[..., Any], args: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Check arguments against the signature's types, as far as jsonargparse understands these."""
+    """Check arguments against the signature's types, where these are types of data."""
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    accepted = list(inspect.signature(made).parameters)
+    accepted = inspect.signature(made).parameters
     unknown = sorted(set(args) - set(accepted))
     if unknown:
         raise ConfigError(
             f"{where}.args: {made.__name__} takes no {', '.join(map(repr, unknown))}; it takes {', '.join(accepted)}"
         )
     add = parser.add_class_arguments if inspect.isclass(made) else parser.add_function_arguments
-    skip: set[str | int] = {name for name in accepted if name not in args}
+    data = {name: value for name, value in args.items() if _is_data(accepted[name]) or not _has_path(value)}
+    skip: set[str | int] = {name for name in accepted if name not in data}
     add(made, skip=skip, fail_untyped=False, sub_configs=False)
     try:
-        parsed = parser.parse_object(dict(args), defaults=False)
+        parsed = parser.parse_object(data, defaults=False)
     except jsonargparse.ArgumentError as error:
         raise ConfigError(f"{where}.args: {' '.join(str(error).split())}") from error
-    return {name: parsed[name] for name in args}
+    return {**args, **{name: parsed[name] for name in data}}
+
+
+def _is_data(parameter: inspect.Parameter) -> bool:
+    annotation = parameter.annotation
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return annotation is not parameter.empty and _DATA.fullmatch(text.replace('"', "'")) is not None
+
+
+def _has_path(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_path, value.values()))
+    return any(map(_has_path, value)) if isinstance(value, list | tuple) else isinstance(value, str) and "." in value

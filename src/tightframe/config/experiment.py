@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from tightframe.config.bind import bind, find, path_arguments
+from tightframe.config.bind import bind, check_trusted, find, path_arguments
 from tightframe.config.recipe import Part, Recipe
 from tightframe.errors import ConfigError, TightframeError
 
@@ -135,6 +135,7 @@ def build(
     *,
     data: ClassificationData | None = None,
     trees: Mapping[str, Tree] = MappingProxyType({}),
+    trust: bool = False,
 ) -> Experiment:
     """Load data and hierarchies, and make every object of a training once, so that mistakes show before the first one.
 
@@ -143,15 +144,18 @@ def build(
         methods: Methods to check; None checks all.
         data: Data to use in place of the recipe's source; None loads that.
         trees: Hierarchies that are known, as :class:`Experiment` holds them; the others are read from their files.
+        trust: Whether the recipe may name classes outside tightframe and PyTorch, whose modules are then imported.
 
     Raises:
-        ConfigError: if a part cannot be made, if a batch does not pass through it, or if the Trainer or a callback
-            refuses its arguments.
+        ConfigError: if a part cannot be made or is not trusted, if a batch does not pass through it, or if the Trainer
+            or a callback refuses its arguments.
         DataFileError: if data or a hierarchy cannot be read.
     """
     from tightframe.data import DataSource
     from tightframe.training import check_options
 
+    if not trust:
+        check_trusted(asdict(recipe), "the recipe")
     if data is None:
         data = bind(recipe.data, ("tightframe.data",), DataSource, "data").load()
     experiment = Experiment(recipe, data, _read_trees(recipe, data, trees))

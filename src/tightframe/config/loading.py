@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tightframe.config.bind import check_trusted
 from tightframe.config.experiment import build
 from tightframe.config.recipe import Recipe, recipe_parser
 from tightframe.errors import ConfigError, DataFileError
@@ -61,19 +61,17 @@ def load_run(path: str | os.PathLike[str], *, trust: bool = False) -> LoadedRun:
 
     directory = Path(path).resolve()
     out = directory.parent.parent
-    recipe = _recipe_of(out / CONFIG_FILE)
+    recipe = _recipe_of(out / CONFIG_FILE, trust)
     method, seed = run_and_seed(directory) or ("", 0)
     if method not in recipe.methods:
         raise ConfigError(f"RUN must be <out>/<method>/seed-<s> of a method in <out>/{CONFIG_FILE}, got {directory}")
-    if not trust:
-        _check_trusted(asdict(recipe), str(out / CONFIG_FILE))
     checkpoint = directory / CHECKPOINT
     if not checkpoint.is_file():
         raise DataFileError(
             f"{checkpoint} does not exist: the training of {method} with seed {seed} has not finished an epoch"
         )
     try:
-        experiment = build(recipe, [], trees=read_trees(out))
+        experiment = build(recipe, [], trees=read_trees(out), trust=True)
         module = experiment.module(method, seed)
     except ConfigError as error:
         if stored_format(out) == FORMAT:
@@ -92,7 +90,7 @@ def load_run(path: str | os.PathLike[str], *, trust: bool = False) -> LoadedRun:
     return LoadedRun(Training.read(directory), recipe, experiment.data, network.eval())
 
 
-def _recipe_of(path: Path) -> Recipe:
+def _recipe_of(path: Path, trust: bool) -> Recipe:
     """Return the recipe that a directory of runs was made with."""
     from jsonargparse import ArgumentError
 
@@ -100,25 +98,10 @@ def _recipe_of(path: Path) -> Recipe:
         raise ConfigError(f"RUN must be <out>/<method>/seed-<s> beside <out>/{path.name}, but {path} does not exist")
     parser = recipe_parser()
     try:
-        options: Any = parser.instantiate(parser.parse_object(read_yaml(path)))
+        plain = read_yaml(path)
+        if not trust:
+            check_trusted(plain, str(path))
+        options: Any = parser.instantiate(parser.parse_object(plain))
     except (ArgumentError, AttributeError, DataFileError, TypeError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     return Recipe(**vars(options))
-
-
-def _check_trusted(plain: Any, where: str) -> None:
-    """Raise :class:`ConfigError` if a part names a module outside tightframe and PyTorch."""
-    for name in _part_names(plain):
-        if "." in name and not name.startswith(("tightframe.", "torch.nn.", "torch.optim.")):
-            raise ConfigError(f"{where} names {name}, code outside tightframe and PyTorch; pass trust=True or --trust")
-
-
-def _part_names(plain: Any) -> Iterator[str]:
-    if isinstance(plain, Mapping):
-        if isinstance(plain.get("name"), str):
-            yield plain["name"]
-        for value in plain.values():
-            yield from _part_names(value)
-    elif isinstance(plain, list | tuple):
-        for value in plain:
-            yield from _part_names(value)

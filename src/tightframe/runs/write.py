@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from tightframe.hierarchy import Tree
 
+# Keys that say how far a training goes at once, and not what it computes: they may change when it is resumed.
+LIMITS = ("trainer.max_time", "trainer.max_steps", "trainer.fast_dev_run")
+
 
 def write(
     records: Iterable[Record],
@@ -126,7 +129,7 @@ def check_directory(out: Path, config: Mapping[str, Any]) -> None:
         theirs = read_yaml(path)
     except DataFileError as error:
         raise ResumeError(f"{error}; choose another --out") from error
-    differing = _differences(json.loads(json.dumps(config)), theirs)
+    differing = [key for key in _differences(json.loads(json.dumps(config)), theirs) if key not in LIMITS]
     if differing:
         raise ResumeError(
             f"{out} holds runs of another configuration: {', '.join(differing)} differ; choose another --out"

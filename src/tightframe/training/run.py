@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
@@ -50,6 +50,26 @@ class _Parts(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         return [self._loader(part, max(self.batch_size, 512), None) for part in self.evaluation.values()]
+
+
+class _WholeEpochs(ModelCheckpoint):
+    """Checkpoint after every epoch that was not cut short: a training resumes after the last whole one."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint."""
+        if _epoch_is_whole(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+class _TimeLimit(Timer):
+    """Time of one call: a resumed training has all of it once more."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Forget the time of earlier calls."""
+
+
+def _epoch_is_whole(trainer: Trainer) -> bool:
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
 
 def check_options(
@@ -90,12 +110,12 @@ def fit(
     collapse: Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
     adaptive: Mapping[str, Any] | None = None,
-) -> None:
+) -> str:
     """Train a module, or resume an earlier call in the same directory.
 
-    After every epoch a checkpoint is written whole or not at all. Stopping the process at any moment, with SIGKILL too,
-    and calling this again gives the weights, records and confusions of an uninterrupted run: bit for bit on the CPU.
-    One process at a time trains in a directory.
+    After every whole epoch a checkpoint is written whole or not at all. Stopping the process at any moment, with
+    SIGKILL too, and calling this again gives the weights, records and confusions of an uninterrupted run: bit for bit
+    on the CPU. One process at a time trains in a directory.
 
     Args:
         module: Module whose ``splits`` name the evaluation parts in order.
@@ -108,19 +128,27 @@ def fit(
         epochs: Number of epochs in all.
         batch_size: Samples of a step, over all ranks together.
         collapse: Arguments of :class:`NeuralCollapseCallback`.
-        trainer: Further arguments of ``lightning.Trainer``.
+        trainer: Further arguments of ``lightning.Trainer``. ``max_time`` is that of this call, and ends it at the end
+            of an epoch.
         adaptive: Arguments of :class:`AdaptiveETF`, to lock layers along the way; None locks nothing.
+
+    Returns:
+        Name of the Trainer's argument that ended or shortened the training, such as ``max_steps``, or an empty text.
+        Only without one is the training finished, and has a ``timing.json``.
 
     Raises:
         ResumeError: if the checkpoint is damaged, or another process trains in the directory.
         ConfigError: if the Trainer's arguments do not fit the data.
         OutputError: if the directory cannot be written to.
     """
+    options = dict(trainer or {})
+    limit = options.pop("max_time", None)
     callbacks = [
         *([] if adaptive is None else [AdaptiveETF(**adaptive)]),
         NeuralCollapseCallback(snapshot_dir=directory / SNAPSHOT_DIR, **(collapse or {})),
         RecordWriter(directory / RECORDS_FILE, run=run, seed=seed),
-        ModelCheckpoint(
+        *([] if limit is None else [_TimeLimit(limit, "epoch", verbose=False)]),
+        _WholeEpochs(
             (directory / CHECKPOINT).parent,
             filename=CHECKPOINT.stem,
             every_n_epochs=1,
@@ -130,14 +158,17 @@ def fit(
     ]
     started = time.perf_counter()
     with quiet():
-        loop = _trainer(trainer or {}, max_epochs=epochs, callbacks=callbacks, default_root_dir=directory)
+        loop = _trainer(options, max_epochs=epochs, callbacks=callbacks, default_root_dir=directory)
         with hold(directory) if loop.is_global_zero else nullcontext():  # the other ranks write nothing
             parts = _Parts(train, evaluation, batch_size, seed)
             try:
                 loop.fit(module, parts, ckpt_path=_checkpoint(directory), weights_only=True)
-            except MisconfigurationException as error:  # before the first step, of what only the data can tell
+            except (MisconfigurationException, ValueError) as error:  # of what only the data can tell
+                if isinstance(error, ValueError) and "val_check_interval" not in str(error):
+                    raise
                 raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-            if loop.is_global_zero:
+            stopped = _stopped_by(loop, epochs, trainer or {})
+            if loop.is_global_zero and not stopped:
                 timing = {
                     "fit_seconds": time.perf_counter() - started,
                     "epochs": epochs,
@@ -145,6 +176,18 @@ def fit(
                     "classifier_parameters": parameter_report(module.classifier).trainable,
                 }
                 write_json(directory / TIMING_FILE, timing)
+    return stopped
+
+
+def _stopped_by(loop: Trainer, epochs: int, options: Mapping[str, Any]) -> str:
+    """Return the name of the option that ended a training before its last epoch, or shortened its epochs."""
+    for name in ("fast_dev_run", "limit_train_batches", "limit_val_batches"):
+        value = options.get(name)
+        if value and not (isinstance(value, float) and value == 1):
+            return name
+    if loop.current_epoch >= epochs and _epoch_is_whole(loop):
+        return ""
+    return next(name for name in ("max_steps", "max_time", "max_epochs") if options.get(name) or name == "max_epochs")
 
 
 def _checkpoint(directory: Path) -> Path | None:
