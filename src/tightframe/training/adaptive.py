@@ -20,7 +20,7 @@ from tightframe.surgery import Fix, Lock, lock_beyond, parameter_report, reestim
 from tightframe.surgery.batch_norm import batch_norms
 from tightframe.surgery.locking import as_fix, check_optimizer, lockable, trained_beyond
 from tightframe.training.collapse import MeasuringCallback
-from tightframe.training.module import ClassifierModule
+from tightframe.training.module import ClassifierModule, total_steps
 
 
 @dataclass
@@ -309,7 +309,7 @@ class AdaptiveETF(MeasuringCallback):
     def _begin_schedule(self, trainer: Trainer, module: LightningModule) -> None:
         """Put a new scheduler, for the steps that were left when it began, in place of the old one."""
         for config in trainer.lr_scheduler_configs:
-            steps = int(trainer.estimated_stepping_batches) - self._progress.schedule_step
+            steps = total_steps(trainer) - self._progress.schedule_step
             optimizer = config.scheduler.optimizer
             for group in optimizer.param_groups:
                 group["lr"] = copy.deepcopy(group["initial_lr"])  # may be a tensor, which schedulers write into

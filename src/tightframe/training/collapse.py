@@ -202,6 +202,8 @@ class NeuralCollapseCallback(MeasuringCallback):
         on_error: str = "warn",
     ) -> None:
         super().__init__(batch_size, forward, CollapseProgress)
+        if forward is not None and not callable(forward):
+            raise ArgumentError(f"forward must be a function of the module and a batch's inputs, got {forward!r}")
         check_positive("every_n_epochs", every_n_epochs)
         if every_n_steps is not None:
             check_positive("every_n_steps", every_n_steps)

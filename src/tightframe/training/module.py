@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -150,7 +151,7 @@ class ClassifierModule(LightningModule):
         optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
         if self._scheduler is None:
             return optimizer
-        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = self.schedule(optimizer, total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -183,3 +184,11 @@ class ClassifierModule(LightningModule):
         _, first = self.logits_and_loss(features, labels)
         _, second = self.logits_and_loss(features, labels[partner])
         return share * first + (1 - share) * second
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Return the number of optimizer steps of all epochs, whichever of them ``max_steps`` leaves to another call."""
+    steps = int(trainer.estimated_stepping_batches)  # which makes the loaders
+    if trainer.max_epochs in (None, -1):
+        return steps
+    return math.ceil(int(trainer.num_training_batches) / trainer.accumulate_grad_batches) * trainer.max_epochs

@@ -62,7 +62,10 @@ class _WholeEpochs(ModelCheckpoint):
 
 
 class _TimeLimit(Timer):
-    """Time of one call: a resumed training has all of it once more."""
+    """Time of one call, which trains for an epoch at least: a resumed training has all of it once more."""
+
+    def on_fit_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Let the first epoch begin."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Forget the time of earlier calls."""
