@@ -12,11 +12,15 @@ from functools import cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
+from zlib import crc32
 
 from tightframe.errors import DataFileError, OutputError, require_extra
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+CHECKSUM = "crc32"
 
 
 @contextmanager
@@ -76,7 +80,7 @@ def write_tensors(
     Args:
         path: Path of the file.
         tensors: Tensors by name, on any device; they may share memory.
-        metadata: Text by name; with one entry, equal contents give equal files.
+        metadata: Text by name. A checksum is added, which :func:`read_tensors` checks. Equal contents give equal files.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -86,32 +90,78 @@ def write_tensors(
     from safetensors.torch import save_file
 
     copies = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    text = {**(metadata or {})}
     with written_whole(path) as partial:
         try:
-            save_file(copies, partial, metadata=dict(metadata or {}))
+            save_file(copies, partial, metadata={**text, CHECKSUM: _checksum(copies, text)})
         except SafetensorError as error:
             raise OutputError(f"{path} cannot be written: {error}") from error
+        with partial.open("rb+") as file:  # the library writes metadata in any order
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+            if len(ordered) == size:
+                file.seek(8)
+                file.write(ordered)
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return the CRC-32 of tensors and metadata, with their names, types and shapes."""
+    import torch
+
+    shapes = [(name, str(t.dtype), tuple(t.shape)) for name, t in sorted(tensors.items())]
+    crc = crc32(repr((shapes, sorted(metadata.items()))).encode())
+    for name, *_ in shapes:
+        crc = crc32(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def read_tensors(
-    path: str | os.PathLike[str], what: str = "a safetensors file"
+    path: str | os.PathLike[str], what: str = "a safetensors file", *, header: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of a safetensors file; nothing in it is executed.
 
     Args:
         path: Path of the file.
         what: Words for what it should be, for the error.
+        header: Whether to read the names and the metadata alone, and return no tensors.
 
     Raises:
-        DataFileError: if the file is missing, truncated or of another format.
+        DataFileError: if the file is missing, truncated, of another format, or not what was written.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in ([] if header else file.keys())}
+            metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError, ValueError) as error:
         raise DataFileError(f"{path} is not {what}: {error}") from error
+    wanted = metadata.pop(CHECKSUM, None)
+    if not header and wanted not in (None, _checksum(tensors, metadata)):
+        raise DataFileError(f"{path} is damaged: its contents are not those that were written")
+    return tensors, metadata
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a checkpoint of Lightning holds, on the CPU: tensors and plain data; nothing in it is executed.
+
+    Raises:
+        DataFileError: if the file is missing, damaged, no checkpoint, or holds other objects.
+    """
+    import torch
+
+    try:
+        with ZipFile(path) as archive:  # PyTorch does not compare checksums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} in it is not what was written")
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        found["state_dict"], found["callbacks"]
+    except Exception as error:  # whatever reading and loading say of a file that is something else
+        raise DataFileError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    return dict(found)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -67,8 +67,8 @@ class Record:
             raise ValueError(f"expected an object with exactly the keys {sorted(COLUMNS)}")
         run, split, layer, metric = (str(row[name]) for name in ("run", "split", "layer", "metric"))
         seed, epoch, step = (row[name] for name in ("seed", "epoch", "step"))
-        if not all(isinstance(number, int) for number in (seed, epoch, step)):
-            raise ValueError(f"seed, epoch and step must be integers, got {seed}, {epoch}, {step}")
+        if not all(type(number) is int and abs(number) < 2**63 for number in (seed, epoch, step)):
+            raise ValueError(f"seed, epoch and step must be integers of 64 bits, got {seed}, {epoch}, {step}")
         return cls(run, seed, epoch, step, split, layer, metric, float(row["value"]), str(row.get("tap", "")))
 
 
@@ -181,8 +181,8 @@ class Records:
         for number, line in enumerate(lines[:-1], start=1):
             try:
                 rows.append(Record.from_json(line))
-            except (ValueError, TypeError) as error:
-                raise DataFileError(f"{path}, line {number} is not a record: {error}") from error
+            except (ValueError, TypeError, OverflowError, RecursionError) as error:
+                raise DataFileError(f"{path}, line {number} is not a record: {str(error)[:300]}") from error
         return cls(rows)
 
 

@@ -219,7 +219,7 @@ def test_missing_and_half_written_trainings_are_named(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-9])
     (tmp_path / "a" / "seed-2" / "timing.json").unlink()
     text = " ".join(Page(build_report(tmp_path)).text.split())
-    assert "4 of 6 trainings are missing or unfinished" in text
+    assert "4 of 6 trainings are missing, unfinished or damaged" in text
     assert "a, seed 1: unfinished: last epoch measured is 1" in text
     assert "b, seed 2: missing: no directory" in text
 

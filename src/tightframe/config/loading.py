@@ -11,7 +11,7 @@ from tightframe.config.bind import check_trusted
 from tightframe.config.experiment import build
 from tightframe.config.recipe import Recipe, recipe_parser
 from tightframe.errors import ConfigError, DataFileError
-from tightframe.files import read_yaml
+from tightframe.files import read_checkpoint, read_yaml
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,15 +52,16 @@ def load_run(path: str | os.PathLike[str], *, trust: bool = False) -> LoadedRun:
             other classes and ``trust`` is False.
         DataFileError: if there is no checkpoint, or one of another network.
     """
-    import torch
     from torch import nn
 
     from tightframe.runs import Training
-    from tightframe.runs.directory import read_trees, stored_format
-    from tightframe.runs.layout import CHECKPOINT, CONFIG_FILE, FORMAT, run_and_seed
+    from tightframe.runs.directory import changed_files, read_trees, stored_format
+    from tightframe.runs.layout import CHECKPOINT, CONFIG_FILE, FORMAT, HIERARCHY_FILE, run_and_seed
 
     directory = Path(path).resolve()
     out = directory.parent.parent
+    if changed := [name for name in changed_files(out) if name in (CONFIG_FILE, HIERARCHY_FILE)]:
+        raise DataFileError(f"{out / changed[0]} is not what was written there; restore it, or train again")
     recipe = _recipe_of(out / CONFIG_FILE, trust)
     method, seed = run_and_seed(directory) or ("", 0)
     if method not in recipe.methods:
@@ -79,8 +80,8 @@ def load_run(path: str | os.PathLike[str], *, trust: bool = False) -> LoadedRun:
         raise ConfigError(f"{error}; an earlier tightframe wrote {out}: use that version, or train again") from error
     network = nn.Sequential()
     network.backbone, network.classifier = module.backbone, module.classifier
+    state = read_checkpoint(checkpoint)
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
         for callback in state["callbacks"].values():
             for name in callback.get("locked", ()):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tightframe.errors import EmptyDataError, require_extra
 from tightframe.files import written_whole
 from tightframe.functional.registry import Described, describe
@@ -231,6 +233,8 @@ def print_leaderboard(out: str | Path, *, console: Any = None) -> Leaderboard:
     console.print("Mean ± 95 % interval over seeds, at the last epoch measured", style="dim")
     for training in runs.problems:
         console.print(f"{training.run}, seed {training.seed}: {training.problem}", markup=False, highlight=False)
+    for line in runs.damaged:
+        console.print(f"damaged: {line}", markup=False, highlight=False)
     return board
 
 
@@ -252,13 +256,22 @@ def write_leaderboard_csv(board: Leaderboard, path: Path) -> Path:
         for column, e in zip(board.columns, row.estimates, strict=True):
             cells |= {column.name: e.mean, f"{column.name}_ci95": e.half_width, f"{column.name}_n": e.count}
         table.append(cells)
-    with written_whole(path) as partial:
-        pandas.DataFrame(table, dtype=object).to_csv(partial, index=False, lineterminator="\r\n")
-    return path
+    return _write_csv(pandas.DataFrame(table, dtype=object), path)
 
 
 def write_records_csv(records: Records, path: Path) -> Path:
     """Write all records as one tidy table of nine columns."""
+    return _write_csv(records.to_frame(), path, na_rep="nan")
+
+
+def _write_csv(table: Any, path: Path, **options: Any) -> Path:
+    """Write a data frame; a text that a spreadsheet would run as a formula gets a ``'`` in front."""
+
+    first = ("=", "+", "-", "@", "\t", "\r")
+    texts = {}
+    for name in table.select_dtypes(object).columns:
+        cells = (f"'{cell}" if isinstance(cell, str) and cell.startswith(first) else cell for cell in table[name])
+        texts[name] = np.fromiter(cells, dtype=object, count=len(table))
     with written_whole(path) as partial:
-        records.to_frame().to_csv(partial, index=False, na_rep="nan", lineterminator="\r\n")
+        table.assign(**texts).to_csv(partial, index=False, lineterminator="\r\n", **options)
     return path

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from tightframe.errors import DataFileError
 from tightframe.files import read_tensors, write_tensors
-
-CONFUSION_FILES = "confusion-*.safetensors"
+from tightframe.runs.layout import CONFUSION_FILES
 
 
 @dataclass(frozen=True)

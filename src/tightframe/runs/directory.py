@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tightframe.errors import DataFileError, EmptyDataError, TightframeError
-from tightframe.files import read_json, read_yaml
+from tightframe.errors import DataFileError, EmptyDataError, Notice
+from tightframe.files import read_json, read_tensors, read_yaml
 from tightframe.hierarchy import Tree
 from tightframe.records import Records
-from tightframe.runs.confusion import CONFUSION_FILES, Confusion
+from tightframe.runs.confusion import Confusion
 from tightframe.runs.layout import (
+    CHECKSUMS_FILE,
     CLASSES_FILE,
     CONFIG_FILE,
+    CONFUSION_FILES,
     FORMAT,
     HIERARCHY_FILE,
     RECORDS_FILE,
-    SNAPSHOT_DIR,
+    SNAPSHOT_FILES,
+    SOURCES_FILE,
     TIMING_FILE,
     VERSIONS_FILE,
+    fingerprint,
     run_and_seed,
 )
 from tightframe.runs.snapshots import Snapshot
@@ -61,8 +67,9 @@ class Training:
         if found is None or not path.is_dir():
             raise DataFileError(f"directory must be <out>/<run>/seed-<s>, got {path}")
         run, seed = found
-        timing = _content(path / TIMING_FILE, dict)
-        snapshots = tuple(sorted((path / SNAPSHOT_DIR).glob("epoch-*.safetensors")))
+        damaged: list[str] = []
+        timing = _content(path / TIMING_FILE, dict, problems=damaged)
+        snapshots = tuple(sorted(path.glob(SNAPSHOT_FILES)))
         try:
             # The directory decides, so that a run renamed on disk is renamed everywhere.
             rows = Records(replace(row, run=run, seed=seed) for row in Records.read(path / RECORDS_FILE))
@@ -75,10 +82,22 @@ class Training:
             problem = f"unfinished: last epoch measured is {max(row.epoch for row in rows)}"
         before, after = CONFUSION_FILES.split("*")
         confusions = {file.name[len(before) : -len(after)]: file for file in sorted(path.glob(CONFUSION_FILES))}
+        checks: list[Callable[[], Any]] = [partial(read_tensors, file, "a snapshot", header=True) for file in snapshots]
+        checks += [partial(Confusion.load, file) for file in confusions.values()]
+        for check in checks:
+            try:
+                check()
+            except DataFileError as error:
+                damaged.append(str(error))
+        damaged += [f"{name} is not what was written" for name in changed_files(path)]
+        if damaged and not problem.startswith("unfinished"):
+            problem = f"damaged: {'; '.join(damaged).replace(f'{path}/', '')}"
+        elif damaged:
+            problem += f"; {'; '.join(damaged).replace(f'{path}/', '')}"
         return cls(run, seed, rows, timing, snapshots, confusions, problem)
 
     def load_snapshots(self, limit: int = 25) -> list[Snapshot]:
-        """Load at most ``limit`` snapshots, evenly spaced and with both ends; unreadable files are left out."""
+        """Load at most ``limit`` snapshots, evenly spaced, with both ends; a damaged one is left out, with a notice."""
         count = len(self.snapshots)
         step = max(1.0, (count - 1) / max(1, limit - 1))
         chosen = sorted({round(i * step) for i in range(limit) if round(i * step) < count})
@@ -86,8 +105,8 @@ class Training:
         for index in chosen:
             try:
                 loaded.append(Snapshot.load(self.snapshots[index]))
-            except DataFileError:
-                continue
+            except DataFileError as error:
+                warnings.warn(f"{error}; it is left out", Notice, stacklevel=2)
         return loaded
 
     def load_confusion(self, split: str) -> Confusion | None:
@@ -109,6 +128,7 @@ class RunDirectory:
         class_names: Names of the classes; empty if they were not recorded.
         trainings: Trainings found or expected, by run and seed.
         tree: Hierarchy of the classes; None if there is none, or none that can be read.
+        damaged: Files of the directory that cannot be read or are not as they were written, a line each.
     """
 
     path: Path
@@ -117,6 +137,7 @@ class RunDirectory:
     class_names: tuple[str, ...]
     trainings: tuple[Training, ...]
     tree: Tree | None = None
+    damaged: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, out: str | os.PathLike[str]) -> RunDirectory:
@@ -139,7 +160,8 @@ class RunDirectory:
                 f"out must be the output directory of a training or a comparison, got {path}: no directory"
             )
         stored_format(path)
-        versions = _content(path / VERSIONS_FILE, dict)
+        damaged: list[str] = []
+        versions = _content(path / VERSIONS_FILE, dict, problems=damaged)
         found = {(t.run, t.seed): t for t in map(Training.read, sorted(filter(_is_training, path.glob("*/seed-*"))))}
         if not any(len(t.records) for t in found.values()):
             reasons = "; ".join(f"{t.run}, seed {t.seed}: {t.problem}" for t in found.values())
@@ -147,15 +169,19 @@ class RunDirectory:
                 f"out must hold <run>/seed-<s>/{RECORDS_FILE} with at least one row, got {path} "
                 f"({reasons or 'no <run>/seed-<s> in it'}); pass the directory that --out named"
             )
-        config = _content(path / CONFIG_FILE, dict, read_yaml)
+        config = _content(path / CONFIG_FILE, dict, read_yaml, damaged)
         trainings = tuple(
             found.get((run, seed)) or Training(run, seed, problem="missing: no directory")
             for run in _expected_runs(config, [run for run, _ in found])
             for seed in sorted({seed for _, seed in found})
         )
-        names = tuple(map(str, _content(path / CLASSES_FILE, list)))
+        names = tuple(map(str, _content(path / CLASSES_FILE, list, problems=damaged)))
         text = _content(path / CONFIG_FILE, str, _read_text)
-        return cls(path, text, versions, names, trainings, read_trees(path).get(""))
+        tree = read_trees(path, damaged).get("")
+        _content(path / SOURCES_FILE, dict, problems=damaged)
+        damaged += [f"{name} is not what was written" for name in changed_files(path, damaged)]
+        lines = tuple(line.replace(f"{path}/", "") for line in damaged)
+        return cls(path, text, versions, names, trainings, tree, lines)
 
     @property
     def records(self) -> Records:
@@ -190,6 +216,8 @@ def stored_format(out: Path) -> int:
         DataFileError: if a later version of tightframe wrote it.
     """
     found = _content(out / VERSIONS_FILE, dict).get("format", 1)
+    if type(found) is not int:  # damaged
+        return 1
     if found not in range(1, FORMAT + 1):
         raise DataFileError(f"{out} has format {found!r} and this tightframe reads up to {FORMAT}; update tightframe")
     return int(found)
@@ -206,27 +234,45 @@ def _read_text(path: Path) -> str:
         raise DataFileError(f"{path} cannot be read as text: {error}") from error
 
 
-def _content(path: Path, kind: type, read: Any = read_json) -> Any:
-    """Return the content of a file, or an empty ``kind`` if the file holds something else."""
+def _content(path: Path, kind: type, read: Any = read_json, problems: list[str] | None = None) -> Any:
+    """Return the content of a file, or an empty ``kind`` if it holds something else, which is added to ``problems``."""
     try:
         content = read(path)
-    except DataFileError:
-        return kind()
-    return content if isinstance(content, kind) else kind()
+        if isinstance(content, kind):
+            return content
+        error = f"{path} holds {type(content).__name__}, not {kind.__name__}"
+    except DataFileError as caught:
+        error = str(caught)
+    if problems is not None and path.exists():
+        problems.append(error)
+    return kind()
 
 
-def read_trees(out: Path) -> dict[str, Tree]:
-    """Return the hierarchies that :func:`~tightframe.runs.open_directory` stored; unreadable ones are left out."""
-    described = _content(out / HIERARCHY_FILE, dict)
-    trees = {name: _tree(parts) for name, parts in {"": described, **described.get("methods", {})}.items()}
-    return {name: tree for name, tree in trees.items() if tree is not None}
+def changed_files(directory: Path, problems: list[str] | None = None) -> list[str]:
+    """Return the names of the files in a directory that are not what :func:`~tightframe.runs.write.seal` saw."""
+    known = _content(directory / CHECKSUMS_FILE, dict, problems=problems)
+    files = {name: directory / Path(name).name for name in known}
+    return [name for name, file in files.items() if not file.is_file() or fingerprint(file) != known[name]]
 
 
-def _tree(parts: Any) -> Tree | None:
-    try:
-        return Tree(parts["parents"], parts["names"], parts["classes"])
-    except (KeyError, TypeError, TightframeError):
-        return None
+def read_trees(out: Path, problems: list[str] | None = None) -> dict[str, Tree]:
+    """Return the hierarchies that :func:`~tightframe.runs.open_directory` stored.
+
+    Args:
+        out: Directory of runs.
+        problems: List that a line is added to for every one that cannot be read, and is left out.
+    """
+    path = out / HIERARCHY_FILE
+    described = _content(path, dict, problems=problems)
+    methods = described.get("methods", {})
+    trees: dict[str, Tree] = {}
+    for name, parts in {"": described, **(methods if isinstance(methods, dict) else {})}.items():
+        try:
+            trees[name] = Tree(parts["parents"], parts["names"], parts["classes"])
+        except Exception as error:  # whatever its parts are
+            if problems is not None and (name or "parents" in described):
+                problems.append(f"{path} holds no tree{name and f' for {name}'}: {type(error).__name__}: {error}")
+    return trees
 
 
 def _expected_runs(config: Mapping[str, Any], found: list[str]) -> list[str]:

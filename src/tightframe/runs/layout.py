@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,9 +17,23 @@ HIERARCHY_FILE = "hierarchy.json"
 SOURCES_FILE = "sources.json"
 VERSIONS_FILE = "versions.json"
 TIMING_FILE = "timing.json"
+CHECKSUMS_FILE = "checksums.json"
 LOCK_FILE = ".lock"
 SNAPSHOT_DIR = "snapshots"
+SNAPSHOT_FILES = f"{SNAPSHOT_DIR}/epoch-*.safetensors"
+CONFUSION_FILES = "confusion-*.safetensors"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
+# Patterns of every file in the directory, and in that of a training.
+SHARED_FILES = (CONFIG_FILE, CLASSES_FILE, HIERARCHY_FILE, SOURCES_FILE, VERSIONS_FILE, CHECKSUMS_FILE, LOCK_FILE)
+TRAINING_FILES = (
+    RECORDS_FILE,
+    TIMING_FILE,
+    SNAPSHOT_FILES,
+    CONFUSION_FILES,
+    CHECKPOINT.as_posix(),
+    CHECKSUMS_FILE,
+    LOCK_FILE,
+)
 
 _NAME = re.compile(r"\w[\w.+-]{0,99}")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -76,3 +91,16 @@ def run_and_seed(directory: Path) -> tuple[str, int] | None:
     """Return the run and the seed of a training's directory, or None if it has another name."""
     match = _SEED.fullmatch(directory.name)
     return None if match is None else (directory.parent.name, int(match.group(1)))
+
+
+def fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and sizes of all files below a folder."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\n{file.stat().st_size}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as content:
+        while chunk := content.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

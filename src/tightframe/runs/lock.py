@@ -30,7 +30,7 @@ def hold(directory: Path, *, wait: bool = False) -> Iterator[None]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / LOCK_FILE).open("a+", encoding="utf-8")
+        file = (directory / LOCK_FILE).open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise OutputError(f"{directory} cannot be written: {error}") from error
     with file:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tightframe.errors import DataFileError
@@ -46,6 +47,14 @@ class Snapshot:
         """
         tensors, metadata = read_tensors(path, "a snapshot")
         try:
-            return cls(int(metadata["epoch"]), **tensors)
+            found = cls(int(metadata["epoch"]), **tensors)
         except (KeyError, TypeError, ValueError) as error:
             raise DataFileError(f"{path} is not a snapshot: {error!r}") from error
+        means, vectors, features, labels = found.class_means, found.class_vectors, found.features, found.labels
+        rows, widths = (means, vectors, features), {t.shape[1:] for t in (means, vectors, features)}
+        floating = all(t.ndim == 2 and t.is_floating_point() for t in rows) and len(widths) == 1
+        whole = labels.dtype == torch.int64 and labels.shape == features.shape[:1] and len(means) == len(vectors)
+        if not (floating and whole and bool(((labels >= 0) & (labels < len(means))).all())):
+            shapes = ", ".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in tensors.items())
+            raise DataFileError(f"{path} is not a snapshot: it holds {shapes}")
+        return found

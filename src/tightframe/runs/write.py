@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from tightframe.errors import DataFileError, ResumeError
 from tightframe.files import read_json, read_yaml, write_json, write_yaml
 from tightframe.records import Record, Records
 from tightframe.runs.layout import (
+    CHECKSUMS_FILE,
     CLASSES_FILE,
     CONFIG_FILE,
     FORMAT,
@@ -23,6 +23,7 @@ from tightframe.runs.layout import (
     SOURCES_FILE,
     TIMING_FILE,
     VERSIONS_FILE,
+    fingerprint,
     training_directory,
 )
 from tightframe.runs.lock import hold
@@ -77,6 +78,7 @@ def write(
     with hold(directory):
         rows.save(directory / RECORDS_FILE)
         write_json(directory / TIMING_FILE, {"epochs": max((row.epoch for row in rows), default=0), **(timing or {})})
+        seal(directory, (RECORDS_FILE, TIMING_FILE))
     return directory
 
 
@@ -101,11 +103,13 @@ def open_directory(
         ResumeError: if the directory has runs of another configuration or of other files; the message names the keys.
         OutputError: if a file cannot be written.
     """
-    hashes = {name: _fingerprint(path) for name, path in sources.items()}
+    hashes = {name: fingerprint(path) for name, path in sources.items()}
     with hold(out, wait=True):
         check_directory(out, config)
         if (out / SOURCES_FILE).exists():
             known = read_json(out / SOURCES_FILE)
+            if not isinstance(known, dict):
+                raise ResumeError(f"{out / SOURCES_FILE} is damaged; delete it if the data are the same as before")
             changed = [name for name in {**known, **hashes} if known.get(name) != hashes.get(name)]
             if changed:
                 raise ResumeError(
@@ -118,6 +122,13 @@ def open_directory(
         if trees:
             described = {name: _described(tree) for name, tree in trees.items()}
             write_json(out / HIERARCHY_FILE, {**described.pop("", {}), "methods": described})
+        seal(out, (CONFIG_FILE, CLASSES_FILE, HIERARCHY_FILE, SOURCES_FILE, VERSIONS_FILE))
+
+
+def seal(directory: Path, names: Iterable[str]) -> None:
+    """Write the SHA-256 of files of a directory, those that exist, so that a later change is seen."""
+    files = [directory / name for name in names]
+    write_json(directory / CHECKSUMS_FILE, {file.name: fingerprint(file) for file in files if file.is_file()})
 
 
 def check_directory(out: Path, config: Mapping[str, Any]) -> None:
@@ -143,19 +154,6 @@ def _differences(mine: Any, theirs: Any, prefix: str = "") -> list[str]:
         return [d for k in keys for d in _differences(mine.get(k), theirs.get(k), f"{prefix}.{k}" if prefix else k)]
     unset: tuple[Any, ...] = (None, {})  # a key that an earlier version did not know is missing there
     return [] if mine == theirs or (mine in unset and theirs in unset) else [prefix or "everything"]
-
-
-def _fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the names and sizes of all files below a folder."""
-    digest = hashlib.sha256()
-    if path.is_dir():
-        for file in sorted(file for file in path.rglob("*") if file.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()}\n{file.stat().st_size}\n".encode())
-        return digest.hexdigest()
-    with path.open("rb") as content:
-        while chunk := content.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _described(tree: Tree) -> dict[str, Any]:

@@ -10,17 +10,17 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
-from tightframe.errors import ConfigError, ResumeError
-from tightframe.files import write_json
+from tightframe.errors import ConfigError, DataFileError, ResumeError, TightframeError
+from tightframe.files import read_checkpoint, write_json
 from tightframe.runs.layout import CHECKPOINT, RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
 from tightframe.runs.lock import hold
+from tightframe.runs.write import seal
 from tightframe.surgery import parameter_report
 from tightframe.training.adaptive import AdaptiveETF
 from tightframe.training.collapse import NeuralCollapseCallback
@@ -146,10 +146,11 @@ def fit(
     """
     options = dict(trainer or {})
     limit = options.pop("max_time", None)
+    writer = RecordWriter(directory / RECORDS_FILE, run=run, seed=seed)
     callbacks = [
         *([] if adaptive is None else [AdaptiveETF(**adaptive)]),
         NeuralCollapseCallback(snapshot_dir=directory / SNAPSHOT_DIR, **(collapse or {})),
-        RecordWriter(directory / RECORDS_FILE, run=run, seed=seed),
+        writer,
         *([] if limit is None else [_TimeLimit(limit, "epoch", verbose=False)]),
         _WholeEpochs(
             (directory / CHECKPOINT).parent,
@@ -164,8 +165,15 @@ def fit(
         loop = _trainer(options, max_epochs=epochs, callbacks=callbacks, default_root_dir=directory)
         with hold(directory) if loop.is_global_zero else nullcontext():  # the other ranks write nothing
             parts = _Parts(train, evaluation, batch_size, seed)
+            checkpoint = _checkpoint(directory)
             try:
-                loop.fit(module, parts, ckpt_path=_checkpoint(directory), weights_only=True)
+                loop.fit(module, parts, ckpt_path=checkpoint, weights_only=True)
+            except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+                if checkpoint is None or writer.started or isinstance(error, TightframeError):
+                    raise
+                raise ResumeError(
+                    f"{checkpoint} is not of this training: {' '.join(str(error).split())[:300]}"
+                ) from error
             except (MisconfigurationException, ValueError) as error:  # of what only the data can tell
                 if isinstance(error, ValueError) and "val_check_interval" not in str(error):
                     raise
@@ -179,6 +187,7 @@ def fit(
                     "classifier_parameters": parameter_report(module.classifier).trainable,
                 }
                 write_json(directory / TIMING_FILE, timing)
+                seal(directory, (RECORDS_FILE, TIMING_FILE))
     return stopped
 
 
@@ -199,11 +208,9 @@ def _checkpoint(directory: Path) -> Path | None:
     if not path.exists():
         return None
     try:
-        torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:
-        raise ResumeError(
-            f"{path} is damaged ({type(error).__name__}); delete its directory {path.parent} to train from the start"
-        ) from error
+        read_checkpoint(path)
+    except DataFileError as error:
+        raise ResumeError(f"{error}; delete its directory {path.parent} to train from the start") from error
     return path
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tightframe.errors import ResumeError
-from tightframe.records import Records
+from tightframe.files import write_text
+from tightframe.records import Record, Records
 from tightframe.training.collapse import MeasuringCallback
 from tightframe.training.module import ClassifierModule
 
@@ -18,10 +21,11 @@ from tightframe.training.module import ClassifierModule
 class RecordWriter(Callback):
     """Append logged and measured numbers to a JSONL file after every epoch, and keep the last confusions beside it.
 
-    A checkpoint remembers how many rows had been written. Resuming from it cuts the file back to these rows, and cuts
-    off the half line of a killed process, so the file ends up as if nothing had happened. The :class:`Confusion` of a
-    split takes the place of the one before after every evaluation, and needs no state: checkpoints come after the
-    evaluation of their epoch, so a resumed training has the last file already or evaluates that epoch once more.
+    A checkpoint remembers how many rows had been written, and their CRC-32. Resuming from it cuts the file back to
+    these rows, and cuts off the half line of a killed process, so the file ends up as if nothing had happened. The
+    :class:`Confusion` of a split takes the place of the one before after every evaluation, and needs no state:
+    checkpoints come after the evaluation of their epoch, so a resumed training has the last file already or evaluates
+    that epoch once more.
 
     Args:
         path: Path of the file; it is emptied when training starts from scratch.
@@ -33,21 +37,25 @@ class RecordWriter(Callback):
         self.path = Path(path)
         self.run = run
         self.seed = seed
+        self.started = False
         self._rows = 0
+        self._crc: int | None = 0
         self._taken: dict[int, int] = {}
         self._before: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of rows in the file, and of those of each callback."""
-        return {"rows": self._rows, "taken": dict(self._taken)}
+        return {"rows": self._rows, "crc": self._crc, "taken": dict(self._taken)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of a checkpoint."""
         self._rows = state_dict["rows"]
+        self._crc = state_dict.get("crc")  # None in checkpoints of earlier versions
         self._taken = dict(state_dict["taken"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Create the file, or cut it back to the rows of the checkpoint."""
+        self.started = True
         if not trainer.is_global_zero:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +68,13 @@ class RecordWriter(Callback):
                 f"{self.path} has {len(written)} rows and the checkpoint knows of {self._rows}: the file was changed "
                 "since; train again in an empty directory"
             )
-        Records(written[: self._rows]).save(self.path)
+        text = _lines(written[: self._rows])
+        if self._crc not in (None, crc32(text)):
+            raise ResumeError(
+                f"{self.path} is not what the checkpoint knows: it was changed since; train again in an empty directory"
+            )
+        self._crc = crc32(text)
+        write_text(self.path, text.decode())
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the metrics from before: Lightning keeps those of an evaluation for epochs without one."""
@@ -103,9 +117,14 @@ class RecordWriter(Callback):
     def _write(self, rows: Records) -> None:
         if not len(rows):
             return
-        lines = (replace(row, run=self.run, seed=self.seed).to_json() for row in rows)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(line + "\n" for line in lines))
+        lines = _lines(replace(row, run=self.run, seed=self.seed) for row in rows)
+        with self.path.open("ab") as file:
+            file.write(lines)
             file.flush()
             os.fsync(file.fileno())
         self._rows += len(rows)
+        self._crc = crc32(lines, self._crc or 0)
+
+
+def _lines(rows: Iterable[Record]) -> bytes:
+    return "".join(row.to_json() + "\n" for row in rows).encode()
