@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from tests.training.processes import preloaded
-from tightframe.errors import DataFileError, OutputError
+from tightframe.errors import DataFileError, LabelError, OutputError
 from tightframe.files import (
+    YAML_BYTES,
     read_json,
     read_tensors,
     read_yaml,
+    reading,
     write_json,
     write_tensors,
     write_text,
@@ -80,10 +82,10 @@ def test_files_that_hold_no_tensors(tmp_path):
     content = path.read_bytes()
     for other in (content[:0], content[:7], content[:20], content[:-1], b"\x00" * 100, b"epoch: 12\n" * 50):
         path.write_bytes(other)
-        with pytest.raises(DataFileError, match=r"a\.safetensors is not a snapshot: "):
+        with pytest.raises(DataFileError, match=r"a\.safetensors is not a snapshot \("):
             read_tensors(path, "a snapshot")
-    for missing in (tmp_path / "none", tmp_path):
-        with pytest.raises(DataFileError, match="is not a safetensors file"):
+    for missing, message in ((tmp_path / "none", "does not exist"), (tmp_path, "cannot be read|is not a safetensors")):
+        with pytest.raises(DataFileError, match=message):
             read_tensors(missing)
 
 
@@ -133,14 +135,36 @@ def test_names_that_yaml_reads_as_something_else_need_quotes(tmp_path, text):
         read_yaml(tmp_path / "a.yaml", words=True)
 
 
+def laughs(times):
+    """Lists of ten aliases of lists of ten aliases: 10 ** times words in a few lines."""
+    return "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, times + 1))
+
+
+def test_yaml_within_its_limits_may_use_aliases(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(laughs(4))
+    assert [len(x) for x in read_yaml(path).values()] == [1, 10, 10, 10, 10]
+    path.write_text("[" * 100 + "]" * 100)
+    assert isinstance(read_yaml(path), list)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: [1,\n b: }", "parsing"),
-        ("a: 1\na: 2", "'a' must be a word that comes once"),
+        ("b: 0\na: 1\na: 2", "'a' must be a word that comes once in its mapping in .*, line 1"),
         ("[1, 2]: 3", "must be a word"),
-        ("&a [*a]", "recursive"),
-        ("[" * 5000, "a.yaml"),
+        ("&a [*a]", "an alias stands inside what it names in .*, line 1, column 5"),
+        ("a: &a\n  b: [*a]", "an alias stands inside what it names"),
+        ("a: 1\n---\nb: 2", "another document"),
+        ("[" * 5000, "at most 100 levels"),
+        ("[" * 101 + "]" * 101, "at most 100 levels"),
+        ("".join(f"{' ' * i}a:\n" for i in range(1000)), "at most 100 levels"),
+        ("- &a0 x\n" + "".join(f"- &a{i + 1} [*a{i}]\n" for i in range(200)), "at most 100 levels"),
+        (laughs(9), "at most 100000 values"),
+        ("#" * (YAML_BYTES + 1), f"at most {YAML_BYTES} bytes"),
+        ("1" * 5000, "a.yaml"),
+        ("\0", "a.yaml"),
     ],
 )
 def test_yaml_that_is_refused(tmp_path, text, message):
@@ -154,5 +178,31 @@ def test_yaml_that_is_refused(tmp_path, text, message):
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])
 def test_json_that_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(DataFileError, match=r"a\.json cannot be read as JSON"):
+    with pytest.raises(DataFileError, match=r"a\.json cannot be read as JSON \(.*\); write it again"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (FileNotFoundError(2, "gone"), "a.bin does not exist; look for it"),
+        (PermissionError(13, "denied"), r"a.bin cannot be read \(.*denied\); write it again"),
+        (OSError("cannot identify"), r"a.bin is damaged \(cannot identify\); write it again"),
+        (ValueError("two\n lines"), r"a.bin is damaged \(two lines\); write it again"),
+        (ValueError("long " * 100), r"a.bin is damaged \((long ){60} …\); write it again"),
+        (MemoryError(), "a.bin needs more memory than there is, or is damaged; write it again"),
+        (KeyError("data"), r"a.bin is damaged \(KeyError: 'data'\); write it again"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_what_to_do(error, message):
+    with (
+        pytest.raises(DataFileError, match=f"^{message}$"),
+        reading("a.bin", "is damaged", "write it again", "look for it"),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize("error", [LabelError("own"), KeyboardInterrupt()])
+def test_what_says_nothing_about_a_file_passes(error):
+    with pytest.raises(type(error)), reading("a.bin", "is damaged", "write it again"):
+        raise error

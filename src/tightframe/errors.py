@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import reprlib
 from collections.abc import Collection
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,20 @@ def require_extra(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"{module} cannot be imported ({type(error).__name__}: {error}); run: pip install 'tightframe[{extra}]'"
         ) from error
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it, cut where it is long or deep.
+
+    Example:
+        >>> shown("a" * 1000)
+        "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
+    """
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
 
 def check_positive(name: str, value: int, minimum: int = 1) -> None:

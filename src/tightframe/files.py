@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -15,12 +16,18 @@ from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile
 from zlib import crc32
 
-from tightframe.errors import DataFileError, OutputError, require_extra
+from tightframe.errors import DataFileError, OutputError, TightframeError, require_extra, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKSUM = "crc32"
+# What a YAML file may hold: values are counted where aliases put them, so the text alone does not bound them.
+YAML_BYTES = 2 * 2**20
+YAML_VALUES = 100_000
+YAML_DEPTH = 100
+# Characters of a library's own words in a message.
+SAID_LENGTH = 300
 
 
 @contextmanager
@@ -59,6 +66,33 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], wrong: str, fix: str, missing: str = "") -> Iterator[None]:
+    """Turn what fails while a file is read into a :class:`DataFileError` that names it, in one line.
+
+    Args:
+        path: Path of the file.
+        wrong: Words for a file that is damaged or of another format, such as "is no JSON".
+        fix: Words for what to do about it.
+        missing: Words for what to do if there is no such file; "" is ``fix``.
+    """
+    try:
+        yield
+    except TightframeError:
+        raise
+    except FileNotFoundError as error:
+        raise DataFileError(f"{path} does not exist; {missing or fix}") from error
+    except MemoryError as error:  # a damaged file may claim any size
+        raise DataFileError(f"{path} needs more memory than there is, or {wrong}; {fix}") from error
+    except Exception as error:  # libraries raise exceptions of many kinds about a damaged file
+        # Only the system numbers its errors; libraries raise bare ones about what they read.
+        unreadable = isinstance(error, OSError) and error.errno is not None
+        said = " ".join(str(error).split())
+        said = said if len(said) <= SAID_LENGTH else f"{said[:SAID_LENGTH]} …"
+        kind = "" if " " in said else f"{type(error).__name__}: "  # what is no sentence needs it
+        raise DataFileError(f"{path} {'cannot be read' if unreadable else wrong} ({kind}{said}); {fix}") from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -130,17 +164,15 @@ def read_tensors(
     Raises:
         DataFileError: if the file is missing, truncated, of another format, or not what was written.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
+    with reading(path, f"is not {what}", "write it again", "check the path"):
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in ([] if header else file.keys())}
             metadata = dict(file.metadata() or {})
-    except (OSError, SafetensorError, ValueError) as error:
-        raise DataFileError(f"{path} is not {what}: {error}") from error
-    wanted = metadata.pop(CHECKSUM, None)
-    if not header and wanted not in (None, _checksum(tensors, metadata)):
-        raise DataFileError(f"{path} is damaged: its contents are not those that were written")
+        wanted = metadata.pop(CHECKSUM, None)
+        if not header and wanted not in (None, _checksum(tensors, metadata)):
+            raise ValueError("its contents are not those that were written")
     return tensors, metadata
 
 
@@ -152,16 +184,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     import torch
 
-    try:
+    with reading(path, "is not a checkpoint that can be loaded", "delete it to train from the start"):
         with ZipFile(path) as archive:  # PyTorch does not compare checksums
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"{damaged} in it is not what was written")
         found = torch.load(path, map_location="cpu", weights_only=True)
-        found["state_dict"], found["callbacks"]
-    except Exception as error:  # whatever reading and loading say of a file that is something else
-        raise DataFileError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    return dict(found)
+        return {"state_dict": found["state_dict"], "callbacks": found["callbacks"], **found}
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -170,10 +199,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         DataFileError: if the file is missing, not UTF-8, not JSON, or nested too deeply.
     """
-    try:
+    with reading(path, "cannot be read as JSON", "write it again", "check the path"):
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataFileError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def read_yaml(path: str | os.PathLike[str], *, words: bool = False) -> Any:
@@ -187,14 +214,17 @@ def read_yaml(path: str | os.PathLike[str], *, words: bool = False) -> Any:
             without quotes where YAML has a truth value or a date (``no``, ``2024-01-01``).
 
     Raises:
-        DataFileError: if the file is missing, not UTF-8, not YAML, nested too deeply, or a key comes twice.
+        DataFileError: if the file is missing, not UTF-8, not YAML, a key comes twice, an alias stands inside what it
+            names, or the file exceeds ``YAML_BYTES``, ``YAML_VALUES`` with all aliases in place, or ``YAML_DEPTH``.
     """
     yaml = require_extra("yaml", "cli")
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # editors on Windows begin files with a mark
+    with reading(path, "cannot be read as YAML", "correct it", "check the path"):
+        with Path(path).open("rb") as file:
+            content = file.read(YAML_BYTES + 1)
+        if len(content) > YAML_BYTES:
+            raise ValueError(f"it must have at most {YAML_BYTES} bytes; JSON and lines of text may have more")
+        text = content.decode("utf-8-sig")  # editors on Windows begin files with a mark
         return yaml.load(text, _yaml_loader(yaml, words))
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        raise DataFileError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
 def html_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -212,11 +242,42 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str
 @cache
 def _yaml_loader(yaml: Any, words: bool) -> Any:
     class Loader(yaml.BaseLoader):
+        def __init__(self, text: str) -> None:
+            super().__init__(text)
+            self.name = "the file"
+            self.held: dict[Any, tuple[int, int]] = {}  # values and levels of each node, aliases in place
+            self.level = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            mark, alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
+            self.level += 1
+            self.check(len(self.held), self.level, mark)  # before the stack or the time is spent
+            node = super().compose_node(parent, index)
+            self.level -= 1
+            if not alias:
+                inside = [] if isinstance(node.value, str) else node.value
+                if isinstance(node, yaml.MappingNode):
+                    inside = [part for pair in inside for part in pair]
+                held = [self.held[part] for part in inside]
+                self.held[node] = 1 + sum(n for n, _ in held), 1 + max((levels for _, levels in held), default=0)
+            elif node not in self.held:
+                raise yaml.MarkedYAMLError(problem="an alias stands inside what it names", problem_mark=mark)
+            values, levels = self.held[node]
+            self.check(values, self.level + levels, mark)
+            return node
+
+        def check(self, values: int, levels: int, mark: Any) -> None:
+            for count, limit, what in ((values, YAML_VALUES, "values"), (levels, YAML_DEPTH, "levels")):
+                if count > limit:
+                    problem = f"it must have at most {limit} {what}, aliases in place"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
-            keys = [key.value for key, _ in node.value]
-            twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-            if twice is not None or not all(isinstance(key, str) for key in keys):
-                raise ValueError(f"the key {twice or keys!r} must be a word that comes once in its mapping")
+            keys = [key.value if isinstance(key.value, str) else None for key, _ in node.value]
+            wrong = next((key for key, count in Counter(keys).items() if count > 1 or key is None), "")
+            if wrong != "" or keys.count("") > 1:
+                problem = f"the key {shown(wrong)} must be a word that comes once in its mapping"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
             if words and None in [self.construct_object(key) for key, _ in node.value]:
                 raise ValueError("a key must be a name; put 'null' in quotes")
             return {key.value: self.construct_object(value, deep=True) for key, value in node.value}

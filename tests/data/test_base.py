@@ -5,8 +5,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from tightframe.data import ClassificationData, DataSource, long_tailed_counts, stratified_split
-from tightframe.data.base import reading
-from tightframe.errors import ArgumentError, DataFileError, DtypeError, LabelError, ShapeError
+from tightframe.errors import ArgumentError, DtypeError, ShapeError
 
 
 def make_data(**changes):
@@ -100,26 +99,3 @@ def test_stratified_split_depends_on_the_seed_alone():
 def test_stratified_split_refuses(labels, fraction, seed, error, message):
     with pytest.raises(error, match=message):
         stratified_split(labels, fraction, seed)
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (FileNotFoundError(2, "gone"), "a.bin does not exist; look for it"),
-        (PermissionError(13, "denied"), r"a.bin cannot be read \(.*denied\); write it again"),
-        (OSError("cannot identify"), r"a.bin is damaged \(OSError: cannot identify\); write it again"),
-        (KeyError("data"), r"a.bin is damaged \(KeyError: 'data'\); write it again"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named_with_what_to_do(error, message):
-    with (
-        pytest.raises(DataFileError, match=f"^{message}$"),
-        reading("a.bin", "is damaged", "write it again", "look for it"),
-    ):
-        raise error
-
-
-@pytest.mark.parametrize("error", [LabelError("own"), MemoryError(), KeyboardInterrupt()])
-def test_what_says_nothing_about_a_file_passes(error):
-    with pytest.raises(type(error)), reading("a.bin", "is damaged", "write it again"):
-        raise error

@@ -19,7 +19,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tightframe.data.base import reading
 from tightframe.errors import (
     DataFileError,
     DtypeError,
@@ -29,6 +28,7 @@ from tightframe.errors import (
     check_finite,
     require_extra,
 )
+from tightframe.files import reading
 
 # Rows read at once where the caller gives no batch size: 64 MiB at d = 4096 in float32.
 CHUNK = 4096

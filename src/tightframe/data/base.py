@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +14,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 from tightframe.errors import (
     ArgumentError,
-    DataFileError,
     DtypeError,
     ShapeError,
-    TightframeError,
     check_positive,
     require_extra,
 )
@@ -132,29 +129,6 @@ class HoldOutSource(DataSource):
         rest, held_out = stratified_split(whole.labels, self.validation_fraction, self.seed)
         counts = whole.labels[rest].bincount(minlength=data.num_classes)
         return replace(data, train=whole.subset(rest), validation=whole.subset(held_out), class_counts=counts)
-
-
-@contextmanager
-def reading(path: StrPath, wrong: str, fix: str, missing: str = "") -> Iterator[None]:
-    """Turn what fails while a file is read into a :class:`DataFileError` that names it.
-
-    Args:
-        path: Path of the file.
-        wrong: Words for a file that is damaged or of another format, such as "is no JSON".
-        fix: Words for what to do about it.
-        missing: Words for what to do if there is no such file; "" is ``fix``.
-    """
-    try:
-        yield
-    except (TightframeError, MemoryError):
-        raise
-    except FileNotFoundError as error:
-        raise DataFileError(f"{path} does not exist; {missing or fix}") from error
-    except Exception as error:  # libraries raise exceptions of many kinds about a damaged file
-        # Only the system numbers its errors; libraries raise bare ones about what they read.
-        unreadable = isinstance(error, OSError) and error.errno is not None
-        seen = f"cannot be read ({error})" if unreadable else f"{wrong} ({type(error).__name__}: {error})"
-        raise DataFileError(f"{path} {seen}; {fix}") from error
 
 
 def differing(one: Sequence[Any], other: Sequence[Any], shown: int = 5) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tightframe.data.base import TensorSamples, reading
+from tightframe.data.base import TensorSamples
 from tightframe.data.images import ImageSet, checked_labels
 from tightframe.errors import DataFileError
+from tightframe.files import reading
 
 SHAPE = (3, 32, 32)
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tightframe.data.base import ClassificationData, HoldOutSource, StrPath, TensorSamples, differing, reading
+from tightframe.data.base import ClassificationData, HoldOutSource, StrPath, TensorSamples, differing
 from tightframe.errors import ArgumentError, DataFileError, check_positive, require_extra
+from tightframe.files import reading
 
 
 class ImageSet(HoldOutSource):

@@ -8,9 +8,10 @@ from typing import Any, final
 
 import torch
 
-from tightframe.data.base import ClassificationData, HoldOutSource, StrPath, differing, reading
+from tightframe.data.base import ClassificationData, HoldOutSource, StrPath, differing
 from tightframe.data.images import ImageFiles
 from tightframe.errors import DataFileError, check_positive, require_extra
+from tightframe.files import reading
 
 # Above the species, from coarse to fine.
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")

@@ -266,7 +266,6 @@ def write_records_csv(records: Records, path: Path) -> Path:
 
 def _write_csv(table: Any, path: Path, **options: Any) -> Path:
     """Write a data frame; a text that a spreadsheet would run as a formula gets a ``'`` in front."""
-
     first = ("=", "+", "-", "@", "\t", "\r")
     texts = {}
     for name in table.select_dtypes(object).columns:

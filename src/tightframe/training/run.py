@@ -210,7 +210,7 @@ def _checkpoint(directory: Path) -> Path | None:
     try:
         read_checkpoint(path)
     except DataFileError as error:
-        raise ResumeError(f"{error}; delete its directory {path.parent} to train from the start") from error
+        raise ResumeError(str(error)) from error
     return path
 
 
