@@ -165,9 +165,9 @@ def test_frame_without_pandas(monkeypatch):
         st.builds(
             Record,
             run=st.text(),
-            seed=st.integers(),
-            epoch=st.integers(0),
-            step=st.integers(0),
+            seed=st.integers(1 - 2**63, 2**63 - 1),
+            epoch=st.integers(0, 2**63 - 1),
+            step=st.integers(0, 2**63 - 1),
             split=st.text(),
             layer=st.text(),
             metric=st.text(),

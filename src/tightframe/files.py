@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from zipfile import ZipFile
 from zlib import crc32
 
@@ -153,13 +153,13 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 
 def read_tensors(
     path: str | os.PathLike[str], what: str = "a safetensors file", *, header: bool = False
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the tensors and the metadata of a safetensors file; nothing in it is executed.
 
     Args:
         path: Path of the file.
         what: Words for what it should be, for the error.
-        header: Whether to read the names and the metadata alone, and return no tensors.
+        header: Whether to read the names and the metadata alone; None is in the place of the tensors.
 
     Raises:
         DataFileError: if the file is missing, truncated, of another format, or not what was written.
@@ -168,10 +168,10 @@ def read_tensors(
 
     with reading(path, f"is not {what}", "write it again", "check the path"):
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in ([] if header else file.keys())}
+            tensors = {name: None if header else file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
         wanted = metadata.pop(CHECKSUM, None)
-        if not header and wanted not in (None, _checksum(tensors, metadata)):
+        if not header and wanted not in (None, _checksum(cast("dict[str, Tensor]", tensors), metadata)):
             raise ValueError("its contents are not those that were written")
     return tensors, metadata
 

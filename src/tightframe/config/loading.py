@@ -60,12 +60,12 @@ def load_run(path: str | os.PathLike[str], *, trust: bool = False) -> LoadedRun:
 
     directory = Path(path).resolve()
     out = directory.parent.parent
-    if changed := [name for name in changed_files(out) if name in (CONFIG_FILE, HIERARCHY_FILE)]:
-        raise DataFileError(f"{out / changed[0]} is not what was written there; restore it, or train again")
     recipe = _recipe_of(out / CONFIG_FILE, trust)
     method, seed = run_and_seed(directory) or ("", 0)
     if method not in recipe.methods:
         raise ConfigError(f"RUN must be <out>/<method>/seed-<s> of a method in <out>/{CONFIG_FILE}, got {directory}")
+    if changed := [name for name in changed_files(out) if name in (CONFIG_FILE, HIERARCHY_FILE)]:
+        raise DataFileError(f"{out / changed[0]} is not what was written there; restore it, or train again")
     checkpoint = directory / CHECKPOINT
     if not checkpoint.is_file():
         raise DataFileError(

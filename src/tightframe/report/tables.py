@@ -268,7 +268,7 @@ def _write_csv(table: Any, path: Path, **options: Any) -> Path:
     """Write a data frame; a text that a spreadsheet would run as a formula gets a ``'`` in front."""
     first = ("=", "+", "-", "@", "\t", "\r")
     texts = {}
-    for name in table.select_dtypes(object).columns:
+    for name in (name for name in table.columns if table[name].dtype.kind == "O"):
         cells = (f"'{cell}" if isinstance(cell, str) and cell.startswith(first) else cell for cell in table[name])
         texts[name] = np.fromiter(cells, dtype=object, count=len(table))
     with written_whole(path) as partial:

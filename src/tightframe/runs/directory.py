@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tightframe.errors import DataFileError, EmptyDataError, Notice
-from tightframe.files import read_json, read_tensors, read_yaml
+from tightframe.files import read_json, read_yaml
 from tightframe.hierarchy import Tree
 from tightframe.records import Records
 from tightframe.runs.confusion import Confusion
@@ -82,14 +82,14 @@ class Training:
             problem = f"unfinished: last epoch measured is {max(row.epoch for row in rows)}"
         before, after = CONFUSION_FILES.split("*")
         confusions = {file.name[len(before) : -len(after)]: file for file in sorted(path.glob(CONFUSION_FILES))}
-        checks: list[Callable[[], Any]] = [partial(read_tensors, file, "a snapshot", header=True) for file in snapshots]
+        checks: list[Callable[[], Any]] = [partial(Snapshot.check, file) for file in snapshots]
         checks += [partial(Confusion.load, file) for file in confusions.values()]
         for check in checks:
             try:
                 check()
             except DataFileError as error:
                 damaged.append(str(error))
-        damaged += [f"{name} is not what was written" for name in changed_files(path)]
+        damaged += [f"{name} is missing or not what was written" for name in changed_files(path, damaged)]
         if damaged and not problem.startswith("unfinished"):
             problem = f"damaged: {'; '.join(damaged).replace(f'{path}/', '')}"
         elif damaged:
@@ -179,7 +179,7 @@ class RunDirectory:
         text = _content(path / CONFIG_FILE, str, _read_text)
         tree = read_trees(path, damaged).get("")
         _content(path / SOURCES_FILE, dict, problems=damaged)
-        damaged += [f"{name} is not what was written" for name in changed_files(path, damaged)]
+        damaged += [f"{name} is missing or not what was written" for name in changed_files(path, damaged)]
         lines = tuple(line.replace(f"{path}/", "") for line in damaged)
         return cls(path, text, versions, names, trainings, tree, lines)
 
@@ -250,9 +250,13 @@ def _content(path: Path, kind: type, read: Any = read_json, problems: list[str] 
 
 def changed_files(directory: Path, problems: list[str] | None = None) -> list[str]:
     """Return the names of the files in a directory that are not what :func:`~tightframe.runs.write.seal` saw."""
-    known = _content(directory / CHECKSUMS_FILE, dict, problems=problems)
-    files = {name: directory / Path(name).name for name in known}
-    return [name for name, file in files.items() if not file.is_file() or fingerprint(file) != known[name]]
+    path = directory / CHECKSUMS_FILE
+    known = _content(path, dict, problems=problems)
+    if not all(value is None or isinstance(value, str) for value in known.values()):
+        return [path.name]
+    files = {name: directory / name for name in known}
+    same = (file.is_file() and known[name] in (None, fingerprint(file)) for name, file in files.items())
+    return [name for name, is_same in zip(files, same, strict=True) if not is_same]
 
 
 def read_trees(out: Path, problems: list[str] | None = None) -> dict[str, Tree]:

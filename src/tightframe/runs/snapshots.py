@@ -39,6 +39,13 @@ class Snapshot:
         return path
 
     @classmethod
+    def check(cls, path: str | os.PathLike[str]) -> None:
+        """Raise :class:`DataFileError` unless the beginning of a file is that of a snapshot."""
+        names, metadata = read_tensors(path, "a snapshot", header=True)
+        if {"epoch", *names} != set(cls.__dataclass_fields__) or not metadata.get("epoch", "").isdecimal():
+            raise DataFileError(f"{path} is not a snapshot: it holds {', '.join(names)}")
+
+    @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Snapshot:
         """Read a file that :meth:`save` wrote.
 

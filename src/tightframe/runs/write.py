@@ -19,9 +19,12 @@ from tightframe.runs.layout import (
     CONFIG_FILE,
     FORMAT,
     HIERARCHY_FILE,
+    LOCK_FILE,
     RECORDS_FILE,
+    SHARED_FILES,
     SOURCES_FILE,
     TIMING_FILE,
+    TRAINING_FILES,
     VERSIONS_FILE,
     fingerprint,
     training_directory,
@@ -78,7 +81,7 @@ def write(
     with hold(directory):
         rows.save(directory / RECORDS_FILE)
         write_json(directory / TIMING_FILE, {"epochs": max((row.epoch for row in rows), default=0), **(timing or {})})
-        seal(directory, (RECORDS_FILE, TIMING_FILE))
+        seal(directory)
     return directory
 
 
@@ -113,7 +116,8 @@ def open_directory(
             changed = [name for name in {**known, **hashes} if known.get(name) != hashes.get(name)]
             if changed:
                 raise ResumeError(
-                    f"{out} holds runs that read other contents of {', '.join(changed)}; choose another --out"
+                    f"{out} holds runs that read other contents of {', '.join(changed)} (its {SOURCES_FILE} says so); "
+                    "choose another --out"
                 )
         write_yaml(out / CONFIG_FILE, json.loads(json.dumps(config)))
         write_json(out / CLASSES_FILE, list(class_names))
@@ -122,13 +126,22 @@ def open_directory(
         if trees:
             described = {name: _described(tree) for name, tree in trees.items()}
             write_json(out / HIERARCHY_FILE, {**described.pop("", {}), "methods": described})
-        seal(out, (CONFIG_FILE, CLASSES_FILE, HIERARCHY_FILE, SOURCES_FILE, VERSIONS_FILE))
+        seal(out)
 
 
-def seal(directory: Path, names: Iterable[str]) -> None:
-    """Write the SHA-256 of files of a directory, those that exist, so that a later change is seen."""
-    files = [directory / name for name in names]
-    write_json(directory / CHECKSUMS_FILE, {file.name: fingerprint(file) for file in files if file.is_file()})
+def seal(directory: Path) -> None:
+    """Write the SHA-256 of the files of a directory, so that a later change is seen; call it when they are complete.
+
+    Of files that hold checksums themselves the names are enough.
+    """
+    patterns = (*SHARED_FILES, *TRAINING_FILES)
+    files = sorted({file for pattern in patterns for file in directory.glob(pattern) if file.is_file()})
+    known = {
+        file.relative_to(directory).as_posix(): None if file.suffix in (".safetensors", ".ckpt") else fingerprint(file)
+        for file in files
+        if file.name not in (CHECKSUMS_FILE, LOCK_FILE)
+    }
+    write_json(directory / CHECKSUMS_FILE, known)
 
 
 def check_directory(out: Path, config: Mapping[str, Any]) -> None:

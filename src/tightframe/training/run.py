@@ -187,7 +187,7 @@ def fit(
                     "classifier_parameters": parameter_report(module.classifier).trainable,
                 }
                 write_json(directory / TIMING_FILE, timing)
-                seal(directory, (RECORDS_FILE, TIMING_FILE))
+                seal(directory)
     return stopped
 
 
