@@ -110,6 +110,21 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
 
+def is_name(value: object) -> bool:
+    r"""Whether ``value`` is text that is not empty and can be written: no half of a pair of surrogates, as JSON allows.
+
+    Example:
+        >>> is_name("cat"), is_name(""), is_name("\ud800")
+        (True, False, False)
+    """
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        return bool(value.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def check_positive(name: str, value: int, minimum: int = 1) -> None:
     """Raise :class:`ArgumentError` unless ``value`` is an integer of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:

@@ -81,7 +81,7 @@ GOOD = {b"data": published.pixels(4, 3072), b"labels": [0, 1, 2, 3]}
         ([1, 2], "must hold a dictionary, got list"),
         ({b"labels": [0]}, r"has no 'data', only \['labels'\]"),
         ({b"data": GOOD[b"data"]}, "has no 'labels'"),
-        (GOOD | {b"data": published.pixels(4, 3000)}, r"of shape \(N, 3072\), got u1 of shape \(4, 3000\)"),
+        (GOOD | {b"data": published.pixels(4, 3000)}, r"of shape \(N, 3072\), got 'u1' of shape \(4, 3000\)"),
         (GOOD | {b"data": published.pixels(4, 3, 1024)}, "must be an array of images"),
         (GOOD | {b"data": published.pixels(0, 3072)}, "in 0 bytes"),
         (GOOD | {b"data": [1, 2]}, "must be an array of images"),
@@ -105,7 +105,7 @@ def test_a_pickle_of_something_else(tmp_path, content, text):
 def test_pixels_of_another_type(tmp_path, changed):
     published.cifar10(tmp_path)
     (tmp_path / "test_batch").write_bytes(pickle.dumps(GOOD | {b"data": GOOD[b"data"].astype(changed)}, 2))
-    with pytest.raises(DataFileError, match=r"test_batch: data must be uint8 images .*, got [fi]\d"):
+    with pytest.raises(DataFileError, match=r"test_batch: data must be uint8 images .*, got '[fi]\d'"):
         CIFAR10(tmp_path).load()
 
 
@@ -188,5 +188,5 @@ def test_a_file_that_claims_more_than_it_holds(tmp_path):
     claimed = whole.replace(b"K\x04M\x00\x0c\x86", b"J\xff\xff\xff\x7fM\x00\x0c\x86")
     assert claimed != whole
     (tmp_path / "test_batch").write_bytes(claimed)
-    with pytest.raises(DataFileError, match=r"got u1 of shape \(2147483647, 3072\) in 12288 bytes"):
+    with pytest.raises(DataFileError, match=r"got 'u1' of shape \(2147483647, 3072\) in 12288 bytes"):
         CIFAR10(tmp_path).load()
