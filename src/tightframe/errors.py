@@ -100,8 +100,8 @@ def shown(value: object) -> str:
     """Return a value as a message shows it, cut where it is long or deep.
 
     Example:
-        >>> shown("a" * 1000)
-        "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
+        >>> shown([[1, "two"]] * 1000)
+        "[[1, 'two'], [1, 'two'], [1, 'two'], [1, 'two'], [1, 'two'], [1, 'two'], ...]"
     """
     return _SHORT.repr(value)
 

@@ -190,3 +190,33 @@ def test_a_file_that_claims_more_than_it_holds(tmp_path):
     (tmp_path / "test_batch").write_bytes(claimed)
     with pytest.raises(DataFileError, match=r"got 'u1' of shape \(2147483647, 3072\) in 12288 bytes"):
         CIFAR10(tmp_path).load()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"}r\xff\xff\xff\x7f",  # a place in the memo for each of two billion values
+        b"\x96" + b"\xff" * 7 + b"\x7f",  # an array of that many bytes
+        b"}K\x00" + b"2\x86" * 100 + b"K\x00s",  # a key of 2^100 numbers, which its hash would visit
+        b"(K\x00" + b"2\x86" * 100 + b"K\x00d",
+        b"\x8f(K\x00" + b"2\x86" * 100 + b"\x90",
+        b"}" + b"]" * 20_000 + b"a" * 19_999,
+        b"(" * 20_000,
+    ],
+)
+def test_pickles_that_would_take_all_memory_or_time(tmp_path, body):
+    published.cifar10(tmp_path)
+    (tmp_path / "test_batch").write_bytes(b"\x80\x04" + body + b".")
+    with pytest.raises(DataFileError, match="test_batch"):
+        CIFAR10(tmp_path).load()
+
+
+def test_values_of_values_are_not_visited(tmp_path):
+    published.cifar10(tmp_path)
+    endless = [0]
+    for _ in range(100):
+        endless = [endless, endless]
+    for content in (GOOD | {b"labels": endless}, GOOD | {b"data": endless}, {b"labels": [0]}):
+        (tmp_path / "test_batch").write_bytes(pickle.dumps(content, 2))
+        with pytest.raises(DataFileError, match="test_batch"):
+            CIFAR10(tmp_path).load()
