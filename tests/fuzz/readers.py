@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import logging
 import random
 import resource
 import signal
@@ -131,6 +132,7 @@ def main() -> int:
     parser.add_argument("--case", help="one case to run again, with its traceback")
     options = parser.parse_args()
     faulthandler.enable()
+    logging.disable()  # Pillow's words about damaged images
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, late)
     name, _, number = (options.case or "").rpartition(":")
