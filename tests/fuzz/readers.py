@@ -1,7 +1,7 @@
 """Fuzz every reader with seeded mutations of its valid file: ``python -m tests.fuzz.readers --minutes 60``.
 
-A case is a name and a number, and ``--case "JSON:17"`` runs one again. After a crash of the process, ``fuzz.case`` in
-the working directory names the last case.
+A case is a name and a number, and ``--case "JSON:17"`` runs one again. After a crash of the process, the file that the
+first line of output names holds the last case.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def main() -> int:
     chosen = [r for r in READERS if (r.name == name if options.case else options.only in r.name)]
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     faults: dict[tuple[str, str], list[int]] = defaultdict(list)
-    with tempfile.TemporaryDirectory() as folder, open("fuzz.case", "w") as last:
+    with tempfile.TemporaryDirectory() as folder, tempfile.NamedTemporaryFile("w", suffix=".case") as last:
+        print(f"the last case: {last.name}", flush=True)
         tried = [Fuzzed(reader, Path(tempfile.mkdtemp(dir=folder))) for reader in chosen]
         if options.case:
             how, found = tried[0].case(int(number))
@@ -165,7 +166,6 @@ def main() -> int:
         print(f"{name:<34}{found.total():>9}{found['read']:>9}{found['refused']:>9}{found['fault']:>9}")
     for (name, said), cases in faults.items():
         print(f"{name}: {said}; {len(cases)} times, such as --case {f'{name}:{cases[0]}'!r}")
-    Path("fuzz.case").unlink()
     return int(bool(faults))
 
 
