@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -140,6 +142,11 @@ def compressed(folder: Path) -> Path:
     return folder / "layer.npz"
 
 
+def unchecked(folder: Path) -> Path:
+    pq.write_table(pa.table({"features": FEATURES.tolist(), "labels": LABELS.numpy()}), folder / "layer.parquet")
+    return folder / "layer.parquet"
+
+
 def read_features(path: Path) -> Any:
     dataset = FeatureFile(path).dataset()
     rows, labels = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
@@ -248,6 +255,7 @@ def results(folder: Path) -> Path:
 READERS = [
     *(Reader(f"features{suffix}", features(suffix), read_features) for suffix in (".npz", ".safetensors", ".parquet")),
     Reader("features, compressed", compressed, read_features),
+    Reader("features, parquet of others", unchecked, read_features),
     Reader("tensors", tensors, read_all_tensors),
     Reader("CIFAR-10", cifar10, lambda path: whole(CIFAR10(path.parent).load())),
     *(
