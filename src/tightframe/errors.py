@@ -104,14 +104,29 @@ def shown(value: object) -> str:
     """Return a value as a message shows it, cut where it is long or deep.
 
     Example:
-        >>> shown("a" * 1000)
-        "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
+        >>> shown([[1, "two"]] * 1000)
+        "[[1, 'two'], [1, 'two'], [1, 'two'], [1, 'two'], [1, 'two'], [1, 'two'], ...]"
     """
     return _SHORT.repr(value)
 
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
+
+
+def is_name(value: object) -> bool:
+    r"""Whether ``value`` is text that is not empty and can be written: no half of a pair of surrogates, as JSON allows.
+
+    Example:
+        >>> is_name("cat"), is_name(""), is_name("\ud800")
+        (True, False, False)
+    """
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        return bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def check_positive(name: str, value: int, minimum: int = 1) -> None:

@@ -89,7 +89,7 @@ def reading(path: str | os.PathLike[str], wrong: str, fix: str, missing: str = "
     except Exception as error:  # libraries raise exceptions of many kinds about a damaged file
         # Only the system numbers its errors; libraries raise bare ones about what they read.
         unreadable = isinstance(error, OSError) and error.errno is not None
-        said = " ".join(str(error).split())
+        said = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
         said = said if len(said) <= SAID_LENGTH else f"{said[:SAID_LENGTH]} …"
         kind = "" if " " in said else f"{type(error).__name__}: "  # what is no sentence needs it
         raise DataFileError(f"{path} {'cannot be read' if unreadable else wrong} ({kind}{said}); {fix}") from error
@@ -224,6 +224,8 @@ def read_yaml(path: str | os.PathLike[str], *, words: bool = False) -> Any:
         if len(content) > YAML_BYTES:
             raise ValueError(f"it must have at most {YAML_BYTES} bytes; JSON and lines of text may have more")
         text = content.decode("utf-8-sig")  # editors on Windows begin files with a mark
+        if not text.strip():
+            raise ValueError("it is empty")
         return yaml.load(text, _yaml_loader(yaml, words))
 
 

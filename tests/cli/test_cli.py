@@ -437,7 +437,7 @@ OF_THE_PARSER = [
     (["train", "method.yaml"], "colour"),
     (["train", "broken.yaml"], "pars"),
     (["train", "list.yaml"], "config"),
-    (["train", "empty.yaml"], "config"),
+    (["train", "empty.yaml"], "empty.yaml cannot be read as YAML (it is empty)"),
     (["train", "missing.yaml"], "epochs"),
 ]
 

@@ -81,7 +81,7 @@ GOOD = {b"data": published.pixels(4, 3072), b"labels": [0, 1, 2, 3]}
         ([1, 2], "must hold a dictionary, got list"),
         ({b"labels": [0]}, r"has no 'data', only \['labels'\]"),
         ({b"data": GOOD[b"data"]}, "has no 'labels'"),
-        (GOOD | {b"data": published.pixels(4, 3000)}, r"of shape \(N, 3072\), got u1 of shape \(4, 3000\)"),
+        (GOOD | {b"data": published.pixels(4, 3000)}, r"of shape \(N, 3072\), got 'u1' of shape \(4, 3000\)"),
         (GOOD | {b"data": published.pixels(4, 3, 1024)}, "must be an array of images"),
         (GOOD | {b"data": published.pixels(0, 3072)}, "in 0 bytes"),
         (GOOD | {b"data": [1, 2]}, "must be an array of images"),
@@ -105,7 +105,7 @@ def test_a_pickle_of_something_else(tmp_path, content, text):
 def test_pixels_of_another_type(tmp_path, changed):
     published.cifar10(tmp_path)
     (tmp_path / "test_batch").write_bytes(pickle.dumps(GOOD | {b"data": GOOD[b"data"].astype(changed)}, 2))
-    with pytest.raises(DataFileError, match=r"test_batch: data must be uint8 images .*, got [fi]\d"):
+    with pytest.raises(DataFileError, match=r"test_batch: data must be uint8 images .*, got '[fi]\d'"):
         CIFAR10(tmp_path).load()
 
 
@@ -188,5 +188,35 @@ def test_a_file_that_claims_more_than_it_holds(tmp_path):
     claimed = whole.replace(b"K\x04M\x00\x0c\x86", b"J\xff\xff\xff\x7fM\x00\x0c\x86")
     assert claimed != whole
     (tmp_path / "test_batch").write_bytes(claimed)
-    with pytest.raises(DataFileError, match=r"got u1 of shape \(2147483647, 3072\) in 12288 bytes"):
+    with pytest.raises(DataFileError, match=r"got 'u1' of shape \(2147483647, 3072\) in 12288 bytes"):
         CIFAR10(tmp_path).load()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"}r\xff\xff\xff\x7f",  # a place in the memo for each of two billion values
+        b"\x96" + b"\xff" * 7 + b"\x7f",  # an array of that many bytes
+        b"}K\x00" + b"2\x86" * 100 + b"K\x00s",  # a key of 2^100 numbers, which its hash would visit
+        b"(K\x00" + b"2\x86" * 100 + b"K\x00d",
+        b"\x8f(K\x00" + b"2\x86" * 100 + b"\x90",
+        b"}" + b"]" * 20_000 + b"a" * 19_999,
+        b"(" * 20_000,
+    ],
+)
+def test_pickles_that_would_take_all_memory_or_time(tmp_path, body):
+    published.cifar10(tmp_path)
+    (tmp_path / "test_batch").write_bytes(b"\x80\x04" + body + b".")
+    with pytest.raises(DataFileError, match="test_batch"):
+        CIFAR10(tmp_path).load()
+
+
+def test_values_of_values_are_not_visited(tmp_path):
+    published.cifar10(tmp_path)
+    endless = [0]
+    for _ in range(100):
+        endless = [endless, endless]
+    for content in (GOOD | {b"labels": endless}, GOOD | {b"data": endless}, {b"labels": [0]}):
+        (tmp_path / "test_batch").write_bytes(pickle.dumps(content, 2))
+        with pytest.raises(DataFileError, match="test_batch"):
+            CIFAR10(tmp_path).load()

@@ -337,7 +337,7 @@ def test_negative_labels_are_found_by_every_pass(path):
     dump(path, features=FEATURES, labels=labels)
     file = FeatureFile(path)
     for reading in (lambda: file.num_classes, lambda: next(file.batches(10)), file.load, file.dataset):
-        with pytest.raises(LabelError, match=rf"{path.name}: labels must be >= 0, got -100 \(2 of 100 negative\)"):
+        with pytest.raises(LabelError, match=rf"{path.name}: labels must .*, got -100 in row 5 \(2 of 100 outside\)"):
             reading()
 
 
@@ -442,3 +442,93 @@ def test_describing_feature_files_opens_nothing(tmp_path):
     source = FeatureFiles(tmp_path / "train.npz", tmp_path / "test.npz")
     with pytest.raises(DataFileError, match=r"train\.npz does not exist"):
         source.load()
+
+
+# Files that claim what they do not hold.
+
+
+def test_parquet_that_claims_other_rows(tmp_path):
+    path = tmp_path / "layer.parquet"
+    features, labels = np.ones((1000, 3), np.float32), np.zeros(1000, np.int64)
+    pq.write_table(pa.table({"features": features.tolist(), "labels": labels}), path)
+    content = path.read_bytes()
+    rows = b"\x16\xd0\x0f"  # 1000 as a field of the footer
+    places = [i for i in range(len(content)) if content.startswith(rows, i)]
+    assert len(places) >= 2
+    refused = 0
+    for claimed in (b"\x16\xf0\x0f", b"\x16\xd0\x0e", b"\x16\xcf\x0f", b"\x16\xd0\x7f"):  # 1016, 936, -1000, 8168
+        for place in places:
+            path.write_bytes(content[:place] + claimed + content[place + 3 :])
+            try:
+                found = FeatureFile(path).load()
+            except DataFileError:
+                refused += 1
+            else:
+                np.testing.assert_array_equal(found[0], features)
+                np.testing.assert_array_equal(found[1], labels)
+    assert refused
+
+
+def npy(shape, dtype, data):
+    """An npy member of a header that need not be true."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + data
+
+
+@pytest.mark.parametrize("shape", [(2**40, 3), (100, 2**40), (2**62, 2**62), (-100, -3), (99, 3), (1000, 3)])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_npz_that_claims_another_shape(tmp_path, shape, compression):
+    path = tmp_path / "layer.npz"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("features.npy", npy(shape, "<f4", bytes(1200)))
+        archive.writestr("labels.npy", npy(shape[:1], "<i8", bytes(800)))
+    with pytest.raises(DataFileError, match=r"layer\.npz is truncated, damaged .* of shape"):
+        FeatureFile(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_comes_twice(tmp_path):
+    column = pa.array(FEATURES.tolist())
+    pq.write_table(
+        pa.Table.from_arrays([column, column, pa.array(LABELS)], ["features", "features", "labels"]),
+        tmp_path / "a.parquet",
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, array in (("features", FEATURES), ("labels", LABELS), ("features", FEATURES)):
+            archive.writestr(f"{name}.npy", npz_member(array, bytes))
+    for suffix in (".parquet", ".npz"):
+        with pytest.raises(DataFileError, match=rf"a{suffix} has 2 of the name 'features'; leave one"):
+            FeatureFile(tmp_path / f"a{suffix}")
+
+
+def test_lists_of_parquet_alone_hold_features(tmp_path):
+    words = pa.array(["a", "b"]).dictionary_encode()
+    pq.write_table(pa.table({"features": words, "labels": [0, 1]}), tmp_path / "a.parquet")
+    with pytest.raises(DtypeError, match=r"features must be one of .*, got dictionary"):
+        FeatureFile(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(("label", "dtype"), [(2**40, np.int64), (2**31, np.int64), (2**63 + 5, np.uint64)])
+def test_a_label_beyond_any_class(path, label, dtype):
+    labels = LABELS.astype(dtype)
+    labels[70] = label
+    dump(path, features=FEATURES, labels=labels)
+    for read_labels in (FeatureFile(path).load, FeatureFiles(path, path).load, FeatureFiles(path, path, None, 8).load):
+        with pytest.raises(
+            LabelError, match=rf"{path.name}: labels must lie in 0\.\.2147483647, got \d+ in row 70 \(1 of"
+        ):
+            read_labels()
+    with pytest.raises(ArgumentError, match="num_classes must be finite and at most 2147483648"):
+        FeatureFiles(path, path, num_classes=2**31 + 1)
+
+
+def test_a_label_far_beyond_the_samples_needs_num_classes(path):
+    labels = LABELS.copy()
+    labels[70] = 100_000
+    dump(path, features=FEATURES, labels=labels)
+    with pytest.raises(
+        LabelError, match=r"label 100000 but labels must lie in 0\.\.65535 \(200 samples in all and no num"
+    ):
+        FeatureFiles(path, path).load()
+    assert FeatureFiles(path, path, num_classes=100_001).load().class_counts[100_000] == 1

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch.utils.data import TensorDataset
 from tests.data import published
 from tests.data.published import expect
 from tightframe.data import CIFAR10, CIFAR100, STL10, ImageFolder
-from tightframe.errors import ArgumentError, DataFileError, MissingExtraError
+from tightframe.errors import ArgumentError, DataFileError, MissingExtraError, Notice
 from tightframe.training import make_loader
 
 WRITERS = {CIFAR10: published.cifar10, CIFAR100: published.cifar100, STL10: published.stl10}
@@ -132,7 +133,6 @@ def test_classes_are_the_sorted_folders(tmp_path):
     written = published.image_folder(tmp_path, size=(8, 8))
     (tmp_path / "train" / ".cache").mkdir()
     (tmp_path / "train" / "cat" / ".hidden").write_text("")
-    (tmp_path / "train" / "notes.txt").write_text("")
     data = folder(tmp_path).load()
     assert data.class_names == ("apple", "bird", "cat")
     assert data.class_counts.tolist() == [3, 3, 3]
@@ -258,16 +258,39 @@ def test_images_in_folders_of_a_class_folder_belong_to_the_class(tmp_path):
     paths = [Path(path).relative_to(tmp_path / "train").as_posix() for path in data.train.paths]
     assert paths == ["a/0.png", "a/more/deep/1.png", "b/1.png", "b/2.png"]
     assert data.train.labels.tolist() == [0, 0, 1, 1]
-    (tmp_path / "train" / "a" / "more" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(DataFileError, match=r"gone\.png is no file that can be read"):
-        ImageFolder(tmp_path, 8).load()
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path, monkeypatch):
+    published.image_folder(tmp_path, n=2, size=(8, 8))
+    train = tmp_path / "train"
+    (train / "labels.csv").write_text("")
+    (train / "apple" / "old").mkdir()
+    (train / "apple" / "old" / "gone.PNG").symlink_to(tmp_path / "nowhere.png")
+    (train / "apple" / "old" / "around").symlink_to(train / "apple")
+    (train / "bird" / "a.gif").write_bytes(b"GIF")
+    (train / "bird" / "locked.JPEG").write_bytes(b"")
+    (train / "cat" / ".hidden.png").write_bytes(b"")
+    (train / "dog").symlink_to(tmp_path / "nowhere")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in path and access(path, mode))
+    with pytest.warns(Notice) as caught:
+        data = folder(tmp_path).load()
+    assert data.class_counts.tolist() == [2, 2, 2]
+    (notice,) = caught
+    assert str(notice.message).startswith(f"{train}: 6 images are read and 6 files left out: dog (leads nowhere), ")
+    for named in ("labels.csv (outside the class folders)", "gone.PNG (leads nowhere)", "a.gif (no image)", ", …"):
+        assert named in str(notice.message)
+    assert notice.filename == __file__
 
 
 def test_a_class_folder_without_files(tmp_path):
     published.image_folder(tmp_path)
     for path in (tmp_path / "val" / "bird").iterdir():
         path.unlink()
-    with pytest.raises(DataFileError, match="bird holds no file; add its images or remove the folder"):
+    with pytest.raises(DataFileError, match=r"bird holds no image \(\.jpg, .*\); add its images or remove the folder"):
+        folder(tmp_path).load()
+    (tmp_path / "val" / "bird" / "a.gif").write_bytes(b"GIF")
+    with pytest.raises(DataFileError, match=r"bird holds no image .*, but bird/a\.gif \(no image\); add"):
         folder(tmp_path).load()
 
 

@@ -324,7 +324,7 @@ def test_a_rank_that_only_others_have(tmp_path, rank, value):
     (tmp_path / "categories.json").write_text(json.dumps([NAMED[0] | {rank: value}, *NAMED[1:]]))
     with pytest.raises(
         DataFileError,
-        match=rf"categories\.json: category 7 \(Rana aurora\) must have a name for its {rank}, .* got {value!r}; c",
+        match=rf"categories\.json: category 7 \('Rana aurora'\) must have a name for its {rank}, .* got {value!r}; c",
     ):
         source(tmp_path).load()
 
@@ -332,7 +332,7 @@ def test_a_rank_that_only_others_have(tmp_path, rank, value):
 def test_a_species_that_is_two_categories(tmp_path):
     write(tmp_path)
     (tmp_path / "categories.json").write_text(json.dumps([NAMED[2] | {"id": 7}, *NAMED[1:]]))
-    with pytest.raises(DataFileError, match=r"categories 0 and 7 are both Animalia > .* > Rana > Rana boylii"):
+    with pytest.raises(DataFileError, match=r"categories 0 and 7 are both 'Animalia > .* > Rana > Rana boylii'"):
         source(tmp_path).load()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 
 from tightframe.errors import ArgumentError, DataFileError, MissingExtraError, ShapeError
 from tightframe.hierarchy import Tree
+from tightframe.hierarchy.graph import graph_distances
+from tightframe.hierarchy.index import TreeIndex
 
 from .material import GOLDEN, NESTED
 
@@ -269,9 +272,9 @@ def test_several_parents_in_a_file(tmp_path: Path) -> None:
         ("tree.tsv", "r\ta\ns\tb\n", ": the hierarchy must have one root, got 2: 'r', 's'"),
         ("tree.tsv", "r\ta\na\tb\nb\ta\n", ": the hierarchy must have no cycle, got"),
         ("tree.tsv", "r\tr\n", "got 'r' as its own parent"),
-        ("tree.json", JSON[:-3], " cannot be read as JSON: "),
-        ("tree.json", "", " cannot be read as JSON: "),
-        ("tree.json", "[" * 100_000, " cannot be read as JSON: "),
+        ("tree.json", JSON[:-3], " cannot be read as JSON ("),
+        ("tree.json", "", " cannot be read as JSON ("),
+        ("tree.json", "[" * 100_000, " cannot be read as JSON ("),
         ("tree.json", "{}", ": nested must be a mapping or list with something in it"),
         ("tree.json", "3", ": nested must be a mapping or list"),
         ("tree.json", '{"E": ["A"], "E": ["B"]}', "the key 'E' comes twice"),
@@ -302,10 +305,10 @@ def test_unknown_class_in_a_file(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_text(tmp_path: Path) -> None:
-    with pytest.raises(DataFileError, match=r"none\.tsv cannot be read as text"):
+    with pytest.raises(DataFileError, match=r"none\.tsv does not exist; check the path"):
         Tree.read(tmp_path / "none.tsv")
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(DataFileError, match=r"folder\.json cannot be read as text"):
+    with pytest.raises(DataFileError, match=r"folder\.json cannot be read \(.*; save it as UTF-8"):
         Tree.read(tmp_path / "folder.json")
     (tmp_path / "binary.tsv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataFileError, match=r"binary\.tsv cannot be read as text"):
@@ -317,3 +320,41 @@ def test_yaml_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(MissingExtraError, match=re.escape("pip install 'tightframe[cli]'")):
         Tree.read(tmp_path / "tree.yaml")
+
+
+def test_a_chain_of_5000_levels(tmp_path: Path) -> None:
+    edges = [(f"n{i}", f"n{i + 1}") for i in range(5000)] + [("n5000", "a"), ("n5000", "b"), ("n2500", "c")]
+    path = tmp_path / "tree.tsv"
+    path.write_text("".join(f"{parent}\t{child}\n" for parent, child in reversed(edges)), encoding="utf-8")
+    tree = Tree.read(path, ["a", "b", "c"])
+    assert tree.distances().tolist() == [[0, 1, 2501], [1, 0, 2501], [2501, 2501, 0]]
+    assert torch.equal(graph_distances(edges, ["a", "b", "c"]), tree.distances())
+    assert [tree.names[node] for node in tree.lca()[0]] == ["a", "n5000", "n2500"]
+    assert TreeIndex(tree).num_nodes == 5004
+    assert len(tree._repr_html_()) < 20_000
+    for name, below, end in (("tree.json", '{"a":', "null}"), ("tree.yaml", "{a: ", "}")):
+        (tmp_path / name).write_text(below * 5000 + end * 5000, encoding="utf-8")
+        with pytest.raises(DataFileError, match=rf"{name} cannot be read as"):
+            Tree.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tree.tsv", "".join(f"n{i}\tn{i + 1}\n" for i in range(3000)) + "n3000\tn1\nr\tn0\n"),
+        ("tree.tsv", f"r\t{'a' * 10**5}\t\n"),
+        ("tree.json", json.dumps([{"a": "b" * 10**5}, {"a": None}])),
+        ("tree.json", json.dumps([["a"] * 10**5])),
+        ("tree.json", '["a", "\\ud800"]'),
+        ("tree.json", "{" + '"a": 1, ' * 10**4 + '"b": 1, ' * 10**4 + '"c": 1}'),
+        ("tree.yaml", "a: &a [b, {c: *a}]\n"),
+        ("tree.yaml", "- 'a\\nb'\n- {a: 1, a: 2}\n"),
+    ],
+)
+def test_refusals_are_short(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataFileError) as caught:
+        Tree.read(path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < len(str(path)) + 500

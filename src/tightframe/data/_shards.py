@@ -8,6 +8,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from tightframe.errors import (
     EmptyDataError,
     LabelError,
     ShapeError,
+    as_labels,
     check_finite,
     require_extra,
+    shown,
 )
 from tightframe.files import reading
 
@@ -34,6 +37,8 @@ from tightframe.files import reading
 CHUNK = 4096
 # Rows that a reader of parquet may have to hold at once: 32 MiB at d = 1024 in float32.
 ROW_GROUP = 8192
+# Class indices fit into int32.
+MOST_CLASSES = 2**31
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
@@ -68,8 +73,12 @@ class Shard(ABC):
         with self._reading():
             keys = self._keys()
             if key not in keys:
-                raise DataFileError(f"{self.path} has no {key!r}; pass {name}_key=, one of {sorted(keys)}")
+                raise DataFileError(f"{self.path} has no {key!r}; pass {name}_key=, one of {shown(sorted(keys))}")
+            if keys.count(key) > 1:
+                raise DataFileError(f"{self.path} has {keys.count(key)} of the name {key!r}; leave one")
             shape, dtype = self._header(key)
+            if min(shape, default=0) < 0:
+                raise ValueError(f"{name} of shape {shape}")
         if dtype not in dtypes:
             raise DtypeError(
                 f"{self.path}: {name} must be one of {', '.join(dtypes)}, got {dtype}; convert them and write again"
@@ -89,15 +98,18 @@ class Shard(ABC):
 
         Raises:
             DataFileError: if the file is damaged.
-            LabelError: if a label is negative.
+            LabelError: if a label is negative, or beyond any class.
         """
         with self._reading():
-            labels = torch.cat(list(self._blocks(self.labels_key, CHUNK))).long()
-        negative = int((labels < 0).sum())
-        if negative:
+            labels = as_labels(torch.cat(list(self._blocks(self.labels_key, CHUNK))))
+            if len(labels) != self.rows:
+                raise ValueError(f"it holds {len(labels)} labels but claims {self.rows}")
+        wrong = ((labels < 0) | (labels >= MOST_CLASSES)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
             raise LabelError(
-                f"{self.path}: labels must be >= 0, got {int(labels.min())} ({negative} of {len(labels)} negative); "
-                "leave such samples out of the file"
+                f"{self.path}: labels must lie in 0..{MOST_CLASSES - 1}, got {int(labels[row])} in row {row} "
+                f"({len(wrong)} of {len(labels)} outside); leave such samples out of the file"
             )
         return labels
 
@@ -105,8 +117,8 @@ class Shard(ABC):
         """Yield ``(B, d)`` features and ``(B,)`` int64 labels in file order, ``B <= batch_size``.
 
         Raises:
-            DataFileError: if the file is damaged.
-            LabelError: if a label is negative.
+            DataFileError: if the file is damaged, or holds other rows than its header claims.
+            LabelError: if a label is negative, or beyond any class.
             NonFiniteError: if features of the batch are NaN or infinite.
         """
         labels = self.labels()
@@ -115,18 +127,16 @@ class Shard(ABC):
         while True:
             with self._reading():
                 block = next(blocks, None)
+                rows = done if block is None else done + len(block)
+                if rows > self.rows or (block is None and rows < self.rows):
+                    raise ValueError(f"it holds {rows} rows of features but claims {self.rows}")
+                if block is not None and (block.dtype != self.dtype or block.shape[1:] != (self.dim,)):
+                    raise ValueError(f"it holds {block.dtype} {tuple(block.shape)} but claims {self.dtype}, {self.dim}")
             if block is None:
                 return
             check_finite(block, name=f"features in {self.path}")
-            yield block, labels[done : done + len(block)]
-            done += len(block)
-
-    def fill(self, features: Tensor) -> None:
-        """Copy the features into ``features (N, d)``; raises as :meth:`batches`."""
-        done = 0
-        for block, _ in self.batches(CHUNK):
-            features[done : done + len(block)] = block
-            done += len(block)
+            yield block, labels[done:rows]
+            done = rows
 
     def mapped(self) -> Tensor | None:
         """Return the features as a private memory map whose values nobody has looked at; None where there is none."""
@@ -195,7 +205,12 @@ class NpzShard(Shard):
         """Yield the member of an array, which stands at the data, its shape, whether in Fortran order, and dtype."""
         with zipfile.ZipFile(self.path) as archive, archive.open(key + ".npy") as member:
             read = npy.read_array_header_1_0 if npy.read_magic(member) == (1, 0) else npy.read_array_header_2_0
-            yield member, *read(member)
+            shape, by_columns, dtype = read(member)
+            held = archive.getinfo(member.name).file_size - member.tell()
+            # What objects take is not said, but they are refused by their dtype.
+            if held != math.prod(shape) * dtype.itemsize and not dtype.hasobject:
+                raise ValueError(f"{member.name} has {held} bytes for {dtype} of shape {shape}")
+            yield member, shape, by_columns, dtype
 
     def _keys(self) -> list[str]:
         with zipfile.ZipFile(self.path) as archive:
@@ -210,7 +225,12 @@ class NpzShard(Shard):
             if by_columns:
                 # A stream of bytes does not give the rows.
                 whole = self._map(key)
-                for block in (self._loaded(key) if whole is None else whole).split(size):
+                if whole is None:
+                    data = np.frombuffer(bytearray(member.read()), dtype)
+                    whole = torch.from_numpy(data.reshape(shape, order="F"))
+                while member.read(2**20):  # the zip's checksum is compared at the end of a member only
+                    pass
+                for block in whole.split(size):
                     yield block.clone(memory_format=torch.contiguous_format)
                 return
             for start in range(0, shape[0], size):
@@ -218,13 +238,7 @@ class NpzShard(Shard):
                 data = member.read(math.prod(rows) * dtype.itemsize)
                 # bytearray, because torch cannot hold read-only memory; too short a member fails in the reshape.
                 yield torch.from_numpy(np.frombuffer(bytearray(data), dtype).reshape(rows))
-            # The zip's checksum is compared at the end of a member only.
-            if member.read(1):
-                raise ValueError(f"{member.name} is longer than its header says")
-
-    def _loaded(self, key: str) -> Tensor:
-        with np.load(self.path, allow_pickle=False) as archive:
-            return torch.from_numpy(archive[key])
+            member.read(1)  # as above
 
     def _map(self, key: str) -> Tensor | None:
         with zipfile.ZipFile(self.path) as archive:
@@ -248,10 +262,12 @@ class ParquetShard(Shard):
         flat = pa.array(features.contiguous().numpy().reshape(-1))
         columns = [pa.FixedSizeListArray.from_arrays(flat, features.shape[1]), pa.array(labels.numpy())]
         table = pa.Table.from_arrays(columns, names=["features", "labels"])
-        require_extra("pyarrow.parquet", "hf").write_table(table, path, row_group_size=ROW_GROUP)
+        parquet = require_extra("pyarrow.parquet", "hf")
+        parquet.write_table(table, path, row_group_size=ROW_GROUP, write_page_checksum=True)
 
     def _open(self) -> Any:
-        return require_extra("pyarrow.parquet", "hf").ParquetFile(self.path, memory_map=True)
+        parquet = require_extra("pyarrow.parquet", "hf")
+        return parquet.ParquetFile(self.path, memory_map=True, page_checksum_verification=True)
 
     def _keys(self) -> list[str]:
         with self._open() as file:
@@ -261,7 +277,8 @@ class ParquetShard(Shard):
         with self._open() as file:
             kind = file.schema_arrow.field(key).type
             shape: tuple[int, ...] = (file.metadata.num_rows,)
-            if hasattr(kind, "value_type"):
+            types = require_extra("pyarrow.types", "hf")
+            if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
                 kind = kind.value_type
                 first = [batch.column(0)[0].as_py() for batch in islice(file.iter_batches(1, columns=[key]), 1)]
                 shape = (*shape, len(first[0] or ()) if first else 0)
@@ -292,3 +309,19 @@ def format_of(path: Path) -> type[Shard]:
     if path.suffix not in FORMATS:
         raise DataFileError(f"{path} must end in one of {', '.join(FORMATS)}, got {path.suffix or 'no suffix'!r}")
     return FORMATS[path.suffix]
+
+
+def gathered(shards: Sequence[Shard]) -> tuple[Tensor, Tensor]:
+    """Read the features ``(N, d)`` and int64 labels ``(N,)`` of all shards into memory; raises as ``batches``."""
+    labels = torch.cat([shard.labels() for shard in shards])
+    features = torch.empty(0, device="cpu")
+    done = 0
+    for shard in shards:
+        for block, _ in shard.batches(CHUNK):
+            if not done:  # no sooner: a header may claim any size
+                dtype = reduce(torch.promote_types, (shard.dtype for shard in shards))
+                with shard._reading():
+                    features = torch.empty(len(labels), shard.dim, dtype=dtype, device="cpu")
+            features[done : done + len(block)] = block
+            done += len(block)
+    return features, labels

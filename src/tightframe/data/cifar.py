@@ -7,7 +7,7 @@ import math
 import pickle
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tightframe.data.base import TensorSamples
 from tightframe.data.images import ImageSet, checked_labels
-from tightframe.errors import DataFileError
+from tightframe.errors import DataFileError, shown
 from tightframe.files import reading
 
 SHAPE = (3, 32, 32)
@@ -110,12 +110,12 @@ class _PickledFile:
         if not isinstance(content, dict):
             seen = type(content).__name__
             raise DataFileError(f"{self.path} must hold a dictionary, got {seen}; get {source.archive} again")
-        self.content = {_text(key): value for key, value in content.items()}
+        self.content = content
 
     def field(self, key: str) -> Any:
         """Return the value of a key."""
         if key not in self.content:
-            seen = f"only {sorted(self.content)}; is it the file of another set?"
+            seen = f"only {shown(sorted(self.content))}; is it the file of another set?"
             raise DataFileError(f"{self.path} has no {key!r}, {seen}")
         return self.content[key]
 
@@ -132,15 +132,15 @@ class _PickledFile:
         array = self.field("data")
         try:
             _, shape, dtype, fortran, raw = array.state
-            kind, (rows, columns) = _text(dtype.args[0]), shape
+            kind, (rows, columns) = _text(dtype.args[0]), map(int, shape)
             if kind == "u1" and columns == size and len(raw) == rows * size > 0:
-                pixels = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
+                pixels = np.frombuffer(raw, np.uint8).reshape((rows, columns), order="F" if fortran else "C")
                 return pixels.reshape(-1, *SHAPE)
         except (AttributeError, TypeError, ValueError, IndexError) as error:
             raise DataFileError(
                 f"{self.path}: data must be an array of images (N, {size}); get the file again"
             ) from error
-        seen = f"{kind} of shape {tuple(shape)} in {len(raw)} bytes"
+        seen = f"{shown(kind)} of shape {(rows, columns)} in {len(raw)} bytes"
         raise DataFileError(
             f"{self.path}: data must be uint8 images of shape (N, {size}), got {seen}; get the file again"
         )
@@ -170,8 +170,40 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads plain values and arrays."""
+class _Keyed(dict[str, Any]):
+    """A dictionary whose keys are text: to hash tuples of tuples that a file shares between them may never end."""
+
+    __slots__ = ()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(_text(key), value)
+
+
+class _Unpickler(pickle._Unpickler):
+    """Reads plain values and arrays.
+
+    Python's own unpickler, not the one in C, which takes the memory that a number in the file asks for.
+    """
+
+    # No sets, for the sake of hashes, and no buffers, which have the length that the file claims.
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if bytes([code]) not in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.BYTEARRAY8)
+    }
+
+    def load_empty_dictionary(self: Any) -> None:
+        self.append(_Keyed())
+
+    dispatch[pickle.EMPTY_DICT[0]] = load_empty_dictionary
+
+    def load_dict(self: Any) -> None:
+        items = self.pop_mark()
+        self.append(_Keyed())
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self.stack[-1][key] = value
+
+    dispatch[pickle.DICT[0]] = load_dict
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
@@ -180,4 +212,6 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _text(value: Any) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+    if not isinstance(value, bytes | str):
+        raise TypeError(f"it has a {type(value).__name__} where text belongs")
+    return value.decode("latin1") if isinstance(value, bytes) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from tightframe.data._shards import CHUNK, FORMATS, Shard, format_of
+from tightframe.data._shards import CHUNK, FORMATS, MOST_CLASSES, Shard, format_of, gathered
 from tightframe.data.base import ClassificationData, DataSource, StrPath
 from tightframe.errors import (
     ArgumentError,
@@ -24,8 +24,12 @@ from tightframe.errors import (
     check_finite,
     check_labels,
     check_positive,
+    check_range,
 )
-from tightframe.files import written_whole
+from tightframe.files import reading, written_whole
+
+# Classes that labels may stand for, however few the samples, where nobody says how many there are.
+GUESSED_CLASSES = 2**16
 
 
 class FeatureFile:
@@ -80,7 +84,7 @@ class FeatureFile:
 
         Raises:
             DataFileError: if a file is damaged.
-            LabelError: if a label is negative.
+            LabelError: if a label is negative, or beyond any class.
         """
         return max(int(shard.labels().max()) for shard in self._shards) + 1
 
@@ -93,7 +97,7 @@ class FeatureFile:
         Raises:
             ArgumentError: if ``batch_size`` is not a positive integer.
             DataFileError: if a file is damaged.
-            LabelError: if a label is negative.
+            LabelError: if a label is negative, or beyond any class.
             NonFiniteError: on the first batch with NaN or infinite features.
         """
         check_positive("batch_size", batch_size)
@@ -101,11 +105,7 @@ class FeatureFile:
 
     def load(self) -> tuple[Tensor, Tensor]:
         """Read everything into memory: features ``(N, d)`` and int64 labels ``(N,)``; raises as :meth:`batches`."""
-        dtype = reduce(torch.promote_types, (shard.dtype for shard in self._shards))
-        features = torch.empty(len(self), self.dim, dtype=dtype, device="cpu")
-        for shard, own in zip(self._shards, features.split([shard.rows for shard in self._shards]), strict=True):
-            shard.fill(own)
-        return features, torch.cat([shard.labels() for shard in self._shards])
+        return gathered(self._shards)
 
     def dataset(self) -> Dataset[tuple[Tensor, Tensor]]:
         """Return a map-style dataset of ``(float32 feature (d,), int64 label)``, after one pass that checks all values.
@@ -126,10 +126,11 @@ class FeatureFiles(DataSource):
         train: a :class:`FeatureFile`, or the path of one with the default keys.
         test: the same.
         validation: the same, or None.
-        num_classes: K; None takes the largest label of all parts plus one.
+        num_classes: K, at most 2^31; None takes the largest label of all parts plus one, at most the number of their
+            samples or 65,536, whichever is larger.
 
     Raises:
-        ArgumentError: if ``num_classes`` is not a positive integer.
+        ArgumentError: if ``num_classes`` lies outside its range.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class FeatureFiles(DataSource):
     ) -> None:
         if num_classes is not None:
             check_positive("num_classes", num_classes)
+            check_range("num_classes", num_classes, num_classes <= MOST_CLASSES, f"at most {MOST_CLASSES}")
         self.train = train
         self.test = test
         self.validation = validation
@@ -151,7 +153,7 @@ class FeatureFiles(DataSource):
 
         Raises:
             DataFileError: if the parts differ in width, and as :class:`FeatureFile`.
-            LabelError: if a label is negative or not below ``num_classes``.
+            LabelError: if a label is negative, not below ``num_classes``, or far beyond the number of samples.
             NonFiniteError: if features are NaN or infinite.
         """
         given = {"train": self.train, "test": self.test, "validation": self.validation}
@@ -160,15 +162,18 @@ class FeatureFiles(DataSource):
             for name, part in given.items()
             if part is not None
         }
-        num_classes = self.num_classes or max(part.num_classes for part in parts.values())
+        samples = sum(map(len, parts.values()))
+        most = self.num_classes or max(GUESSED_CLASSES, samples)
         for name, part in parts.items():
             if part.dim != parts["train"].dim:
                 raise DataFileError(f"{name} {part} and train {parts['train']} must have the same width d")
-            if part.num_classes > num_classes:
+            if part.num_classes > most:
+                known = f"num_classes={most}" if self.num_classes else f"{samples} samples in all and no num_classes"
                 raise LabelError(
-                    f"{name} {part} has label {part.num_classes - 1} but labels must lie in 0..{num_classes - 1} "
-                    f"(num_classes={num_classes}); raise num_classes or correct the file"
+                    f"{name} {part} has label {part.num_classes - 1} but labels must lie in 0..{most - 1} ({known}); "
+                    "raise num_classes or correct the file"
                 )
+        num_classes = self.num_classes or max(part.num_classes for part in parts.values())
         datasets = {name: part.dataset() for name, part in parts.items()}
         return ClassificationData(
             train=datasets["train"],
@@ -186,7 +191,7 @@ def write_features(path: StrPath, features: Tensor, labels: Tensor) -> Path:
     Args:
         path: ends in ``.npz`` (uncompressed), ``.safetensors`` or ``.parquet`` (extra ``hf``).
         features: ``(N, d)`` floating-point, finite; no bfloat16 unless in safetensors.
-        labels: ``(N,)`` integers >= 0.
+        labels: ``(N,)`` integers in 0..2^31 - 1.
 
     Raises:
         DataFileError: if the suffix is another.
@@ -213,8 +218,9 @@ def write_features(path: StrPath, features: Tensor, labels: Tensor) -> Path:
     if not features.numel():
         raise EmptyDataError(f"features must hold at least one number, got shape {tuple(features.shape)}")
     check_finite(features)
-    if bool((labels < 0).any()):
-        raise LabelError(f"labels must be >= 0, got {int(labels.min())}; leave such samples out")
+    wrong = labels[(labels < 0) | (labels.long() >= MOST_CLASSES)]
+    if len(wrong):
+        raise LabelError(f"labels must lie in 0..{MOST_CLASSES - 1}, got {int(wrong[0])}; leave such samples out")
     with written_whole(path) as partial:
         form.write(partial, features.detach().cpu(), labels.cpu().long())
     return path
@@ -225,15 +231,14 @@ class _Rows(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._labels = shard.labels()
         self._features = shard.mapped()
         self._mapped = self._features is not None
-        if self._features is None:
-            self._features = torch.empty(shard.rows, shard.dim, dtype=shard.dtype, device="cpu")
-            shard.fill(self._features)
-        else:
+        if self._mapped:
+            self._labels = shard.labels()
             for _ in shard.batches(CHUNK):
                 pass
+        else:
+            self._features, self._labels = gathered([shard])
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens a map itself: a pickled one would be a copy of the whole file.
@@ -253,7 +258,8 @@ def _expand(path: StrPath | Sequence[StrPath]) -> list[Path]:
     if isinstance(path, str | os.PathLike):
         paths = [Path(path)]
         if paths[0].is_dir():
-            paths = sorted(each for each in paths[0].iterdir() if each.suffix in FORMATS)
+            with reading(path, "cannot be read", "check its rights"):
+                paths = sorted(each for each in paths[0].iterdir() if each.suffix in FORMATS)
             if not paths:
                 raise DataFileError(f"{path} is a directory without a file ending in one of {', '.join(FORMATS)}")
     else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
@@ -15,8 +16,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tightframe.data.base import ClassificationData, HoldOutSource, StrPath, TensorSamples, differing
-from tightframe.errors import ArgumentError, DataFileError, check_positive, require_extra
+from tightframe.errors import ArgumentError, DataFileError, Notice, check_positive, require_extra
 from tightframe.files import reading
+
+# As torchvision knows images.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Files that a message names of those left out.
+SHOWN = 5
 
 
 class ImageSet(HoldOutSource):
@@ -73,10 +79,8 @@ def checked_labels(path: Path, labels: Any, num_images: int, num_classes: int, f
     Raises:
         DataFileError: if they are no integers, not one an image, or outside ``first..first + num_classes - 1``.
     """
-    try:
-        read = np.asarray(labels)
-    except ValueError:  # nested, and of several lengths
-        read = np.empty(0)
+    numbers = isinstance(labels, np.ndarray) or (isinstance(labels, list) and all(type(x) is int for x in labels))
+    read = np.asarray(labels if numbers else 0.0)
     if read.ndim != 1 or not np.issubdtype(read.dtype, np.integer):
         raise DataFileError(f"{path} must hold one integer label an image; get the published file again")
     if len(read) != num_images:
@@ -110,9 +114,14 @@ class STL10(ImageSet):
 
     archive = "stl10_binary.tar.gz"
     shape = (3, 96, 96)
+    num_classes = 10
 
     def _classes(self) -> tuple[str, ...]:
-        return tuple(self.read_bytes("class_names.txt").decode("utf-8", "replace").split())
+        names = tuple(self.read_bytes("class_names.txt").decode("utf-8", "replace").split())
+        if len(names) != self.num_classes:
+            path = self.root / "class_names.txt"
+            raise DataFileError(f"{path} has {len(names)} names, not {self.num_classes}; unpack {self.archive} again")
+        return names
 
     def _part(self, name: str, num_classes: int) -> TensorSamples:
         path = self.root / f"{name}_X.bin"
@@ -135,10 +144,14 @@ class ImageFolder(HoldOutSource):
     """Image files in one folder a class, decoded when they are read: ``train/<class>/**`` and ``test/`` or ``val/``.
 
     Classes are the names of the folders, sorted. ``val/`` is the test part where there is no ``test/``, as for
-    ImageNet, and the validation part where there is. Folders inside a class folder belong to
-    the class. Names that begin with a dot are passed over. Every image becomes
-    RGB, its shorter side is resized to ``resize`` pixels (bilinear) and the middle square is kept, so that a batch has
-    one shape; a batch is decoded by several threads. The parts are map-style datasets of
+    ImageNet, and the validation part where there is.
+
+    A class has the images at any depth below its folder, by the suffixes that torchvision knows. Names that begin with
+    a dot are passed over. A :class:`~tightframe.errors.Notice` counts and names other files that are left out: those of
+    another suffix or outside the class folders, links that lead nowhere, and what may not be read.
+
+    Every image becomes RGB, its shorter side is resized to ``resize`` pixels (bilinear) and the middle square is kept,
+    so that a batch has one shape; a batch is decoded by several threads. The parts are map-style datasets of
     ``(uint8 image (3, resize, resize), int64 label)``.
 
     Args:
@@ -150,8 +163,8 @@ class ImageFolder(HoldOutSource):
     Raises:
         ArgumentError: if an argument lies outside its range, or (from :meth:`load`) a part would miss a class or there
             is a validation part already.
-        DataFileError: from :meth:`load`, if a folder is missing or empty or parts have different classes; from reading
-            a sample, if its file is no image.
+        DataFileError: from :meth:`load`, if a folder is missing or holds no image or parts have different classes; from
+            reading a sample, if its file is no image.
         MissingExtraError: from :meth:`load`, if Pillow is not installed.
     """
 
@@ -179,18 +192,29 @@ class ImageFolder(HoldOutSource):
     def _part(self, name: str, expected: Sequence[str] = ()) -> tuple[list[str], ImageFiles]:
         """Return the classes and the samples of a part, whose classes must be the ``expected`` ones, if any."""
         folder = self.root / name
-        names = [entry.name for entry in _entries(folder, self.root) if entry.is_dir()]
+        there = _names(folder, self.root)
+        names = [name for name in there if os.path.isdir(folder / name)]
         if not names:
             raise DataFileError(f"{folder} holds no class folder; root must hold train/<class>/ and val/<class>/")
         if expected and (found := differing(names, expected)):
             raise DataFileError(f"{folder} and {self.root / 'train'} must have the same class folders, but {found}")
         paths, labels = [], []
+        others = [str(folder / name) for name in there if name not in names]
+        left_out = [(p, "outside the class folders" if os.path.exists(p) else "leads nowhere") for p in others]
         for label, class_name in enumerate(names):
-            files = sorted(_files(folder / class_name, self.root))
+            files, unread = _images(folder / class_name)
             if not files:
-                raise DataFileError(f"{folder / class_name} holds no file; add its images or remove the folder")
+                seen = f", but {_listed(unread, folder)}" if unread else ""
+                raise DataFileError(
+                    f"{folder / class_name} holds no image ({', '.join(SUFFIXES)}){seen}; add its images or remove "
+                    "the folder"
+                )
             paths += files
             labels += [label] * len(files)
+            left_out += unread
+        if left_out:
+            said = f"{len(paths)} images are read and {len(left_out)} files left out: {_listed(left_out, folder)}"
+            warnings.warn(f"{folder}: {said}", Notice, stacklevel=4)
         return names, ImageFiles(paths, torch.tensor(labels, device="cpu"), self.resize)
 
 
@@ -234,22 +258,49 @@ def _decoded(path: str, size: int) -> Tensor:
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
-def _files(folder: Path, root: Path) -> Iterator[str]:
-    """Yield the paths of all files below a folder, hidden ones left out."""
-    for entry in _entries(folder, root):
-        if entry.is_dir():
-            yield from _files(Path(entry.path), root)
-        elif entry.is_file():
-            yield entry.path
-        else:
-            raise DataFileError(f"{entry.path} is no file that can be read; remove the link or restore its target")
+def _images(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the images below a folder, sorted, and all other files with why they are none; hidden ones are in neither.
+
+    A link to a folder that was read already is left out, as it may lead around in a circle.
+    """
+    images: list[str] = []
+    others: list[tuple[str, str]] = []
+    seen: set[str] = set()
+
+    def unreadable(error: OSError) -> None:
+        others.append((str(error.filename), "may not be read"))
+
+    for here, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+        seen.add(os.path.realpath(here))
+        below = [os.path.join(here, name) for name in sorted(folders) if not name.startswith(".")]
+        again = {path for path in below if os.path.islink(path) and os.path.realpath(path) in seen}
+        others += [(path, "a link to a folder that was read") for path in sorted(again)]
+        folders[:] = [os.path.basename(path) for path in below if path not in again]
+        for name in sorted(files):
+            path = os.path.join(here, name)
+            if name.startswith("."):
+                continue
+            if not os.path.isfile(path):
+                others.append((path, "leads nowhere" if os.path.islink(path) else "no file"))
+            elif not name.lower().endswith(SUFFIXES):
+                others.append((path, "no image"))
+            elif not os.access(path, os.R_OK):
+                others.append((path, "may not be read"))
+            else:
+                images.append(path)
+    return sorted(images), others
 
 
-def _entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
-    """Return what lies in a folder, hidden entries left out, by name."""
+def _listed(left_out: list[tuple[str, str]], folder: Path) -> str:
+    """Return the first few files with why they are left out."""
+    named = [f"{os.path.relpath(path, folder)} ({why})" for path, why in left_out[:SHOWN]]
+    return ", ".join(named) + (", …" if len(left_out) > SHOWN else "")
+
+
+def _names(folder: Path, root: Path) -> list[str]:
+    """Return what lies in a folder, hidden entries left out."""
     try:
-        with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise DataFileError(
             f"{folder} is no folder that can be read; root = {root} must hold train/<class>/ and test/ or val/<class>/"

@@ -10,14 +10,12 @@ import torch
 
 from tightframe.data.base import ClassificationData, HoldOutSource, StrPath, differing
 from tightframe.data.images import ImageFiles
-from tightframe.errors import DataFileError, check_positive, require_extra
+from tightframe.errors import DataFileError, check_positive, is_name, require_extra, shown
 from tightframe.files import reading
 
 # Above the species, from coarse to fine.
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")
 CATEGORIES_FILE = "categories.json"
-# Characters of a wrong entry in a message.
-SHOWN_LENGTH = 200
 
 Entry = dict[str, Any]
 Paths = tuple[tuple[str, ...], ...]
@@ -122,14 +120,14 @@ def _paths(categories: list[Entry], file: _AnnotationFile) -> Paths | None:
     first: dict[tuple[str, ...], int] = {}
     for category in categories:
         for rank in ranks:
-            if not isinstance(category.get(rank), str) or not category[rank]:
+            if not is_name(category.get(rank)):
+                known = f"category {category['id']} ({shown(category['name'])})"
                 raise file.error(
-                    f"category {category['id']} ({category['name']}) must have a name for its {rank}, as others have, "
-                    f"got {category.get(rank)!r}"
+                    f"{known} must have a name for its {rank}, as others have, got {shown(category.get(rank))}"
                 )
         path = (*(category[rank] for rank in ranks), category["name"])
         if first.setdefault(path, category["id"]) != category["id"]:
-            raise file.error(f"categories {first[path]} and {category['id']} are both {' > '.join(path)}")
+            raise file.error(f"categories {first[path]} and {category['id']} are both {shown(' > '.join(path))}")
     return tuple(first)
 
 
@@ -151,15 +149,16 @@ class _AnnotationFile:
         """Return the entries of a section, each of which must have values of these types."""
         entries = self.content.get(section) if isinstance(self.content, dict) else None
         if not isinstance(entries, list) or not entries:
-            held = sorted(self.content) if isinstance(self.content, dict) else type(self.content).__name__
+            held = shown(sorted(self.content)) if isinstance(self.content, dict) else type(self.content).__name__
             raise self.error(f"there must be a list of {section} with something in it, got {held}")
         for number, entry in enumerate(entries):
-            # Not isinstance, which takes true for a number; an empty name is none.
+            # Not isinstance, which takes true for a number.
             if not isinstance(entry, dict) or any(
-                type(entry.get(key)) is not kind or entry[key] == "" for key, kind in kinds.items()
+                type(entry.get(key)) is not kind or (kind is str and not is_name(entry[key]))
+                for key, kind in kinds.items()
             ):
                 wanted = ", ".join(f"{key} ({kind.__name__})" for key, kind in kinds.items())
-                raise self.error(f"entry {number} of {section} must have {wanted}, got {repr(entry)[:SHOWN_LENGTH]}")
+                raise self.error(f"entry {number} of {section} must have {wanted}, got {shown(entry)}")
         return entries
 
     def by_id(self, section: str, **kinds: type) -> dict[int, Entry]:

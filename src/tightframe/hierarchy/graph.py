@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tightframe.errors import ArgumentError, check_choice
+from tightframe.errors import ArgumentError, check_choice, shown
 
 PARENT_RULES = ("raise", "first", "shallowest", "deepest")
 _SHOWN = 5
@@ -48,7 +48,7 @@ class Graph:
             parent, child = (number(str(name)) for name in edge)
             if parent == child:
                 raise ArgumentError(
-                    f"edges must join two nodes, got {edge[0]!r} as its own parent; leave that edge out"
+                    f"edges must join two nodes, got {shown(edge[0])} as its own parent; leave that edge out"
                 )
             above[child][parent] = None
         for name in nodes:
@@ -68,7 +68,9 @@ class Graph:
         try:
             return list(TopologicalSorter(dict(enumerate(self.above))).static_order())
         except CycleError as error:
-            cycle = " -> ".join(repr(self.names[node]) for node in error.args[1])
+            nodes = error.args[1]
+            cycle = " -> ".join(shown(self.names[node]) for node in nodes[:_SHOWN])
+            cycle += f" and so on, {len(nodes) - 1} nodes" if len(nodes) > _SHOWN else ""
             raise ArgumentError(
                 f"the hierarchy must have no cycle, got {cycle}; leave one of these edges out"
             ) from None
@@ -144,7 +146,7 @@ class Graph:
             for node, parents in enumerate(self.above):
                 if len(parents) > 1:
                     raise ArgumentError(
-                        f"the hierarchy must be a tree, got several parents of {self.names[node]!r}: "
+                        f"the hierarchy must be a tree, got several parents of {shown(self.names[node])}: "
                         f"{self._shown(parents)}; choose one by several_parents='first', 'shallowest' or 'deepest', "
                         "or take the distances in the whole graph from graph_distances"
                     )
@@ -166,7 +168,7 @@ class Graph:
 
     def _shown(self, nodes: Iterable[int]) -> str:
         nodes = list(nodes)
-        return ", ".join(repr(self.names[node]) for node in nodes[:_SHOWN]) + (", …" if len(nodes) > _SHOWN else "")
+        return ", ".join(shown(self.names[node]) for node in nodes[:_SHOWN]) + (", …" if len(nodes) > _SHOWN else "")
 
 
 def graph_distances(

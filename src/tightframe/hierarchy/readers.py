@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tightframe.errors import ArgumentError, DataFileError, require_extra
-from tightframe.files import read_yaml
+from tightframe.errors import ArgumentError, DataFileError, is_name, require_extra, shown
+from tightframe.files import read_yaml, reading
 from tightframe.hierarchy.graph import Graph
 
 EDGE_SUFFIXES = (".tsv", ".txt")
@@ -47,7 +48,7 @@ def nested_graph(nested: Any) -> Graph:
     elif isinstance(nested, Mapping | list | tuple) and nested:
         graph = Graph(["root"], [[]])
     else:
-        raise ArgumentError(f"nested must be a mapping or list with something in it, got {nested!r}")
+        raise ArgumentError(f"nested must be a mapping or list with something in it, got {shown(nested)}")
     # From the top down to where the walk is: node, content, what is left of the content, names that it had so far.
     way: list[tuple[int, Any, Iterator[tuple[Any, Any]], set[str]]] = [(0, nested, _pairs(nested), set())]
     while way:
@@ -56,10 +57,11 @@ def nested_graph(nested: Any) -> Graph:
             name = _name(key)
             if name in taken:
                 raise ArgumentError(
-                    f"nested must hold a name once under each node, got {name!r} twice under {graph.names[parent]!r}"
+                    f"nested must hold a name once under each node, got {shown(name)} twice under "
+                    f"{shown(graph.names[parent])}"
                 )
             if any(below is content for _, content, _, _ in way):
-                raise ArgumentError(f"nested must not hold itself, got {name!r} with a mapping that it is in")
+                raise ArgumentError(f"nested must not hold itself, got {shown(name)} with a mapping that it is in")
             taken.add(name)
             graph.names.append(name)
             graph.above.append([parent])
@@ -84,8 +86,8 @@ def _pairs(nested: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _name(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise ArgumentError(f"nested must hold names, got {value!r} of type {type(value).__name__}; quote it")
+    if isinstance(value, bool) or (not isinstance(value, int) and not is_name(value)):
+        raise ArgumentError(f"nested must hold names, got {shown(value)} of type {type(value).__name__}; quote it")
     return str(value)
 
 
@@ -131,9 +133,8 @@ def read_edges(path: Path) -> list[tuple[str, str]]:
             continue
         fields = [field.strip() for field in line.split("\t")] if "\t" in line.strip() else line.split()
         if len(fields) != 2 or "" in fields:
-            raise DataFileError(
-                f"{path}, line {number} must be parent<TAB>child, got {line!r}; names that hold blanks need the tab"
-            )
+            seen = f"{shown(line)}; names that hold blanks need the tab"
+            raise DataFileError(f"{path}, line {number} must be parent<TAB>child, got {seen}")
         edges.append((fields[0], fields[1]))
     return edges
 
@@ -142,22 +143,18 @@ def read_nested(path: Path) -> Any:
     """Read nested mappings from JSON or YAML, names as they are written; a key that comes twice is refused."""
     if path.suffix != ".json":
         return read_yaml(path, words=True)
-    try:
+    with reading(path, "cannot be read as JSON", "correct it", "check the path"):
         return json.loads(_text(path), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise DataFileError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ArgumentError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} comes twice in one mapping")
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ArgumentError(f"the key {shown(twice)} comes twice in one mapping")
     return mapping
 
 
 def _text(path: Path) -> str:
-    try:
+    with reading(path, "cannot be read as text", "save it as UTF-8", "check the path"):
         return path.read_text(encoding="utf-8-sig")  # editors on Windows begin files with a mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataFileError(f"{path} cannot be read as text: {error}") from error

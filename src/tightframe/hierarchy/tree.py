@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, final
 
@@ -361,23 +362,25 @@ class Tree:
         return table
 
     def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
         below: list[list[int]] = [[] for _ in self.names]
         for node in range(1, len(self.names)):
             below[self.parents[node]].append(node)
-        lines, pending = [], [(0, "", "", "")]
+        pending = [(0, "", "", "")]
         while pending:
             node, indent, branch, further = pending.pop()
-            lines.append(f"{indent}{branch}{self.names[node]}")
+            yield f"{indent}{branch}{self.names[node]}"
             rest = [(child, indent + further, "├── ", "│   ") for child in below[node]]
             rest[-1:] = [(child, before, "└── ", "    ") for child, before, _, _ in rest[-1:]]
             pending += reversed(rest)
-        return "\n".join(lines)
 
     def __repr__(self) -> str:
         return f"Tree(num_classes={self.num_classes}, nodes={len(self.names)}, depth={int(self.depth.max())})"
 
     def _repr_html_(self) -> str:
-        lines = str(self).split("\n")
+        lines = list(islice(self._lines(), _DRAWN + 1))
         shown = "\n".join(lines[:_DRAWN] + ["…"] * (len(lines) > _DRAWN))
         return f"<p>{html.escape(repr(self))}</p><pre>{html.escape(shown)}</pre>"
 
