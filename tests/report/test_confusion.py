@@ -359,8 +359,11 @@ def test_the_page_of_a_hierarchy_of_any_depth(tmp_path):
     records = Records()
     records.add("accuracy", 0.5, epoch=1, split="test")
     runs.write(records, tmp_path, run="a")
-    chain = [(f"n{i}", f"n{i + 1}") for i in range(2000)]
-    tree = Tree.from_edges([*chain, ("n2000", "x"), ("n2000", "y")])
+    chain = [(f"n{i}", f"n{i + 1}") for i in range(5000)]
+    tree = Tree.from_edges([("n0", "w"), *chain, ("n5000", "x"), ("n5000", "y")])
     described = {"parents": tree.parents.tolist(), "names": tree.names, "classes": tree.classes.tolist()}
     (tmp_path / "hierarchy.json").write_text(json.dumps(described))
-    assert "<p>x, y</p>" in build_report(tmp_path).read_text(encoding="utf-8")
+    page = build_report(tmp_path).read_text(encoding="utf-8")
+    assert "<p>w</p>" in page
+    assert "4902 more levels with 2 of the classes, not shown" in page
+    assert page.count('<details class="branch"') == 100

@@ -22,6 +22,7 @@ from tightframe.report.tables import Leaderboard, board_cells, leaderboard, writ
 from tightframe.runs import RunDirectory
 
 MAX_MAPS = 6
+MAX_LEVELS = 100
 # The same hues, lighter, for a dark ground.
 DARK_PALETTE = ("#5AA9E6", "#FF8B4D", "#2BC79A", "#E39AC6", "#F2B93B", "#9BD7F5", "#A6A6A6")
 CLASS_PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7")
@@ -168,21 +169,29 @@ def write_html(content: Content, path: Path) -> Path:
 def _nodes(tree: Tree) -> list[tuple[dict[str, Any], bool]]:
     """Return each inner node twice, in the order of the page: where it begins, and, with True, where it ends.
 
-    A node is a mapping of its number, name, number of classes below it and names of its leaves. A template that called
-    itself would not reach the end of a deep tree.
+    A node is a mapping of its number, name, number of classes below it, names of its leaves, and levels below it that
+    are not shown: browsers nest no more than some hundred. A template that called itself would not reach the end of a
+    deep tree.
     """
     children: list[list[int]] = [[] for _ in tree.names]
     for node in range(1, len(children)):
         children[tree.parents[node]].append(node)
+    levels = [0] * len(children)
+    for node in range(len(children) - 1, 0, -1):  # a parent comes before its children
+        levels[tree.parents[node]] = max(levels[tree.parents[node]], levels[node] + 1)
     leaves = set(tree.classes.tolist())
     classes = sums_below(tree, np.bincount(tree.classes, minlength=len(children)))
-    steps, pending = [], [(0, False)]
+    steps, pending = [], [(0, False, 1)]
     while pending:
-        node, ends = pending.pop()
-        names = [tree.names[child] for child in children[node] if child in leaves]
-        steps.append(({"number": node, "name": tree.names[node], "classes": classes[node], "leaves": names}, ends))
+        node, ends, depth = pending.pop()
+        cut = levels[node] if depth == MAX_LEVELS else 0
+        below = [] if cut else children[node]
+        names = [tree.names[child] for child in below if child in leaves]
+        shown = {"number": node, "name": tree.names[node], "classes": classes[node], "leaves": names, "cut": cut}
+        steps.append((shown, ends))
         if not ends:
-            pending += [(node, True), *((child, False) for child in reversed(children[node]) if child not in leaves)]
+            inner = [(child, False, depth + 1) for child in reversed(below) if child not in leaves]
+            pending += [(node, True, depth), *inner]
     return steps
 
 
