@@ -130,8 +130,8 @@ def is_name(value: object) -> bool:
 
 
 def check_positive(name: str, value: int, minimum: int = 1) -> None:
-    """Raise :class:`ArgumentError` unless ``value`` is an integer of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    """Raise :class:`ArgumentError` unless ``value`` is an integer of at least ``minimum``, and of 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**63:
         raise ArgumentError(f"{name} must be an integer >= {minimum}, got {value!r}")
 
 

@@ -112,11 +112,13 @@ def _ending(error: BaseException) -> tuple[int, str]:
             return 2, "error: standard output was closed before everything was written to it"
         case TightframeError() | OSError() | UnicodeError():
             return 2, f"error: {said}"
+        case RuntimeError() if "out of memory" in said or "allocate" in said:  # of PyTorch
+            return 2, f"error: not enough memory: {said[:200]}; use smaller data, batches or networks"
         case MemoryError():
             return 2, f"error: not enough memory{said and ': '}{said}; use smaller data, batches or networks"
         case RecursionError():
             return 2, f"error: the input is nested too deeply: {said}"
-    return 1, f"unexpected {type(error).__name__}: {said}; --debug shows where; please report it"
+    return 1, f"unexpected {type(error).__name__}: {said[:300]}; --debug shows where; please report it"
 
 
 def _close_stdout() -> None:

@@ -121,7 +121,7 @@ def bind(
         decided["generator"] = _generator(own.pop("seed", decided.get("seed", 0)), f"{where}.args.seed")
     parameters = inspect.signature(made).parameters
     frames = {name: own.pop(name) for name in list(own) if name in parameters and _is_frame(parameters[name])}
-    arguments = _checked(made, own, where)
+    arguments = checked(made, own, f"{where}.args")
     for name, value in frames.items():
         arguments[name] = _frame(value, f"{where}.args.{name}", decided)
     for name, parameter in parameters.items():
@@ -186,8 +186,17 @@ def find(name: str, rooms: tuple[str, ...], where: str) -> Any:
     raise ConfigError(f"{where}.name: no class or function {attribute!r} in {', '.join(candidates)}")
 
 
-def _checked(made: Callable[..., Any], args: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Check arguments against the signature's types, where these are types of data."""
+def checked(made: Callable[..., Any], args: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check arguments against the signature's types, where these are types of data, and return them.
+
+    Args:
+        made: Class or function.
+        args: Arguments by name.
+        where: Key of the part in the recipe, for errors.
+
+    Raises:
+        ConfigError: if an argument is unknown or of another type.
+    """
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
@@ -195,7 +204,7 @@ def _checked(made: Callable[..., Any], args: Mapping[str, Any], where: str) -> d
     unknown = sorted(set(args) - set(accepted))
     if unknown:
         raise ConfigError(
-            f"{where}.args: {made.__name__} takes no {', '.join(map(repr, unknown))}; it takes {', '.join(accepted)}"
+            f"{where}: {made.__name__} takes no {', '.join(map(repr, unknown))}; it takes {', '.join(accepted)}"
         )
     add = parser.add_class_arguments if inspect.isclass(made) else parser.add_function_arguments
     data = {name: value for name, value in args.items() if _is_data(accepted[name]) or not _has_path(value)}
@@ -204,7 +213,7 @@ def _checked(made: Callable[..., Any], args: Mapping[str, Any], where: str) -> d
     try:
         parsed = parser.parse_object(data, defaults=False)
     except jsonargparse.ArgumentError as error:
-        raise ConfigError(f"{where}.args: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from error
     return {**args, **{name: parsed[name] for name in data}}
 
 

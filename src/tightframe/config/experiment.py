@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from tightframe.config.bind import bind, check_trusted, find, path_arguments
+from tightframe.config.bind import bind, check_trusted, checked, find, path_arguments
 from tightframe.config.recipe import Part, Recipe
 from tightframe.errors import ConfigError, TightframeError
 
@@ -152,7 +153,8 @@ def build(
         DataFileError: if data or a hierarchy cannot be read.
     """
     from tightframe.data import DataSource
-    from tightframe.training import check_options
+    from tightframe.training import AdaptiveETF, NeuralCollapseCallback, check_options
+    from tightframe.training.run import Trainer
 
     if not trust:
         check_trusted(asdict(recipe), "the recipe")
@@ -162,14 +164,19 @@ def build(
     if recipe.mixup_alpha and not data.train[0][0].is_floating_point():
         raise ConfigError(f"mixup_alpha must be 0: inputs of type {data.train[0][0].dtype} cannot be mixed")
     steps = recipe.epochs * max(1, len(data.train) // recipe.batch_size)  # type: ignore[arg-type]  # it is sized
+    collapse = checked(NeuralCollapseCallback, recipe.collapse, "collapse")
+    checked(Trainer, recipe.trainer, "trainer")
     for method in recipe.methods if methods is None else methods:
         module = experiment.module(method, seed=0)
         _check_batch(module, data, method)
+        if recipe.batch_size == 1 or len(data.train) % recipe.batch_size == 1:  # type: ignore[arg-type]
+            _check_single(module, data, recipe.batch_size)
         optimizer = _optimizer(recipe.optimizer)(module.parameters())
         if recipe.scheduler is not None:
             _scheduler(recipe.scheduler)(optimizer, steps)
+        adaptive = checked(AdaptiveETF, recipe.methods[method].adaptive or {}, f"methods.{method}.adaptive")
         try:
-            check_options(recipe.collapse, recipe.trainer, recipe.methods[method].adaptive)
+            check_options(collapse, recipe.trainer, adaptive)
         except TightframeError:
             raise
         except Exception as error:  # Lightning refuses arguments with exceptions of many kinds
@@ -196,6 +203,21 @@ def _check_batch(module: ClassifierModule, data: ClassificationData, method: str
         ) from error
     finally:
         module.train()
+
+
+def _check_single(module: ClassifierModule, data: ClassificationData, batch_size: int) -> None:
+    """Pass one sample through a backbone in training mode, as a batch of one would be."""
+    import torch
+
+    backbone = copy.deepcopy(module.backbone).train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            backbone(torch.as_tensor(data.train[0][0]).unsqueeze(0))
+    except ValueError as error:  # of batch norm
+        raise ConfigError(
+            f"batch_size {batch_size} leaves a batch of one of {len(data.train)} samples, "  # type: ignore[arg-type]
+            f"which the backbone does not take: {error}"
+        ) from error
 
 
 def _read_trees(recipe: Recipe, data: ClassificationData, known: Mapping[str, Tree]) -> dict[str, Tree]:

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: to read annotations that are strings, jsonargparse would execute the imports
 # under TYPE_CHECKING, and `--help` would wait for torch.
 
+import math
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -107,8 +108,8 @@ class Recipe:
         check_positive("batch_size", self.batch_size)
         if self.num_threads is not None:
             check_positive("num_threads", self.num_threads)
-        if not self.mixup_alpha >= 0:
-            raise ConfigError(f"mixup_alpha must be >= 0, got {self.mixup_alpha}")
+        if not (self.mixup_alpha == 0 or 1e-30 <= self.mixup_alpha < math.inf):  # draws are float32
+            raise ConfigError(f"mixup_alpha must be >= 0, finite, and at least 1e-30 if not 0, got {self.mixup_alpha}")
         if not self.methods:
             raise ConfigError("methods must name at least one method, got none")
         check_names(self.methods)

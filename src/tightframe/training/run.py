@@ -85,6 +85,8 @@ def check_options(
         loop = _trainer(trainer, max_epochs=1, callbacks=[ModelCheckpoint()], default_root_dir=None)
     if not all(isinstance(logger, Logger) for logger in loop.loggers):
         raise ConfigError(f"trainer.logger must be true or false in a recipe, got {trainer['logger']!r}")
+    if loop.check_val_every_n_epoch == 0:
+        raise ConfigError("trainer.check_val_every_n_epoch must be >= 1, got 0; leave it out for every epoch")
     if loop.limit_train_batches == 0:
         raise ConfigError("trainer.limit_train_batches must leave a batch to train on, got 0; leave it out to take all")
 
