@@ -21,10 +21,12 @@ import torch
 from PIL import Image
 
 from tests.data import published
+from tightframe import runs
 from tightframe.data import CIFAR10, CIFAR100, STL10, FeatureFile, ImageFolder, INaturalist, write_features
-from tightframe.errors import TightframeError
-from tightframe.files import read_json, read_tensors, read_yaml, write_json, write_tensors, write_yaml
+from tightframe.errors import DataFileError, TightframeError
+from tightframe.files import read_checkpoint, read_json, read_tensors, read_yaml, write_json, write_tensors, write_yaml
 from tightframe.hierarchy import Tree
+from tightframe.records import Records
 
 FLIPS = 200
 LONGEST = 1000  # characters of a message, beside the path
@@ -252,6 +254,44 @@ def results(folder: Path) -> Path:
     return folder / "a.json"
 
 
+# --- a directory of runs ---
+
+
+def rows(folder: Path) -> Path:
+    records = Records()
+    for epoch in range(5):
+        records.add("accuracy", 0.1 * epoch, epoch=epoch, split="test", layer="features", tap="input")
+    return records.save(folder / "records.jsonl")
+
+
+def checkpoint(folder: Path) -> Path:
+    content = {"state_dict": {"weight": FEATURES}, "callbacks": {"lock": {"locked": ["weight"]}}, "epoch": 1}
+    torch.save(content, folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def shared(name: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        tree = Tree.from_edges([("root", "E"), ("root", "C"), ("E", "A"), ("E", "B")])
+        runs.open_directory(folder, {"methods": {"a": {}}}, class_names=tree.class_names, trees={"": tree}, sources={})
+        training = runs.write(Records.read(rows(folder)), folder, run="a")
+        runs.Confusion(4, torch.tensor([[0, 1], [1, 1]]), torch.tensor([2, 3])).save(training, "test")
+        return next(folder.glob(f"**/{name}"))
+
+    return write
+
+
+def read_directory(path: Path) -> Any:
+    """Return the contents of a directory; what it names as damaged counts as refused."""
+    folder = next(parent for parent in path.parents if (parent / "a").is_dir())
+    found = runs.RunDirectory.read(folder)
+    training = found.trainings[0]
+    if named := [*found.damaged, *(each.problem for each in found.problems)]:
+        raise DataFileError("; ".join(named))
+    facts = (found.class_names, str(found.tree), found.versions, training.timing, str(list(training.records)))
+    return *facts, training.load_confusion("test")
+
+
 READERS = [
     *(Reader(f"features{suffix}", features(suffix), read_features) for suffix in (".npz", ".safetensors", ".parquet")),
     Reader("features, compressed", compressed, read_features),
@@ -276,4 +316,19 @@ READERS = [
     Reader("hierarchy .yaml", text("tree.yaml", "E: &e [010, 1e5]\nF:\n  - 'no'\n  - D: *e\n"), read_tree),
     Reader("YAML", configuration, read_yaml),
     Reader("JSON", results, read_json),
+    Reader("checkpoint", checkpoint, read_checkpoint),
+    Reader(
+        "confusion",
+        lambda folder: runs.Confusion(4, LABELS.view(6, 2)[:3], LABELS[:3] + 1).save(folder, "test"),
+        runs.Confusion.load,
+    ),
+    Reader(
+        "snapshot",
+        lambda folder: runs.Snapshot(3, FEATURES, FEATURES + 1, FEATURES, LABELS).save(folder),
+        runs.Snapshot.load,
+    ),
+    *(
+        Reader(f"runs: {name}", shared(name), read_directory)
+        for name in ("config.yaml", "hierarchy.json", "classes.json", "records.jsonl", "timing.json")
+    ),
 ]

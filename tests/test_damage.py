@@ -7,7 +7,8 @@ import pytest
 from tests.damage import READERS, damaged, flipped, outcome, plain, planted, put
 
 # Their checksums find every flipped bit of the values.
-CHECKED = ("features.npz", "features, compressed", "features.parquet", "image 0.png")
+CHECKED = {"features.npz", "features, compressed", "features.parquet", "image 0.png", "checkpoint", "snapshot"}
+CHECKED |= {"confusion", *(reader.name for reader in READERS if reader.name.startswith("runs: "))}
 
 
 @pytest.fixture

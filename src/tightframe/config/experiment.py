@@ -165,7 +165,7 @@ def build(
         raise ConfigError(f"mixup_alpha must be 0: inputs of type {data.train[0][0].dtype} cannot be mixed")
     steps = recipe.epochs * max(1, len(data.train) // recipe.batch_size)  # type: ignore[arg-type]  # it is sized
     collapse = checked(NeuralCollapseCallback, recipe.collapse, "collapse")
-    checked(Trainer, recipe.trainer, "trainer")
+    checked(Trainer, {key: value for key, value in recipe.trainer.items() if key != "logger"}, "trainer")
     for method in recipe.methods if methods is None else methods:
         module = experiment.module(method, seed=0)
         _check_batch(module, data, method)
