@@ -115,13 +115,15 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
 
 def is_name(value: object) -> bool:
-    r"""Whether ``value`` is text that is not empty and can be written: no half of a pair of surrogates, as JSON allows.
+    r"""Whether ``value`` is text that is not empty and can be written.
+
+    That is without control characters and halves of pairs of surrogates, which JSON allows.
 
     Example:
-        >>> is_name("cat"), is_name(""), is_name("\ud800")
-        (True, False, False)
+        >>> is_name("cat"), is_name(""), is_name("\0"), is_name("\ud800")
+        (True, False, False, False)
     """
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or min(value) < " ":
         return False
     try:
         return bool(value.encode())

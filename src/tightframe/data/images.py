@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tightframe.data.base import ClassificationData, HoldOutSource, StrPath, TensorSamples, differing
-from tightframe.errors import ArgumentError, DataFileError, Notice, check_positive, require_extra
+from tightframe.errors import ArgumentError, DataFileError, Notice, check_positive, is_name, require_extra, shown
 from tightframe.files import reading
 
 # As torchvision knows images.
@@ -118,9 +118,11 @@ class STL10(ImageSet):
 
     def _classes(self) -> tuple[str, ...]:
         names = tuple(self.read_bytes("class_names.txt").decode("utf-8", "replace").split())
-        if len(names) != self.num_classes:
+        if len(names) != self.num_classes or not all("\ufffd" not in name and is_name(name) for name in names):
             path = self.root / "class_names.txt"
-            raise DataFileError(f"{path} has {len(names)} names, not {self.num_classes}; unpack {self.archive} again")
+            raise DataFileError(
+                f"{path} must hold {self.num_classes} names, got {shown(names)} ({len(names)}); unpack {self.archive} again"
+            )
         return names
 
     def _part(self, name: str, num_classes: int) -> TensorSamples:
