@@ -121,7 +121,7 @@ class STL10(ImageSet):
         if len(names) != self.num_classes or not all("\ufffd" not in name and is_name(name) for name in names):
             path = self.root / "class_names.txt"
             raise DataFileError(
-                f"{path} must hold {self.num_classes} names, got {shown(names)} ({len(names)}); unpack {self.archive} again"
+                f"{path} must hold {self.num_classes} names, got {shown(names)}; unpack {self.archive} again"
             )
         return names
 
