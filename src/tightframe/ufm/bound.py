@@ -14,9 +14,7 @@ from torch import Tensor
 
 from tightframe.errors import ArgumentError
 from tightframe.ufm.losses import Rows
-from tightframe.ufm.problem import Problem, objective
-
-_BALANCED = 1e-12  # share of the weights by which classes may miss their counts once a free bias is optimal
+from tightframe.ufm.problem import Problem, double, objective
 
 
 def dual_bound(problem: Problem, W: Tensor, H: Tensor, bias: Tensor | None = None) -> float:
@@ -55,7 +53,8 @@ def dual_bound(problem: Problem, W: Tensor, H: Tensor, bias: Tensor | None = Non
         raise ArgumentError(
             f"problem must have one layer and a convex fit for a dual bound, got {type(problem).__name__}"
         )
-    return logits_bound(problem, problem.rows(len(H)), H @ W.T, bias)
+    W, H = double(W, "W"), double(H, "H")
+    return logits_bound(problem, problem.rows(len(H)), H @ W.T, None if bias is None else double(bias, "bias"))
 
 
 def duality_gap(problem: Problem, W: Tensor, H: Tensor, bias: Tensor | None = None) -> float:
@@ -70,17 +69,17 @@ def logits_bound(problem: Problem, rows: Rows, Z: Tensor, bias: Tensor | None = 
     """Return :func:`dual_bound` from logits without bias Z ``(R, K)``."""
     decay = problem.bias_decay
     best = best_bias(problem, rows, Z, bias)
-    logits = Z if best is None else Z + best
-    A = descent(problem, rows, logits)
-    excess = A.sum(dim=0)
-    if decay == 0 and excess.abs().sum() > _BALANCED * rows.weights.sum():
-        return 0.0
-    unbalance = excess.square().sum().item() / (2 * decay) if decay else 0.0
+    criterion = problem.criterion
+    shares = criterion.shares(rows, Z if best is None else Z + best)[1]
+    if decay == 0:
+        shares = criterion.balance(rows, shares)
+    A = -criterion.slope(rows, shares)
+    unbalance = A.sum(dim=0).square().sum().item() / (2 * decay) if decay else 0.0
     norm = slope_norm(problem, rows, A)
     if problem.radius is not None:
-        return max(0.0, problem.criterion.dual(rows, logits, 1.0, 0.0) - problem.radius * norm)
+        return max(0.0, criterion.dual(rows, shares, 1.0, 0.0) - problem.radius * norm)
     largest = problem.sigma / norm if norm > 0 else math.inf
-    return max(0.0, problem.criterion.dual(rows, logits, largest, unbalance))
+    return max(0.0, criterion.dual(rows, shares, largest, unbalance))
 
 
 def descent(problem: Problem, rows: Rows, logits: Tensor) -> Tensor:

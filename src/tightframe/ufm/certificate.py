@@ -11,6 +11,8 @@ from torch import Tensor
 from tightframe.files import html_table
 from tightframe.ufm.problem import Problem
 
+_ROUNDING = 1e-12  # up to which a constraint is kept
+
 
 @dataclass(frozen=True)
 class Witness:
@@ -29,13 +31,13 @@ class Witness:
             operator norm.
     """
 
-    dW: Tensor  # noqa: N815
-    dH: Tensor  # noqa: N815
+    dW: Tensor = field(repr=False)  # noqa: N815
+    dH: Tensor = field(repr=False)  # noqa: N815
     slope: float
     curvature: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificate:
     r"""Facts that :func:`~tightframe.ufm.certify.certify` proves of a point.
 
@@ -75,6 +77,9 @@ class Certificate:
     remarks: tuple[str, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Certificate({self.explanation}; loss={self.loss:.10g}, lower_bound={self.lower_bound:.10g})"
+
     def _repr_html_(self) -> str:
         """Return the verdict and its numbers as a table, for notebooks."""
         names = (
@@ -113,7 +118,7 @@ class Certificate:
         if self.loss == math.inf or self.lower_bound == -math.inf:
             return "; ".join(["not bounded", *self.remarks])
         parts = []
-        if self.violation > 0:
+        if self.violation > _ROUNDING:
             parts.append(f"breaks a constraint by {self.violation:.2g}")
         if self.is_global():
             parts.append(f"a global minimum up to a relative gap of {self.relative_gap:.1e}")

@@ -69,7 +69,7 @@ def certify(problem: Problem, solution: Solution) -> Certificate:
     decays, violation = problem.penalties, 0.0
     if isinstance(problem, LayerPeeled):
         decays, violation, facts = _multipliers(problem, point)
-    sigma, tau = math.sqrt(decays[0] * decays[1]), top_pair(point.slope)[0]
+    sigma, tau = math.sqrt(decays[0]) * math.sqrt(decays[1]), top_pair(point.slope)[0]
     gradient_W, gradient_H = point.gradients(*decays)
     if problem.nonnegative:
         lower, tau = nonnegative_norm(point.slope, point.rows.own)

@@ -14,6 +14,7 @@ from tightframe.errors import ArgumentError
 from tightframe.ufm.certificate import Certificate
 from tightframe.ufm.deep import DeepUFM, deep_logits, deep_objective, deep_squared_form
 from tightframe.ufm.deep_cross_entropy import lower_bound, stable_scale
+from tightframe.ufm.problem import double
 
 _SAME = 1e-6  # share of the logits by which collapse may miss its form
 
@@ -41,6 +42,7 @@ def deep_certificate(problem: DeepUFM, factors: Sequence[Tensor]) -> Certificate
         raise ArgumentError(
             "solution must hold the factors (H_1, W_1, ..., W_L) of a deep model, got none; pass factors=..."
         )
+    factors = [double(factor, "factors") for factor in factors]
     leaves = [factor.detach().requires_grad_() for factor in factors]
     loss = deep_objective(problem, leaves)
     gradients = list(torch.autograd.grad(loss, leaves))

@@ -17,7 +17,7 @@ from tightframe.errors import ShapeError
 from tightframe.ufm.bound import descent
 from tightframe.ufm.certificate import Witness
 from tightframe.ufm.losses import Rows
-from tightframe.ufm.problem import Problem
+from tightframe.ufm.problem import Problem, double
 
 _ROUNDING = 1e-9  # share of σ below which a curvature is none: at a minimum it is 0
 _UNUSED = 1e-7  # share of a factor's norm that it may have in a direction that counts as tangent to its sphere
@@ -51,6 +51,8 @@ class Point:
             ShapeError: if the tensors are not those of the problem.
         """
         has_bias = problem.bias_decay is not None
+        W, H = double(W, "W"), double(H, "H")
+        bias = None if bias is None else double(bias, "bias")
         _check_shapes(problem, W, H, bias, has_bias)
         if bias is None and has_bias:
             bias = torch.zeros(problem.num_classes, dtype=torch.float64)
@@ -149,7 +151,7 @@ def witness_along(
     slope = ((gradient_W * dW).sum() + (gradient_H * dH).sum()).item()
     first = (point.H @ dW.T + dH @ point.W.T) / point.rows.roots
     pull = (v @ point.slope @ u).item()
-    sigma = math.sqrt(weight_decay * feature_decay)
+    sigma = math.sqrt(weight_decay) * math.sqrt(feature_decay)
     curvature = 2 * (sigma - pull) + point.curvature_of_fit(first)
     if not curvature < -_ROUNDING * sigma:
         return None

@@ -17,7 +17,7 @@ from tightframe.ufm.solution import Solution, bisect, centering, solution_at
 _EQUAL = 1e-12  # up to which norms that make the frame a simplex are equal: the objective does not see the square
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CrossEntropyUFM(PenalisedWithBias):
     r"""Cross-entropy with penalties on classifier and features (Zhu et al. 2021, arXiv 2105.02375).
 
@@ -80,6 +80,12 @@ def cross_entropy_form(problem: CrossEntropyUFM) -> Solution:
         facts |= _simplex_facts(problem, scales)
         reason = "simplex ETF: the slope of the fit is sigma times a partial isometry aligned with the logits"
         return solution_at(problem, scales.unsqueeze(1) * centering(K), facts, exact=True, reason=reason)
+    if K == 2 and problem.uniform_weight is not None and problem.bias_decay is None:
+        Z = _guesses(problem, scales)[-1]
+        reason = (
+            "two classes of one weight: all logits have the same scale, at which the slope is sigma times a partial "
+        )
+        return solution_at(problem, Z, facts, exact=True, reason=reason + "isometry aligned with them")
     reason = "no closed form is known for these counts, weights and bias: the best of a few simplex-like logits"
     points = (solution_at(problem, Z, facts, exact=False, reason=reason) for Z in _guesses(problem, scales))
     return min(points, key=lambda solution: solution.loss)

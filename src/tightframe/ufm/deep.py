@@ -11,11 +11,11 @@ from torch import Tensor
 
 from tightframe.errors import ArgumentError, ShapeError, check_choice
 from tightframe.ufm.losses import CrossEntropy, Loss, SquaredError
-from tightframe.ufm.problem import Problem, check_penalty
+from tightframe.ufm.problem import Problem, check_penalty, double
 from tightframe.ufm.solution import Solution, bisect, norms
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DeepUFM(Problem):
     r"""Several factors, each with a penalty: :math:`Z = W_L \cdots W_1 H_1`.
 
@@ -45,6 +45,8 @@ class DeepUFM(Problem):
             raise ArgumentError(f"decays must be of the features and at least one matrix, got {self.decays}")
         for decay in self.decays:
             check_penalty("decays", decay)
+        if not isinstance(self.relu, bool):
+            raise ArgumentError(f"relu must be true or false, got {self.relu!r}")
         check_choice("loss", self.loss, ("cross-entropy", "mse"))
 
     @property
@@ -94,6 +96,7 @@ def deep_logits(problem: DeepUFM, factors: Sequence[Tensor]) -> Tensor:
 
 def last_features(problem: DeepUFM, factors: Sequence[Tensor]) -> Tensor:
     """Return what the last matrix receives, ``(K, d)`` or ``(N, d)``; arguments and errors of :func:`deep_logits`."""
+    factors = [double(factor, "factors") for factor in factors]
     _check_factors(problem, factors)
     hidden, *matrices = factors
     for matrix in matrices[:-1]:
@@ -123,6 +126,7 @@ def deep_objective(problem: DeepUFM, factors: Sequence[Tensor]) -> Tensor:
         >>> round(deep_objective(problem, (eye, eye, eye)).item(), 6)  # log(1 + 1/e) + 0.05 * (3 * 2 + 2 + 2)
         0.813262
     """
+    factors = [double(factor, "factors") for factor in factors]
     logits, H = deep_logits(problem, factors), factors[0]
     rows = problem.rows(len(H))
     value = problem.criterion.fit(rows, logits)

@@ -19,7 +19,7 @@ _EQUAL = 1e-12  # relative difference up to which class weights are equal: what 
 _EXACT = 1e-10  # relative Frank-Wolfe gap up to which a point is the minimum
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerPeeled(Problem):
     r"""The layer-peeled model: cross-entropy under budgets (Fang et al. 2021, arXiv 2101.12699).
 

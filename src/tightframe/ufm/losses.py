@@ -6,7 +6,6 @@ curvature are read off the *shares* of a row: the probabilities Q for cross-entr
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -85,19 +84,31 @@ class CrossEntropy:
         """Return the diagonal of the Hessian ``(R, M)``, without its part of rank one in each row."""
         return rows.weights.unsqueeze(1) * shares
 
-    def dual(self, rows: Rows, logits: Tensor, largest: float, unbalance: float) -> float:
-        """Return the dual value at the best multiple s <= ``largest`` of minus the slope, less s² ``unbalance``."""
-        s = min(1.0, largest)
-        return self.entropy(rows, logits, s) - s * s * unbalance
+    def balance(self, rows: Rows, shares: Tensor) -> Tensor:
+        """Return the nearest shares whose slope sums to zero over the rows, as under a free bias that is optimal.
 
-    def entropy(self, rows: Rows, logits: Tensor, s: float) -> float:
-        """Return Σ ω Ent((1 - s) e_y + s q), without the cancellation of 1 - q_y."""
-        losses, log_q = self.log_shares(rows, logits)
-        missed = -s * torch.expm1(-losses)
-        log_q += math.log(s) if s > 0 else -torch.inf
-        others = torch.special.entr(log_q.exp_().scatter_(1, rows.column, 0.0)).sum(dim=1)
+        What a column has too much of is taken from all its rows in proportion, and given, in the same rows, to the
+        columns that have too little: rows stay probabilities, however much the weights differ.
+        """
+        excess = -self.slope(rows, shares).sum(dim=0)  # > 0 where a column has too little
+        column = (rows.weights.unsqueeze(1) * shares).sum(dim=0)
+        much, little = (-excess).clamp(min=0), excess.clamp(min=0)
+        taken = shares * (much / column.clamp(min=torch.finfo(column.dtype).tiny)).clamp(max=1.0)
+        if not bool(little.sum() > 0):
+            return shares
+        return shares - taken + taken.sum(dim=1, keepdim=True) * (little / little.sum())
+
+    def dual(self, rows: Rows, shares: Tensor, largest: float, unbalance: float) -> float:
+        """Return the dual value at the best multiple s <= ``largest`` of minus the slope, less s² ``unbalance``.
+
+        That is Σ ω Ent((1 - s) e_y + s q) - s² ``unbalance``, without the cancellation of 1 - q_y.
+        """
+        s = min(1.0, largest)
+        others = s * shares.scatter(1, rows.column, 0.0)
+        missed = others.sum(dim=1)
         own = -(1 - missed) * torch.log1p(-missed)
-        return (rows.weights @ (others + own.where(missed < 1, 0.0))).item()
+        entropies = torch.special.entr(others).sum(dim=1) + own.where(missed < 1, 0.0)
+        return (rows.weights @ entropies).item() - s * s * unbalance
 
     def best_bias(self, rows: Rows, Z: Tensor, decay: float, start: Tensor | None = None) -> Tensor:
         """Return the bias ``(K,)`` that is optimal for logits Z ``(R, K)``, by Newton's method."""
@@ -156,9 +167,13 @@ class SquaredError:
         """Return the diagonal of the Hessian ``(R, M)``."""
         return self.slope(rows, torch.ones_like(shares))
 
-    def dual(self, rows: Rows, logits: Tensor, largest: float, unbalance: float) -> float:
+    def balance(self, rows: Rows, shares: Tensor) -> Tensor:
+        """Return the nearest shares whose slope sums to zero over the rows, as under a free bias that is optimal."""
+        return shares - self.slope(rows, shares).sum(dim=0) / rows.weights.sum()
+
+    def dual(self, rows: Rows, shares: Tensor, largest: float, unbalance: float) -> float:
         """Return the dual value at the best multiple s <= ``largest`` of minus the slope, less s² ``unbalance``."""
-        A = -self.slope(rows, self.shares(rows, logits)[1])
+        A = -self.slope(rows, shares)
         linear = A.gather(1, rows.column).sum().item()
         square = (A.square().sum(dim=1) / rows.weights).sum().item() / 2 + unbalance
         s = max(-largest, min(largest, linear / (2 * square))) if square > 0 else 0.0

@@ -13,7 +13,7 @@ from tightframe.ufm.problem import Problem, factorise, objective
 from tightframe.ufm.solution import Solution, bisect, centering, norms
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ULPM(Problem):
     r"""The unconstrained layer-peeled model: the sum of cross-entropies, nothing else (Ji et al. 2022).
 
@@ -28,7 +28,7 @@ class ULPM(Problem):
         return self.n
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MaxMargin(Problem):
     r"""The unconstrained-feature support vector machine (Thrampoulidis et al. 2022).
 

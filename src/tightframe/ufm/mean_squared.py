@@ -14,7 +14,7 @@ from tightframe.ufm.problem import PenalisedWithBias
 from tightframe.ufm.solution import Solution, centering, solution_at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MeanSquaredUFM(PenalisedWithBias):
     r"""Squared error against one-hot targets with penalties (Zhou et al. 2022; Tirer & Bruna 2022).
 

@@ -51,12 +51,13 @@ def minority_collapse(problem: LayerPeeled | CrossEntropyUFM, class_index: int |
     either makes R/w of R. At w = R all classes weigh the same, and the minimum is the exact simplex ETF.
 
     Args:
-        problem: d >= K - 1. A :class:`LayerPeeled` one has at most two different class weights :math:`n_k \omega_k`.
+        problem: d at least the number of different class vectors less one. A :class:`LayerPeeled` one has at most two
+            different class weights :math:`n_k \omega_k`.
         class_index: a class of the group asked about; by default the lightest one.
 
     Raises:
         ArgumentError: if there is no such class, or a layer-peeled model has more than two class weights.
-        DimensionError: if d < K - 1.
+        DimensionError: if d is smaller.
 
     Example:
         >>> problem = CrossEntropyUFM((90, 90, 10, 10), dim=4, weight_decay=0.02, feature_decay=0.02)
@@ -71,13 +72,19 @@ def minority_collapse(problem: LayerPeeled | CrossEntropyUFM, class_index: int |
     K = problem.num_classes
     if class_index is not None and not 0 <= class_index < K:
         raise ArgumentError(f"class_index must lie in 0..{K - 1}, got {class_index}")
-    problem.require_dim(K - 1, "the theory of minority collapse")
     if isinstance(problem, LayerPeeled):
-        return _under_budgets(problem, class_index)
-    return _under_penalties(problem, class_index)
+        fates = [_under_budgets(problem, k) for k in range(K)]
+        lightest = int(problem.class_weights.argmin())
+    else:
+        fates = [_under_penalties(problem, k) for k in range(K)]
+        lightest = int(problem.strengths.argmin())
+    # Classes that share a vector need no dimension of their own.
+    vectors = {fate.classes if fate.collapsed else (k,) for k, fate in enumerate(fates)}
+    problem.require_dim(len(vectors) - 1, "the theory of minority collapse")
+    return fates[lightest if class_index is None else class_index]
 
 
-def _under_budgets(problem: LayerPeeled, class_index: int | None) -> MinorityCollapse:
+def _under_budgets(problem: LayerPeeled, class_index: int) -> MinorityCollapse:
     heavy, values = groups_of(problem)
     if len(values) > 2:
         raise ArgumentError(
@@ -85,7 +92,7 @@ def _under_budgets(problem: LayerPeeled, class_index: int | None) -> MinorityCol
             "solve the problem numerically"
         )
     light = ~heavy if len(values) == 2 else heavy
-    group = light if class_index is None or light[class_index] else heavy
+    group = light if light[class_index] else heavy
     classes = tuple(group.nonzero().squeeze(1).tolist())
     margin = math.inf
     if len(values) == 2 and group is light:
@@ -97,9 +104,8 @@ def _under_budgets(problem: LayerPeeled, class_index: int | None) -> MinorityCol
     return MinorityCollapse(classes, margin, factor, factor)
 
 
-def _under_penalties(problem: CrossEntropyUFM, class_index: int | None) -> MinorityCollapse:
+def _under_penalties(problem: CrossEntropyUFM, k: int) -> MinorityCollapse:
     strengths = problem.strengths
-    k = int(strengths.argmin()) if class_index is None else class_index
     kinds = list(zip(problem.counts, problem.sample_weights or problem.counts, strict=True))
     classes = tuple(j for j, kind in enumerate(kinds) if kind == kinds[k])
     if len(classes) == 1:

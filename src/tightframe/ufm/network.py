@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tightframe.errors import ArgumentError, DimensionError, check_choice
+from tightframe.files import html_table
 from tightframe.ufm.bound import dual_bound
 from tightframe.ufm.certificate import Certificate
 from tightframe.ufm.certify import certify
@@ -23,7 +24,7 @@ from tightframe.ufm.solve import closed_form
 from tightframe.ufm.trained import checked_layers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NetworkCertificate:
     """Facts that :func:`certify_network` finds of a trained network.
 
@@ -39,6 +40,14 @@ class NetworkCertificate:
     point: Solution
     predicted: Solution | None
     note: str
+
+    def __repr__(self) -> str:
+        return f"NetworkCertificate({self.certificate}, {self.note}; {self.point.problem})"
+
+    def _repr_html_(self) -> str:
+        """Return the verdict and the deviations from the predicted geometry as tables, for notebooks."""
+        rows = [(f"deviation of {name}", value) for name, value in self.deviations().items()]
+        return self.certificate._repr_html_() + html_table([self.note, ""], rows)
 
     @property
     def gap(self) -> float:

@@ -11,16 +11,25 @@ with σ = √(λ_W λ_H), as soon as d is at least the rank of an optimal Y.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tightframe.errors import ArgumentError, DimensionError, ShapeError, check_positive
+from tightframe.errors import (
+    ArgumentError,
+    DimensionError,
+    DtypeError,
+    ShapeError,
+    as_tensor,
+    check_positive,
+    shown,
+)
 from tightframe.ufm.losses import CrossEntropy, Loss, Rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Problem:
     """Base of all models: free features of ``n_k`` samples of each class, in d dimensions.
 
@@ -36,7 +45,9 @@ class Problem:
     dim: int
 
     def __post_init__(self) -> None:
-        """Make counts and weights tuples, and check them."""
+        """Make plain numbers and tuples of numpy's and PyTorch's, and check counts and weights."""
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         counts = tuple(self.counts)
         if len(counts) < 2:
             raise ArgumentError(f"counts must be of at least two classes, got {len(counts)}")
@@ -54,6 +65,11 @@ class Problem:
             for weight in weights:
                 check_penalty("sample_weights", weight)
             object.__setattr__(self, "sample_weights", weights)
+
+    def __repr__(self) -> str:
+        """Return class and arguments, long ones cut."""
+        known = ", ".join(f"{field.name}={shown(getattr(self, field.name))}" for field in fields(self))
+        return f"{type(self).__name__}({known})"
 
     @property
     def num_classes(self) -> int:
@@ -120,7 +136,7 @@ class Problem:
     @property
     def sigma(self) -> float:
         """σ = √(λ_W λ_H), the price of a unit of nuclear norm."""
-        return math.sqrt(self.penalties[0] * self.penalties[1])
+        return math.sqrt(self.penalties[0]) * math.sqrt(self.penalties[1])  # the product may underflow
 
     @property
     def n(self) -> Tensor:
@@ -181,7 +197,7 @@ class Problem:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Penalised(Problem):
     """Base of the models with one matrix and penalties."""
 
@@ -206,7 +222,7 @@ class Penalised(Problem):
         return self.weight_decay, self.feature_decay
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PenalisedWithBias(Penalised):
     """Base of the models with one matrix, penalties, and a bias if that has a penalty, which may be 0."""
 
@@ -215,14 +231,37 @@ class PenalisedWithBias(Penalised):
     def __post_init__(self) -> None:
         """Check the penalty on the bias too."""
         super().__post_init__()
-        if self.bias_decay is not None and self.bias_decay != 0:
-            check_penalty("bias_decay", self.bias_decay)
+        if self.bias_decay is not None and (isinstance(self.bias_decay, bool) or self.bias_decay != 0):
+            check_penalty("bias_decay", self.bias_decay, "None, 0 or a finite number > 0")
 
 
-def check_penalty(name: str, value: float) -> None:
-    """Raise :class:`ArgumentError` unless ``value`` is a finite number > 0."""
+def _plain(value: Any) -> Any:
+    """Return numbers of numpy and PyTorch as Python's, and sequences as tuples of these."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def double(values: Any, name: str) -> Tensor:
+    """Return a tensor, an array or lists of numbers as float64, differentiable; the numerics below are in that.
+
+    Args:
+        values: Numbers in equal rows.
+        name: Name of the argument, for the error.
+
+    Raises:
+        DtypeError: if they are none.
+    """
+    tensor = as_tensor(values, name)
+    if tensor.is_complex():
+        raise DtypeError(f"{name} must hold real numbers, got {tensor.dtype}")
+    return tensor.double()
+
+
+def check_penalty(name: str, value: float, wanted: str = "a finite number > 0") -> None:
+    """Raise :class:`ArgumentError` unless ``value`` is a finite number > 0; ``wanted`` says more of what is allowed."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ArgumentError(f"{name} must be a finite number > 0, got {value!r}")
+        raise ArgumentError(f"{name} must be {wanted}, got {value!r}")
 
 
 def objective(problem: Problem, W: Tensor, H: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -241,7 +280,8 @@ def objective(problem: Problem, W: Tensor, H: Tensor, bias: Tensor | None = None
 
 def objective_of_rows(problem: Problem, rows: Rows, W: Tensor, H: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return :func:`objective` where the rows of the features are known already."""
-    logits = H @ W.T if bias is None else H @ W.T + bias
+    W, H = double(W, "W"), double(H, "H")
+    logits = H @ W.T if bias is None else H @ W.T + double(bias, "bias")
     value = problem.criterion.fit(rows, logits)
     weight_decay, feature_decay = problem.penalties
     value = value + weight_decay / 2 * W.square().sum()

@@ -12,7 +12,7 @@ from tightframe.ufm.problem import Penalised
 from tightframe.ufm.solution import Solution, solution_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReLUImbalanced(Penalised):
     r"""Cross-entropy of nonnegative features, H >= 0, without bias (Dang et al. 2024).
 

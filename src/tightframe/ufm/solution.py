@@ -32,7 +32,7 @@ def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """A point of a model.
 
@@ -56,9 +56,9 @@ class Solution:
     """
 
     problem: Problem
-    W: Tensor = field(repr=False)
-    H: Tensor = field(repr=False)
-    bias: Tensor | None = field(repr=False)
+    W: Tensor
+    H: Tensor
+    bias: Tensor | None
     loss: float
     exact: bool
     reason: str
@@ -66,7 +66,12 @@ class Solution:
     facts: Mapping[str, float] = field(default_factory=dict)
     iterations: int = 0
     residual: float = math.nan
-    factors: tuple[Tensor, ...] = field(default=(), repr=False)
+    factors: tuple[Tensor, ...] = ()
+
+    def __repr__(self) -> str:
+        shapes = f"W {tuple(self.W.shape)}, H {tuple(self.H.shape)}"
+        bound = f"lower_bound={self.lower_bound:.10g}, exact={self.exact}"
+        return f"Solution({shapes}, loss={self.loss:.10g}, {bound}, {self.reason}; {self.problem})"
 
     def _repr_html_(self) -> str:
         """Return the facts as a table, for notebooks."""
