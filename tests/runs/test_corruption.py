@@ -10,14 +10,14 @@ from contextlib import redirect_stderr, redirect_stdout
 from fnmatch import fnmatch
 from io import StringIO
 
-import numpy as np
 import pytest
 import torch
 
+from tests.recipe_material import tiny_recipe
 from tests.training.models import quiet
 from tightframe.cli import main
 from tightframe.errors import TightframeError
-from tightframe.files import read_checkpoint, read_json, read_tensors, read_yaml, write_tensors, write_yaml
+from tightframe.files import read_checkpoint, read_json, read_tensors, read_yaml, write_tensors
 from tightframe.records import Records
 from tightframe.runs import Confusion, Snapshot, write
 from tightframe.runs.directory import changed_files
@@ -53,22 +53,7 @@ def ended(arguments):
 def directories(tmp_path_factory):
     """An interrupted and a finished training, with a finished one of another run beside each."""
     folder = tmp_path_factory.mktemp("runs")
-    generator = np.random.default_rng(0)
-    labels = np.arange(40) % 4
-    features = (np.eye(4)[labels] + 0.3 * generator.standard_normal((40, 4))).astype(np.float32)
-    np.savez(folder / "features.npz", features=features, labels=labels)
-    (folder / "tree.tsv").write_text("root\ta\nroot\tb\na\t0\na\t1\nb\t2\nb\t3\n")
-    recipe = {
-        "data": {"name": "FeatureFiles", "args": {"train": ["features.npz"], "test": ["features.npz"]}},
-        "backbone": {"name": "MLP", "args": {"widths": [4]}},
-        "methods": {"learned": {"classifier": {"name": "LinearClassifier"}}},
-        "optimizer": {"name": "SGD", "args": {"lr": 0.1}},
-        "hierarchy": "tree.tsv",
-        "epochs": 2,
-        "trainer": {"enable_progress_bar": False},
-        "batch_size": 20,
-    }
-    write_yaml(folder / "recipe.yaml", recipe)
+    tiny_recipe(folder)
     other = Records()
     other.add("accuracy", 0.5, epoch=2, split="test")
     with pytest.MonkeyPatch.context() as patch:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pkgutil
 import signal
 import socket
 import sys
@@ -32,25 +33,26 @@ def run(arguments, folder, kill=None, report=False):
     return process.exitcode
 
 
-def on_two_ranks(function, *arguments, seconds=120):
-    """Call a function of the rank and more in two processes, as under ``torchrun --nproc-per-node 2``."""
+def on_two_ranks(function, *arguments, ranks=2, seconds=120):
+    """Call a function of the rank and more in two processes or more, as under ``torchrun --nproc-per-node 2``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [preloaded().Process(target=_rank, args=(function, rank, port, *arguments)) for rank in range(2)]
+    starts = [(function, rank, ranks, port, *arguments) for rank in range(ranks)]
+    processes = [preloaded().Process(target=_rank, args=start) for start in starts]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=seconds)
         process.kill()
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.exitcode for process in processes] == [0] * ranks
 
 
-def _rank(function, rank, port, *arguments):
+def _rank(function, rank, ranks, port, *arguments):
     import torch
 
-    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     names |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({name: str(value) for name, value in names.items()})
     torch.set_num_threads(1)
@@ -105,18 +107,49 @@ class Signalled:
         self.number = number
 
     def __call__(self):
-        from tightframe.training import ClassifierModule
-
         # Tests run in the background of a shell inherit that SIGINT is ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        original = ClassifierModule.on_after_backward
+        moment = Moment("tightframe.training.ClassifierModule.on_after_backward", self.step + 1)
+        moment.arrange(lambda: signal.raise_signal(self.number))
 
-        def on_after_backward(module):
-            if module.global_step == self.step:
-                signal.raise_signal(self.number)
-            original(module)
 
-        ClassifierModule.on_after_backward = on_after_backward
+class Moment:
+    """A moment of a training: just before a call of a function, or, of a write to a file, in the middle of it.
+
+    Args:
+        target: dotted name of the function.
+        call: number of the call, from 1.
+    """
+
+    def __init__(self, target, call):
+        self.target = target
+        self.call = call
+
+    def arrange(self, act, setattr=setattr):
+        """Arrange that ``act()`` is called then; ``setattr`` puts the function's substitute in its place."""
+        place, _, name = self.target.rpartition(".")
+        owner, original = pkgutil.resolve_name(place), pkgutil.resolve_name(self.target)
+        calls = iter(range(1, 10_000))
+
+        def substitute(*args, **kwargs):
+            if next(calls) == self.call:
+                if name == "write":
+                    original(args[0], bytes(args[1])[: len(args[1]) // 2])
+                    args[0].flush()
+                act()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, substitute)
+
+
+class Killed:
+    """Die at a moment."""
+
+    def __init__(self, moment):
+        self.moment = moment
+
+    def __call__(self):
+        self.moment.arrange(die)
 
 
 class AtCheckpoint:

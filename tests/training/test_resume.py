@@ -162,6 +162,7 @@ def refused(arguments, capsys):
         (["--epochs", "5"], "epochs"),
         (["--data.args.imbalance", "0.1", "--optimizer.args.lr", "0.2"], "data.args.imbalance, optimizer.args.lr"),
         (["--scheduler", "null"], "scheduler"),
+        (["--trainer.devices", "2"], "trainer.devices"),  # other ranks add up in another order
     ],
 )
 def test_another_configuration_is_refused_by_its_keys(longtail_whole, tmp_path, capsys, change, keys):
