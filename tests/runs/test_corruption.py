@@ -9,6 +9,7 @@ import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from fnmatch import fnmatch
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ pytestmark = quiet
 SEED = "learned/seed-0"
 FILES = [*SHARED_FILES, *(f"{SEED}/{name}" for name in TRAINING_FILES)]
 DAMAGES = ("missing", "empty", "half", "garbage", "another type", "brackets", "directory")
+SELECTED = ("half", "another type")  # for all commands; `pytest -m slow` has every command on every damage
 READERS = {
     ".json": read_json,
     ".jsonl": Records.read,
@@ -58,6 +60,7 @@ def directories(tmp_path_factory):
     other.add("accuracy", 0.5, epoch=2, split="test")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tightframe.report.build.write_figures", lambda *args: None)  # they take seconds
+        patch.setattr("tightframe.cli.train.report", SimpleNamespace(run=lambda out: None))
         patch.setattr("tightframe.surgery.convert.Parts.timed", lambda parts, stages, networks: tuple(stages))
         patch.setattr("tightframe.report.build.write_html", lambda content, path: path)
         for state, limit in (("interrupted", ["--trainer.max_steps", "3"]), ("finished", [])):
@@ -125,7 +128,8 @@ def test_every_file_is_declared(directories):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("state", ["interrupted", "finished"])
-def test_damaged(directories, tmp_path, record_property, state, name):
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "every command"])
+def test_damaged(directories, tmp_path, record_property, every, state, name):
     if of(directories / state, name) is None:
         assert state == "interrupted"
         return
@@ -136,7 +140,8 @@ def test_damaged(directories, tmp_path, record_property, state, name):
         )
         path = of(out, name)
         damage(path, how)
-        for command in (["report", str(out)], convert(out), train(directories, out)):
+        commands = [["report", str(out)], convert(out), train(directories, out)]
+        for command in commands if every or how in SELECTED else commands[:1]:
             before = {p: p.read_bytes() for p in out.glob(f"{SEED}/**/*") if p.is_file() and p != path}
             code, shown, err = ended(command)
             case = f"{command[0]} with {name} {how}: {code} {err} {shown[-300:]}"
