@@ -140,7 +140,7 @@ def _run(arguments: list[str]) -> None:
         parsed = parser.parse_args(given)
         command = parsed.command
         options: Any = parser.instantiate(parsed)[command]
-    except (ArgumentError, UnicodeDecodeError) as error:
+    except (ArgumentError, ValueError) as error:
         raise ConfigError(file + " ".join(str(error).split())) from error
     _module(command).run(**vars(options))
 
