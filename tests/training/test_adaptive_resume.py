@@ -176,9 +176,9 @@ def test_the_command_killed_around_a_lock(command, tmp_path, method):
     [
         ("{epsilonn: 0.1}", "epsilonn"),
         ("{epsilon: 2.0}", "epsilon must be finite and in [0, 1), got 2.0"),
-        ("{epsilon: much}", "epsilon must be finite and in [0, 1), got 'much'"),
+        ("{epsilon: much}", "Parser key \"epsilon\": Expected a <class 'float'>. Got value: much"),
         ("{gain: big}", "gain must be one of 'unit'"),
-        ("{layers: 'backbone.*'}", "layers must be a list"),
+        ("{layers: 'backbone.*'}", 'adaptive: Parser key "layers"'),
         ("{start: 1, first_stage: 1}", "start and first_stage exclude each other"),
         ("[epsilon]", "adaptive"),
     ],

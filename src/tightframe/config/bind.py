@@ -201,13 +201,15 @@ def checked(made: Callable[..., Any], args: Mapping[str, Any], where: str) -> di
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     accepted = inspect.signature(made).parameters
-    unknown = sorted(set(args) - set(accepted))
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    unknown = [] if takes_all else sorted(set(args) - set(accepted))
     if unknown:
         raise ConfigError(
             f"{where}: {made.__name__} takes no {', '.join(map(repr, unknown))}; it takes {', '.join(accepted)}"
         )
     add = parser.add_class_arguments if inspect.isclass(made) else parser.add_function_arguments
-    data = {name: value for name, value in args.items() if _is_data(accepted[name]) or not _has_path(value)}
+    named = {name: value for name, value in args.items() if name in accepted}
+    data = {name: value for name, value in named.items() if _is_data(accepted[name]) or not _has_path(value)}
     skip: set[str | int] = {name for name in accepted if name not in data}
     add(made, skip=skip, fail_untyped=False, sub_configs=False)
     try:
