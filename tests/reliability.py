@@ -19,7 +19,7 @@ PROMISES = [
     ),
     (
         "SIGTERM and SIGINT end with 143 and 130, a line, and the same bits",
-        ["training/test_kills.py::test_stopped", "cli/test_cli.py::test_stopped"],
+        ["training/test_kills.py::test_stopped"],
     ),
     ("A full disk loses nothing, and is one line", ["training/test_kills.py::test_a_full_disk"]),
     ("A clock that goes back changes nothing", ["training/test_kills.py::test_a_clock"]),

@@ -3,7 +3,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -16,7 +15,6 @@ import yaml
 from tests.conversion.material import recipe as small_recipe
 from tests.conversion.material import trained
 from tests.training.models import quiet
-from tests.training.processes import Signalled, run
 from tightframe import __version__, cli
 from tightframe.cli import main, report, train
 from tightframe.config import shipped_recipes
@@ -239,14 +237,6 @@ def test_every_error_is_one_line(monkeypatch, capsys, error, code, line):
     assert re.fullmatch(f"tightframe: {line}\n?.*\n", capsys.readouterr().err)
     assert stopped(["train", "--debug", "digits"]) == code
     assert "Traceback (most recent call last)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_by_a_signal_while_training(folder, number, code):
-    assert run(TRAIN, folder, Signalled(25, number)) == code
-    last = (folder / "output.txt").read_text().splitlines()[-1]
-    assert re.fullmatch("tightframe: (interrupted|terminated); run the same command to resume after .*", last)
-    assert not list(folder.glob("runs/*/*/timing.json"))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")

@@ -69,7 +69,7 @@ def test_a_file_or_a_folder_that_was_read_and_has_changed_is_refused(tmp_path, f
     opened(tmp_path / "out", sources=sources)
     opened(tmp_path / "out", sources=sources)
     file.write_text(text)
-    with pytest.raises(ResumeError, match="read other contents of hierarchy .its sources.json says so"):
+    with pytest.raises(ResumeError, match=r"read other contents of hierarchy \(its sources.json says so"):
         opened(tmp_path / "out", sources=sources)
 
 

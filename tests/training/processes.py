@@ -99,20 +99,6 @@ class AtStep:
         ClassifierModule.on_after_backward = on_after_backward
 
 
-class Signalled:
-    """Get a signal in the middle of an epoch, as of Ctrl-C or of a scheduler."""
-
-    def __init__(self, step, number):
-        self.step = step
-        self.number = number
-
-    def __call__(self):
-        # Tests run in the background of a shell inherit that SIGINT is ignored.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        moment = Moment("tightframe.training.ClassifierModule.on_after_backward", self.step + 1)
-        moment.arrange(lambda: signal.raise_signal(self.number))
-
-
 class Moment:
     """A moment of a training: just before a call of a function, or, of a write to a file, in the middle of it.
 
@@ -169,24 +155,3 @@ class AtCheckpoint:
             original(trainer, *args, **kwargs)
 
         Trainer.save_checkpoint = save_checkpoint
-
-
-class InCheckpoint:
-    """Die when a checkpoint is half on the disk."""
-
-    def __init__(self, number):
-        self.number = number
-
-    def __call__(self):
-        import fsspec.implementations.local as local
-
-        original, count = local.LocalFileOpener.write, iter(range(1, 1000))
-
-        def write(opener, data, *args, **kwargs):
-            if next(count) == self.number:
-                original(opener, bytes(data)[: len(data) // 2])
-                opener.flush()
-                die()
-            return original(opener, data, *args, **kwargs)
-
-        local.LocalFileOpener.write = write

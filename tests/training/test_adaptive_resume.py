@@ -153,19 +153,18 @@ def command(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-@pytest.mark.parametrize("method", ["along", "stages"])
-def test_the_command_killed_around_a_lock(command, tmp_path, method):
+def test_the_command_killed_around_a_lock(command, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    assert run(command(whole, method), tmp_path) == 0
+    assert run(command(whole), tmp_path) == 0
     records = Records.read(directory(whole) / RECORDS_FILE)
     assert records.where(metric="lock.distance").unique("epoch") == [2]
     steps = checkpoint(whole)["global_step"] // 4
-    assert run(command(out, method), tmp_path, AtCheckpoint(2)) == KILLED  # locked, and no checkpoint knows it
+    assert run(command(out), tmp_path, AtCheckpoint(2)) == KILLED  # locked, and no checkpoint knows it
     assert "lock.distance" in (directory(out) / RECORDS_FILE).read_text()
     assert checkpoint(out)["epoch"] == 0
-    assert run(command(out, method), tmp_path, AtStep(2 * steps + 2)) == KILLED
+    assert run(command(out), tmp_path, AtStep(2 * steps + 2)) == KILLED
     assert checkpoint(out)["epoch"] == 1
-    assert run(command(out, method), tmp_path, report=method == "along") == 0
+    assert run(command(out), tmp_path, report=True) == 0
     assert_same_training(out, whole)
     trained = records.value("trainable_parameters")
     assert f'"trainable_parameters": {trained:.0f}' in (directory(out) / TIMING_FILE).read_text()

@@ -23,8 +23,15 @@ from tightframe.ufm.problem import objective
 from tightframe.ufm.solution import Solution
 
 
-@pytest.mark.parametrize("weights", [(1e-12, 1.0, 1e12), (1e-6, 1.0, 1e6), (1e12, 1e-12, 1.0), (1.0, 1.0, 1.0)])
-@pytest.mark.parametrize("model", [CrossEntropyUFM, MeanSquaredUFM])
+@pytest.mark.parametrize(
+    ("model", "weights"),
+    [
+        (CrossEntropyUFM, (1e-12, 1.0, 1e12)),
+        (CrossEntropyUFM, (1e-6, 1.0, 1e6)),
+        (CrossEntropyUFM, (1e12, 1e-12, 1.0)),
+        (MeanSquaredUFM, (1e-6, 1.0, 1e6)),
+    ],
+)
 def test_no_bound_is_above_a_point_however_far_apart_the_weights_are(model, weights):
     problem = model((5, 3, 1), 3, 0.1, 0.1, weights, 0.0)
     solution = solve(problem)

@@ -101,8 +101,7 @@ def test_one_matrix_is_the_model_without_depth(counts, relu):
 # ReLU ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("counts", [(2, 2, 2), (3, 2, 1)])
-@pytest.mark.parametrize("decay", [0.02, 0.06])
+@pytest.mark.parametrize(("counts", "decay"), [((2, 2, 2), 0.06), ((3, 2, 1), 0.02)])
 def test_two_layers_with_relu_reach_the_linear_optimum_and_no_less(counts, decay):
     problem = problem_of(counts, 4, (decay,) * 3, relu=True)
     solution = deep_squared_form(problem)
