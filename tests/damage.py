@@ -257,11 +257,11 @@ def results(folder: Path) -> Path:
 # --- a directory of runs ---
 
 
-def rows(folder: Path) -> Path:
+def rows() -> Records:
     records = Records()
     for epoch in range(5):
         records.add("accuracy", 0.1 * epoch, epoch=epoch, split="test", layer="features", tap="input")
-    return records.save(folder / "records.jsonl")
+    return records
 
 
 def checkpoint(folder: Path) -> Path:
@@ -274,7 +274,7 @@ def shared(name: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         tree = Tree.from_edges([("root", "E"), ("root", "C"), ("E", "A"), ("E", "B")])
         runs.open_directory(folder, {"methods": {"a": {}}}, class_names=tree.class_names, trees={"": tree}, sources={})
-        training = runs.write(Records.read(rows(folder)), folder, run="a")
+        training = runs.write(rows(), folder, run="a")
         runs.Confusion(4, torch.tensor([[0, 1], [1, 1]]), torch.tensor([2, 3])).save(training, "test")
         return next(folder.glob(f"**/{name}"))
 

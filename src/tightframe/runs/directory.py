@@ -275,7 +275,8 @@ def read_trees(out: Path, problems: list[str] | None = None) -> dict[str, Tree]:
             trees[name] = Tree(parts["parents"], parts["names"], parts["classes"])
         except Exception as error:  # whatever its parts are
             if problems is not None and (name or "parents" in described):
-                problems.append(f"{path} holds no tree{name and f' for {name}'}: {type(error).__name__}: {error}")
+                said = " ".join(str(error).split())[:200]
+                problems.append(f"{path} holds no tree{name and f' for {name}'}: {type(error).__name__}: {said}")
     return trees
 
 
