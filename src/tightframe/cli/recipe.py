@@ -100,12 +100,17 @@ def prepare(options: dict[str, Any], methods: list[str] | None, out: Path, seed:
 def train_one(experiment: Experiment, method: str, seed: int, out: Path, *, progress: bool) -> None:
     """Train one method with one seed, or resume it, or do nothing if it has finished; say so if a limit stops it."""
     from tightframe.runs import Training
-    from tightframe.runs.layout import training_directory
+    from tightframe.runs.layout import CHECKSUMS_FILE, training_directory
+    from tightframe.runs.lock import hold
+    from tightframe.runs.write import seal
     from tightframe.training import fit
 
     recipe = experiment.recipe
     directory = training_directory(out, method, seed)
     if directory.is_dir() and Training.read(directory).timing.get("epochs") == recipe.epochs:
+        if not (directory / CHECKSUMS_FILE).exists():  # the last file was not written
+            with hold(directory, wait=True):
+                seal(directory)
         return
     adaptive = recipe.methods[method].adaptive
     try:

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tightframe.errors import OutputError, ResumeError
@@ -40,9 +40,10 @@ def hold(directory: Path, *, wait: bool = False) -> Iterator[None]:
             raise ResumeError(
                 f"{directory} is being written by {holder}; wait for it, stop it, or choose another --out"
             )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        with suppress(OSError):  # a full disk: the lock holds without a name in it
+            file.truncate(0)
+            os.write(file.fileno(), holder.encode())
         yield
 
 

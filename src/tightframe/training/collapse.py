@@ -20,7 +20,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 
-from tightframe.errors import ArgumentError, check_choice, check_positive
+from tightframe.errors import ArgumentError, OutputError, check_choice, check_positive
 from tightframe.functional import registry
 from tightframe.probing import FEATURES, Engine, Measured, record
 from tightframe.probing.batches import Reading, call, length_of
@@ -176,7 +176,8 @@ class NeuralCollapseCallback(MeasuringCallback):
         forward: Function of the module and the inputs of a batch, in place of a plain call.
         snapshot_dir: Directory for a :class:`Snapshot` at every measurement, for the report's pictures; None for none.
         on_error: Reaction to an error after the first measurement: ``"warn"`` leaves a gap in the records and continues
-            the training, ``"raise"`` ends it. An error before the first step always ends it.
+            the training, ``"raise"`` ends it. An error before the first step always ends it, and so does a snapshot
+            that cannot be written.
     """
 
     def __init__(
@@ -294,7 +295,7 @@ class NeuralCollapseCallback(MeasuringCallback):
         try:
             self._measure(trainer, epoch)
         except Exception as error:
-            if self.on_error == "raise":
+            if self.on_error == "raise" or isinstance(error, OutputError):
                 raise
             warnings.warn(
                 f"collapse was not measured after step {trainer.global_step}, and training continues: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 import warnings
@@ -10,6 +11,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import Logger
@@ -17,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
 from tightframe.errors import ConfigError, DataFileError, ResumeError, TightframeError
-from tightframe.files import read_checkpoint, write_json
+from tightframe.files import read_checkpoint, write_json, written_whole
 from tightframe.runs.layout import CHECKPOINT, RECORDS_FILE, SNAPSHOT_DIR, TIMING_FILE
 from tightframe.runs.lock import hold
 from tightframe.runs.write import seal
@@ -59,6 +62,21 @@ class _WholeEpochs(ModelCheckpoint):
         """Write the checkpoint."""
         if _epoch_is_whole(trainer):
             super().on_train_epoch_end(trainer, pl_module)
+
+
+class _WholeFiles(TorchCheckpointIO):
+    """Write a checkpoint beside its file and rename it.
+
+    Lightning writes it to the temporary folder and moves it. From one file system to another a move is a copy: a kill
+    or a full disk would leave half of the new checkpoint, and nothing of the old one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the file."""
+        content = io.BytesIO()  # torch does not raise OSError at a full disk
+        torch.save(checkpoint, content)
+        with written_whole(path) as partial:
+            partial.write_bytes(content.getbuffer())
 
 
 class _TimeLimit(Timer):
@@ -165,6 +183,7 @@ def fit(
     started = time.perf_counter()
     with quiet():
         loop = _trainer(options, max_epochs=epochs, callbacks=callbacks, default_root_dir=directory)
+        loop.strategy.checkpoint_io = _WholeFiles()
         with hold(directory) if loop.is_global_zero else nullcontext():  # the other ranks write nothing
             parts = _Parts(train, evaluation, batch_size, seed)
             checkpoint = _checkpoint(directory)

@@ -11,7 +11,7 @@ from zlib import crc32
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tightframe.errors import ResumeError
+from tightframe.errors import OutputError, ResumeError
 from tightframe.files import write_text
 from tightframe.records import Record, Records
 from tightframe.training.collapse import MeasuringCallback
@@ -118,10 +118,13 @@ class RecordWriter(Callback):
         if not len(rows):
             return
         lines = _lines(replace(row, run=self.run, seed=self.seed) for row in rows)
-        with self.path.open("ab") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("ab") as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written: {error}") from error
         self._rows += len(rows)
         self._crc = crc32(lines, self._crc or 0)
 
